@@ -1,0 +1,79 @@
+//! What happens to a row once its sum over the keys is known, and its way back.
+
+use super::simd::Real;
+use crate::problem::QuadraticFinish;
+use crate::problem::Weight;
+
+/// Turns Σ w v into the output row, given Σ w and the running maximum; returns the row's statistic: the log-sum-exp
+/// for softmax, else the divisor.
+pub fn finish<T: Real>(weight: Weight, finish: QuadraticFinish, row: &mut [T], sum: T, maximum: T) -> T {
+    let (factor, statistic) = match (weight, finish) {
+        (Weight::Softmax, _) => (inverse(sum), if sum == T::ZERO { T::NEG_INFINITY } else { maximum + sum.ln() }),
+        (_, QuadraticFinish::None) => return T::ONE,
+        (_, QuadraticFinish::Scale(scale)) => (T::from_f64(scale), T::ONE),
+        (_, QuadraticFinish::RowSum { epsilon }) => {
+            let divisor = sum + T::from_f64(epsilon);
+            (inverse(divisor), divisor)
+        }
+        (_, QuadraticFinish::RmsNorm { epsilon }) => {
+            let divisor = root_mean_square(row, epsilon);
+            (T::ONE / divisor, divisor)
+        }
+    };
+    for x in row {
+        *x = *x * factor;
+    }
+    statistic
+}
+
+/// √(mean x² + ε)
+pub fn root_mean_square<T: Real>(row: &[T], epsilon: f64) -> T {
+    let squares: T = row.iter().map(|&x| x * x).sum();
+    (squares / T::from_f64(row.len() as f64) + T::from_f64(epsilon)).sqrt()
+}
+
+/// Turns the gradient of an output row into that of Σ w v, in place, and returns δ, so that the gradient of a score
+/// is weight′ ⊙ (⟨d_row, v⟩ − δ). `d_statistic` is the gradient of the log-sum-exp.
+pub fn unfinish<T: Real>(
+    weight: Weight,
+    finish: QuadraticFinish,
+    d_row: &mut [T],
+    out: &[T],
+    statistic: T,
+    d_statistic: T,
+) -> T {
+    match (weight, finish) {
+        (Weight::Softmax, _) => dot(d_row, out) - d_statistic,
+        (_, QuadraticFinish::None) => T::ZERO,
+        (_, QuadraticFinish::Scale(scale)) => {
+            d_row.iter_mut().for_each(|d| *d = *d * T::from_f64(scale));
+            T::ZERO
+        }
+        (_, QuadraticFinish::RowSum { .. }) => {
+            let factor = inverse(statistic);
+            d_row.iter_mut().for_each(|d| *d = *d * factor);
+            dot(d_row, out)
+        }
+        (_, QuadraticFinish::RmsNorm { .. }) => {
+            let mean = dot(d_row, out) / T::from_f64(out.len() as f64);
+            unnormalize(d_row, out, mean, statistic);
+            T::ZERO
+        }
+    }
+}
+
+/// dT = (dO − O·mean(O ⊙ dO))/r
+pub fn unnormalize<T: Real>(d_row: &mut [T], out: &[T], mean: T, divisor: T) {
+    for (d, &o) in d_row.iter_mut().zip(out) {
+        *d = (*d - o * mean) / divisor;
+    }
+}
+
+/// 1/x, or 0 for 0.
+pub fn inverse<T: Real>(x: T) -> T {
+    if x == T::ZERO { T::ZERO } else { T::ONE / x }
+}
+
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    a.iter().zip(b).map(|(&a, &b)| a * b).sum()
+}

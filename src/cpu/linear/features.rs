@@ -1,0 +1,247 @@
+//! φ on tiles of rows, and its derivative.
+
+use super::super::finish::{dot, inverse};
+use super::super::simd::Real;
+use super::super::tile::{Band, Left, Online, Product, Verbs};
+use super::TILE;
+use crate::linear::FeatureMap;
+use crate::performer::FavorMap;
+use crate::problem::Map;
+
+/// A feature map with its random directions.
+pub struct Features<T: 'static> {
+    map: Map,
+    verbs: &'static Verbs<T>,
+    /// D
+    width: usize,
+    /// D'
+    pub count: usize,
+    /// D' rounded up to whole vectors; tiles of features have rows of this length, filled up with zeros.
+    pub padded: usize,
+    /// ω·D^{-1/4}, rows padded to whole vectors.
+    omega: Vec<T>,
+    /// The panels of its transpose.
+    omega_panels: Vec<T>,
+}
+
+impl<T: Real> Features<T> {
+    /// `omega` is [m, D] for FAVOR+ maps and empty for others.
+    pub fn new(map: Map, width: usize, omega: Vec<T>, verbs: &'static Verbs<T>) -> Self {
+        let (padded, directions) = (verbs.padded(width), omega.len() / width);
+        let factor = T::from_f64((width as f64).powf(-0.25));
+        let mut rows = vec![T::ZERO; directions * padded];
+        for (to, from) in rows.chunks_exact_mut(padded).zip(omega.chunks_exact(width)) {
+            for (to, &x) in to.iter_mut().zip(from) {
+                *to = x * factor;
+            }
+        }
+        let mut omega_panels = vec![T::ZERO; verbs.panels_len(directions, width)];
+        verbs.transpose(&mut omega_panels, &rows, padded, directions, width);
+        let count = map.feature_width(width);
+        Self { map, verbs, width, count, padded: verbs.padded(count), omega: rows, omega_panels }
+    }
+
+    /// φ of rows of x. `shifts` receives, for exponential FAVOR+ maps, each row's largest exponent, and `stabilize`
+    /// replaces these by the stabilisers to use.
+    pub fn apply(&self, x: &[T], phi: &mut [T], stabilize: impl FnOnce(&mut [T])) {
+        match self.map {
+            Map::Plain(FeatureMap::Softmax) => self.softmax(x, phi),
+            Map::Plain(FeatureMap::Taylor) => self.each_row(x, phi, taylor),
+            Map::Plain(FeatureMap::Cosine) => self.each_row(x, phi, cosine),
+            Map::Plain(map) => {
+                phi.copy_from_slice(x);
+                self.verbs.map(phi, map);
+                self.clear_padding(phi, T::ZERO);
+            }
+            Map::Favor { map: FavorMap::Relu, directions } => {
+                self.project(x, phi, directions);
+                let factor = T::from_f64((directions as f64).powf(-0.5));
+                for p in phi.iter_mut() {
+                    *p = p.larger(T::ZERO) * factor + T::from_f64(FavorMap::RELU_OFFSET);
+                }
+                self.clear_padding(phi, T::ZERO);
+            }
+            Map::Favor { directions, .. } => self.exponential(x, phi, directions, stabilize),
+        }
+    }
+
+    fn each_row(&self, x: &[T], phi: &mut [T], f: impl Fn(&[T], &mut [T])) {
+        let rows = x.chunks_exact(self.verbs.padded(self.width)).zip(phi.chunks_exact_mut(self.padded));
+        for (x, phi) in rows {
+            f(&x[..self.width], &mut phi[..self.count]);
+        }
+        self.clear_padding(phi, T::ZERO);
+    }
+
+    fn clear_padding(&self, phi: &mut [T], value: T) {
+        if self.count < self.padded {
+            phi.chunks_exact_mut(self.padded).for_each(|row| row[self.count..].fill(value));
+        }
+    }
+
+    fn softmax(&self, x: &[T], phi: &mut [T]) {
+        phi.copy_from_slice(x);
+        let rows = phi.len() / self.padded;
+        let (mut maximum, mut sum, mut rescale) = ([T::NEG_INFINITY; TILE], [T::ZERO; TILE], [T::ONE; TILE]);
+        let mut online = Online { maximum: &mut maximum, sum: &mut sum, rescale: &mut rescale };
+        self.verbs.softmax(phi, self.padded, &[(0, self.count); TILE][..rows], T::ONE, &mut online);
+        for (row, &sum) in phi.chunks_exact_mut(self.padded).zip(&sum) {
+            row.iter_mut().for_each(|p| *p = *p * inverse(sum));
+        }
+    }
+
+    /// ωx̃ into the first m numbers of each row.
+    fn project(&self, x: &[T], phi: &mut [T], directions: usize) {
+        let rows = phi.len() / self.padded;
+        let n = self.verbs.padded(directions);
+        let size = Product { m: rows, n, k: self.width, accumulate: false, band: Band::Full };
+        let left = Left::rows(x, self.verbs.padded(self.width));
+        self.verbs.multiply(phi, self.padded, left, self.verbs.panels(&self.omega_panels, self.width), size);
+    }
+
+    fn exponential(&self, x: &[T], phi: &mut [T], directions: usize, stabilize: impl FnOnce(&mut [T])) {
+        self.project(x, phi, directions);
+        if self.count > directions {
+            for row in phi.chunks_exact_mut(self.padded) {
+                let (positive, negative) = row.split_at_mut(directions);
+                for (n, &p) in negative.iter_mut().zip(&*positive) {
+                    *n = -p;
+                }
+            }
+        }
+        self.clear_padding(phi, T::NEG_INFINITY);
+        let rows = phi.len() / self.padded;
+        let (mut norms, mut shifts) = ([T::ZERO; TILE], [T::ZERO; TILE]);
+        let (norms, shifts) = (&mut norms[..rows], &mut shifts[..rows]);
+        self.verbs.row_maxima(phi, self.padded, shifts);
+        let half = T::from_f64(0.5 / (self.width as f64).sqrt());
+        let x_padded = self.verbs.padded(self.width);
+        for (((x, norm), shift), _) in
+            x.chunks_exact(x_padded).zip(norms.iter_mut()).zip(shifts.iter_mut()).zip(0..rows)
+        {
+            self.verbs.row_products(x, x_padded, x, std::slice::from_mut(norm));
+            *norm = *norm * half;
+            *shift = *shift - *norm;
+        }
+        stabilize(shifts);
+        for (shift, &norm) in shifts.iter_mut().zip(&*norms) {
+            *shift += norm;
+        }
+        self.verbs.exp_rows(phi, self.padded, shifts, T::from_f64((self.count as f64).powf(-0.5)));
+    }
+
+    /// dx of rows, from x, φ(x) and dφ, which is used up. `d_x` is overwritten.
+    pub fn gradient(&self, x: &[T], phi: &[T], d_phi: &mut [T], d_x: &mut [T]) {
+        match self.map {
+            Map::Plain(FeatureMap::Softmax) => self.each_gradient(x, phi, d_phi, d_x, softmax_gradient),
+            Map::Plain(FeatureMap::Taylor) => self.each_gradient(x, phi, d_phi, d_x, taylor_gradient),
+            Map::Plain(FeatureMap::Cosine) => self.each_gradient(x, phi, d_phi, d_x, cosine_gradient),
+            Map::Plain(map) => {
+                d_x.copy_from_slice(d_phi);
+                self.verbs.map_gradient(d_x, x, map);
+            }
+            Map::Favor { map, directions } => self.favor_gradient(x, phi, d_phi, d_x, map, directions),
+        }
+    }
+
+    fn each_gradient(
+        &self,
+        x: &[T],
+        phi: &[T],
+        d_phi: &[T],
+        d_x: &mut [T],
+        gradient: impl Fn(&[T], &[T], &[T], &mut [T]),
+    ) {
+        let padded = self.verbs.padded(self.width);
+        let features = phi.chunks_exact(self.padded).zip(d_phi.chunks_exact(self.padded));
+        let rows = x.chunks_exact(padded).zip(d_x.chunks_exact_mut(padded));
+        for ((x, d_x), (phi, d_phi)) in rows.zip(features) {
+            gradient(&x[..self.width], &phi[..self.count], &d_phi[..self.count], &mut d_x[..self.width]);
+        }
+    }
+
+    fn favor_gradient(&self, x: &[T], phi: &[T], d_phi: &mut [T], d_x: &mut [T], map: FavorMap, directions: usize) {
+        let padded = self.verbs.padded(self.width);
+        let rows = phi.len() / self.padded;
+        let relu_factor = T::from_f64((directions as f64).powf(-0.5));
+        let mut sums = [T::ZERO; TILE];
+        for ((row, phi), sum) in d_phi.chunks_exact_mut(self.padded).zip(phi.chunks_exact(self.padded)).zip(&mut sums) {
+            if map == FavorMap::Relu {
+                let offset = T::from_f64(FavorMap::RELU_OFFSET);
+                for (d, &p) in row.iter_mut().zip(phi) {
+                    *d = if p > offset { *d * relu_factor } else { T::ZERO };
+                }
+                continue;
+            }
+            for (d, &p) in row.iter_mut().zip(phi) {
+                *d = *d * p;
+            }
+            *sum = row[..self.count].iter().copied().sum();
+            if map == FavorMap::Hyperbolic {
+                let (positive, negative) = row.split_at_mut(directions);
+                for (p, &n) in positive.iter_mut().zip(&*negative) {
+                    *p = *p - n;
+                }
+            }
+        }
+        let size = Product { m: rows, n: padded, k: directions, accumulate: false, band: Band::Full };
+        let right = self.verbs.rows(&self.omega, padded);
+        self.verbs.multiply(d_x, padded, Left::rows(d_phi, self.padded), right, size);
+        let factor = T::from_f64(1.0 / (self.width as f64).sqrt());
+        for ((d_x, x), &sum) in d_x.chunks_exact_mut(padded).zip(x.chunks_exact(padded)).zip(&sums) {
+            for (d, &x) in d_x.iter_mut().zip(x) {
+                *d = *d - sum * factor * x;
+            }
+        }
+    }
+}
+
+fn taylor<T: Real>(x: &[T], phi: &mut [T]) {
+    let d = x.len();
+    let factor = T::from_f64(std::f64::consts::FRAC_1_SQRT_2);
+    phi[0] = T::ONE;
+    phi[1..=d].copy_from_slice(x);
+    for (products, &a) in phi[1 + d..].chunks_exact_mut(d).zip(x) {
+        for (product, &b) in products.iter_mut().zip(x) {
+            *product = a * factor * b;
+        }
+    }
+}
+
+fn taylor_gradient<T: Real>(x: &[T], _phi: &[T], d_phi: &[T], d_x: &mut [T]) {
+    let d = x.len();
+    let factor = T::from_f64(std::f64::consts::FRAC_1_SQRT_2);
+    let squares = &d_phi[1 + d..];
+    for i in 0..d {
+        let pairs: T = (0..d).map(|j| (squares[i * d + j] + squares[j * d + i]) * x[j]).sum();
+        d_x[i] = d_phi[1 + i] + factor * pairs;
+    }
+}
+
+/// 1/‖x‖, or 0 for the zero row.
+fn inverse_norm<T: Real>(x: &[T]) -> T {
+    inverse(dot(x, x).sqrt())
+}
+
+fn cosine<T: Real>(x: &[T], phi: &mut [T]) {
+    let factor = inverse_norm(x);
+    phi[0] = T::ONE;
+    for (p, &x) in phi[1..].iter_mut().zip(x) {
+        *p = x * factor;
+    }
+}
+
+fn cosine_gradient<T: Real>(x: &[T], phi: &[T], d_phi: &[T], d_x: &mut [T]) {
+    let (unit, d_unit) = (&phi[1..], &d_phi[1..]);
+    let (factor, along) = (inverse_norm(x), dot(unit, d_unit));
+    for ((d_x, &u), &d) in d_x.iter_mut().zip(unit).zip(d_unit) {
+        *d_x = (d - u * along) * factor;
+    }
+}
+
+fn softmax_gradient<T: Real>(_x: &[T], phi: &[T], d_phi: &[T], d_x: &mut [T]) {
+    let mean = dot(phi, d_phi);
+    for ((d_x, &p), &d) in d_x.iter_mut().zip(phi).zip(d_phi) {
+        *d_x = p * (d - mean);
+    }
+}

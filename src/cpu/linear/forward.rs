@@ -1,0 +1,297 @@
+//! Outputs, tile by tile: the part inside the tile by its weights, the part before it by the carried sums.
+
+use std::ops::Range;
+
+use super::super::finish::{inverse, root_mean_square};
+use super::super::rows::{Number, store_rows};
+use super::super::simd::Isa;
+use super::super::tile::{Band, Left, Product, Verbs};
+use super::super::{check_output, dispatch, parallel};
+use super::segments::{absorb_segment, cut, entering_states, head_at, next_pieces};
+use super::tiles::{KeyTile, QueryTile, State, StateHead, first_row};
+use super::{Context, LinearInputs, TILE};
+use crate::Result;
+use crate::problem::{Linear, LinearFinish, SliceMut};
+use crate::transnormer::NormScope;
+
+/// Where the results go; everything is overwritten.
+#[derive(Debug)]
+pub struct LinearOutputs<'a> {
+    /// [B, H, N, E], in the dtype of q or that of sums
+    pub out: SliceMut<'a>,
+    /// The divisors, [`Linear::statistic_len`] of them, in the dtype of sums; the backward pass needs them.
+    pub statistic: Option<SliceMut<'a>>,
+    /// The sums after the last key.
+    pub state: Option<StateMut<'a>>,
+}
+
+/// Room for a state, in the dtype of sums.
+#[derive(Debug)]
+pub struct StateMut<'a> {
+    /// S: [B, state heads, D', E]
+    pub s: SliceMut<'a>,
+    /// z: [B, state heads, D']
+    pub z: SliceMut<'a>,
+    /// Running stabiliser of exponential FAVOR+ features: [B, state heads]
+    pub stabilizer: Option<SliceMut<'a>>,
+}
+
+/// Computes the output and, on demand, the row statistic and the final state.
+///
+/// # Errors
+/// Operands that do not match the problem; outputs of another length or dtype.
+pub fn forward(problem: &Linear, inputs: &LinearInputs<'_>, outputs: LinearOutputs<'_>) -> Result<()> {
+    inputs.check(problem)?;
+    let (function, dtype) = (problem.function, problem.shapes.dtype);
+    let sums = [dtype.accumulator()];
+    check_output(function, "out", &outputs.out, problem.output_len(), &[dtype, dtype.accumulator()])?;
+    if let Some(statistic) = &outputs.statistic {
+        check_output(function, "statistic", statistic, problem.statistic_len(), &sums)?;
+    }
+    if let Some(state) = &outputs.state {
+        let shapes = problem.state_shapes();
+        check_output(function, "state.s", &state.s, shapes.s.iter().product(), &sums)?;
+        check_output(function, "state.z", &state.z, shapes.z.iter().product(), &sums)?;
+        let len = shapes.stabilizer.map_or(0, |dims| dims.iter().product());
+        match &state.stabilizer {
+            Some(stabilizer) => check_output(function, "state.stabilizer", stabilizer, len, &sums)?,
+            None => crate::problem::ensure_value(len == 0, function, "state.stabilizer", "missing", "room for it")?,
+        }
+    }
+    dispatch!(dtype, T => {
+        run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), outputs);
+    });
+    Ok(())
+}
+
+/// A segment of a state head with the output heads that read it.
+struct Task<'s, 'o, T> {
+    at: StateHead,
+    segment: &'s Range<usize>,
+    /// The state entering the segment; `None` when the segment is the whole line.
+    entering: Option<&'s State<T>>,
+    /// Per output head.
+    out: Vec<SliceMut<'o>>,
+    statistic: Vec<SliceMut<'o>>,
+    state: Option<StateMut<'o>>,
+}
+
+fn run<T: Number>(context: &Context<'_, T>, outputs: LinearOutputs<'_>) {
+    let LinearOutputs { out, statistic, state } = outputs;
+    let LinearFinish::RmsNorm { epsilon, scope: NormScope::AllHeads } = context.problem.finish else {
+        return sums(context, out, statistic, state);
+    };
+    let mut raw = vec![T::ZERO; context.problem.output_len()];
+    sums(context, T::slice_mut(&mut raw), None, state);
+    normalize_all_heads(context, &raw, epsilon, out, statistic);
+}
+
+fn sums<T: Number>(
+    context: &Context<'_, T>,
+    out: SliceMut<'_>,
+    statistic: Option<SliceMut<'_>>,
+    mut state: Option<StateMut<'_>>,
+) {
+    let shapes = context.shapes();
+    let heads = shapes.batch * shapes.state_heads();
+    let (segments, readers) = (context.segments(heads), context.readers());
+    let entering = if segments.len() > 1 { entering_states(context, &segments) } else { Vec::new() };
+    let rows: Vec<usize> = segments.iter().map(|segment| context.queries(segment).len()).collect();
+    let mut outs = cut(out, heads * readers, &rows, shapes.value_width);
+    let mut statistics = statistic.map(|statistic| cut(statistic, heads * readers, &rows, 1)).unwrap_or_default();
+    let mut tasks = Vec::new();
+    for (index, segment) in segments.iter().enumerate() {
+        for head in 0..heads {
+            let range = head * readers..(head + 1) * readers;
+            let statistic =
+                if statistics.is_empty() { Vec::new() } else { next_pieces(&mut statistics[range.clone()]) };
+            let last = index + 1 == segments.len();
+            let state = state.as_mut().filter(|_| last).map(|state| StateMut {
+                s: state.s.take(context.features.count * shapes.value_width),
+                z: state.z.take(context.features.count),
+                stabilizer: state.stabilizer.as_mut().map(|stabilizer| stabilizer.take(1)),
+            });
+            let entering = entering.get(head).map(|states| &states[index]);
+            tasks.push(Task {
+                at: head_at(context, head),
+                segment,
+                entering,
+                out: next_pieces(&mut outs[range]),
+                statistic,
+                state,
+            });
+        }
+    }
+    parallel::run(tasks, || Worker::new(context), |worker, task| worker.run(context, task));
+}
+
+/// Tiles of one worker.
+struct Worker<T> {
+    state: State<T>,
+    /// S at the start of the chunk, for the chunk-exclusive scan.
+    chunk_s: Vec<T>,
+    keys: KeyTile<T>,
+    queries: QueryTile<T>,
+    panels: Vec<T>,
+    scores: Vec<T>,
+    sums: Vec<T>,
+    norms: [T; TILE],
+}
+
+impl<T: Number> Worker<T> {
+    fn new(context: &Context<'_, T>) -> Self {
+        let (_, e) = context.padded();
+        let zeros = |len| vec![T::ZERO; len];
+        Self {
+            state: State::zero(context),
+            chunk_s: Vec::new(),
+            keys: KeyTile::new(context),
+            queries: QueryTile::new(context),
+            panels: zeros(context.verbs.panels_len(TILE, context.features.count)),
+            scores: zeros(TILE * context.verbs.padded(TILE)),
+            sums: zeros(TILE * e),
+            norms: [T::ZERO; TILE],
+        }
+    }
+
+    fn run(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, T>) {
+        match task.entering {
+            Some(state) => self.state.clone_from(state),
+            None => self.state = State::initial(context, task.at),
+        }
+        if context.is_full() && task.entering.is_none() {
+            absorb_segment(context, task.at, task.segment, &mut self.keys, &mut self.state);
+        }
+        for tile in context.tiles(task.segment.clone()) {
+            if context.starts_chunk(tile.start) {
+                self.chunk_s.clone_from(&self.state.s);
+            }
+            if !context.is_full() {
+                self.keys.load(context, task.at, &tile, &mut self.state.stabilizer);
+            }
+            if context.is_inclusive() {
+                let (features, count) = (context.features.padded, context.features.count);
+                context.verbs.transpose(&mut self.panels, &self.keys.phi, features, tile.len(), count);
+            }
+            for reader in 0..context.readers() {
+                self.read(context, &mut task, reader, &tile);
+            }
+            if !context.is_full() {
+                self.state.absorb(context, &mut self.keys, tile.len());
+            }
+        }
+        if let Some(state) = &mut task.state {
+            self.state.store(context, state);
+        }
+    }
+
+    /// Output rows of one head at a tile.
+    fn read(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, T>, reader: usize, tile: &Range<usize>) {
+        let (verbs, count) = (context.verbs, context.features.count);
+        let (features, e) = context.padded();
+        let rows = tile.len();
+        self.queries.load(context, task.at.batch, task.at.head * context.readers() + reader, tile);
+        let phi = &self.queries.phi[..rows * features];
+        let sums = &mut self.sums[..rows * e];
+        let norms = &mut self.norms[..rows];
+        let s = if context.chunk().is_some() { &self.chunk_s } else { &self.state.s };
+        let size = |n, k| Product { m: rows, n, k, accumulate: false, band: Band::Full };
+        verbs.multiply(sums, e, Left::rows(phi, features), verbs.rows(s, e), size(e, count));
+        verbs.row_products(phi, features, &self.state.z, norms);
+        if context.decays() && !context.is_full() {
+            for (r, (row, norm)) in sums.chunks_exact_mut(e).zip(norms.iter_mut()).enumerate() {
+                let decay = self.keys.decay_from_start(r);
+                row.iter_mut().for_each(|x| *x = *x * decay);
+                *norm = *norm * decay;
+            }
+        }
+        if context.is_inclusive() {
+            let width = verbs.padded(rows);
+            let scores = &mut self.scores[..rows * width];
+            let product = Product { band: Band::Result(1), ..size(width, count) };
+            verbs.multiply(scores, width, Left::rows(phi, features), verbs.panels(&self.panels, count), product);
+            let cumulative = context.decays().then_some(&self.keys.cumulative[..]);
+            let mut inside = [T::ZERO; TILE];
+            verbs.causal_weights(scores, width, cumulative, &mut inside[..rows]);
+            for (norm, inside) in norms.iter_mut().zip(inside) {
+                *norm += inside;
+            }
+            let product = Product { accumulate: true, band: Band::Left(1), ..size(e, rows) };
+            verbs.multiply(sums, e, Left::rows(scores, width), verbs.rows(&self.keys.v, e), product);
+        }
+        self.store(context, task, reader, tile);
+    }
+
+    /// Finishes the rows that have a query and stores them.
+    fn store(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, T>, reader: usize, tile: &Range<usize>) {
+        let (e, (_, padded)) = (context.shapes().value_width, context.padded());
+        let queries = context.queries(tile);
+        let first = first_row(context, tile);
+        let rows = first..first + queries.len();
+        for r in rows.clone() {
+            let row = &mut self.sums[r * padded..][..e];
+            let (factor, statistic) = match context.problem.finish {
+                LinearFinish::Normalize { epsilon } => {
+                    let divisor = self.norms[r] + T::from_f64(epsilon);
+                    (inverse(divisor), divisor)
+                }
+                LinearFinish::RmsNorm { epsilon, scope: NormScope::Head } => {
+                    let divisor = root_mean_square(row, epsilon);
+                    (T::ONE / divisor, divisor)
+                }
+                LinearFinish::ChunkNorm { .. } => (context.chunk_norm(tile.start + r), T::ONE),
+                LinearFinish::None | LinearFinish::RmsNorm { .. } => continue,
+            };
+            row.iter_mut().for_each(|x| *x = *x * factor);
+            self.norms[r] = statistic;
+        }
+        let offset = queries.start - context.queries(task.segment).start;
+        store_rows(&self.sums[rows.start * padded..rows.end * padded], padded, e, &mut task.out[reader], offset);
+        if let Some(statistic) = task.statistic.get_mut(reader).filter(|_| context.problem.statistic_len() > 0) {
+            T::store(&self.norms[rows], statistic, offset);
+        }
+    }
+}
+
+/// The RMS norm over all heads of a token.
+fn normalize_all_heads<T: Number>(
+    context: &Context<'_, T>,
+    raw: &[T],
+    epsilon: f64,
+    out: SliceMut<'_>,
+    statistic: Option<SliceMut<'_>>,
+) {
+    let shapes = context.shapes();
+    let (heads, e, queries) = (shapes.heads(), shapes.value_width, shapes.queries);
+    let blocks: Vec<usize> = (0..queries).step_by(TILE).map(|start| TILE.min(queries - start)).collect();
+    let mut outs = cut(out, shapes.batch * heads, &blocks, e);
+    let mut statistics = statistic.map(|statistic| cut(statistic, shapes.batch, &blocks, 1));
+    let mut tasks = Vec::new();
+    for batch in 0..shapes.batch {
+        for (index, &rows) in blocks.iter().enumerate() {
+            let heads = next_pieces(&mut outs[batch * heads..][..heads]);
+            let statistic = statistics.as_mut().and_then(|statistics| statistics[batch].next());
+            tasks.push((batch, index * TILE, rows, heads, statistic));
+        }
+    }
+    parallel::run(
+        tasks,
+        || vec![T::ZERO; heads * e],
+        |row, (batch, start, rows, mut outs, mut statistic)| {
+            for r in 0..rows {
+                for (head, part) in row.chunks_exact_mut(e).enumerate() {
+                    let at = ((batch * heads + head) * queries + start + r) * e;
+                    part.copy_from_slice(&raw[at..at + e]);
+                }
+                let divisor = root_mean_square(row, epsilon);
+                row.iter_mut().for_each(|x| *x = *x / divisor);
+                for (part, out) in row.chunks_exact(e).zip(&mut outs) {
+                    T::store(part, out, r * e);
+                }
+                if let Some(statistic) = &mut statistic {
+                    T::store(&[divisor], statistic, r);
+                }
+            }
+        },
+    );
+}

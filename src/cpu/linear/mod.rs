@@ -1,0 +1,230 @@
+//! The linear engine: prefix sums S = Σ φ(k)vᵀ carried through tiles of positions, in time and memory O(N).
+//!
+//! Queries and keys lie on one line of positions, ends aligned; a tile is [`TILE`] positions. Long sequences of few
+//! heads are cut into segments, whose sums are made first and then handed from segment to segment.
+
+mod backward;
+mod d_sums;
+mod features;
+mod forward;
+mod segments;
+mod sweeps;
+mod tiles;
+
+pub use backward::{LinearGradients, LinearSaved, backward};
+pub use forward::{LinearOutputs, StateMut, forward};
+
+use std::ops::Range;
+
+use super::rows::{Number, gather};
+use super::tile::Verbs;
+use crate::gau::GlobalNorm;
+use crate::problem::{Decay, Linear, LinearFinish, LinearShapes, Scan, View, ensure_value};
+use crate::{Error, Result};
+use features::Features;
+
+/// Positions of a tile.
+const TILE: usize = 64;
+
+/// A state handed in: the sums over the tokens before this call.
+#[derive(Debug, Clone, Copy)]
+pub struct StateView<'a> {
+    /// S: [B, state heads, D', E]
+    pub s: View<'a>,
+    /// z: [B, state heads, D']
+    pub z: View<'a>,
+    /// Running stabiliser of exponential FAVOR+ features: [B, state heads]
+    pub stabilizer: Option<View<'a>>,
+    /// Tokens that the state has seen.
+    pub position: usize,
+}
+
+/// The operands of the linear engine.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearInputs<'a> {
+    /// [B, Hq, N, D]
+    pub q: View<'a>,
+    /// [B, Hk, M, D]
+    pub k: View<'a>,
+    /// [B, Hv, M, E]
+    pub v: View<'a>,
+    /// [B, M], 0 removes a key
+    pub key_mask: Option<View<'a>>,
+    /// [state heads] or [B, state heads, M]
+    pub log_decay: Option<View<'a>>,
+    /// [m, D], for FAVOR+ maps
+    pub omega: Option<View<'a>>,
+    /// Sums over earlier tokens
+    pub state: Option<StateView<'a>>,
+}
+
+impl LinearInputs<'_> {
+    fn check(&self, problem: &Linear) -> Result<()> {
+        let function = problem.function;
+        let (mask, decay) = (self.key_mask.as_ref(), self.log_decay.as_ref());
+        let shapes = LinearShapes::new(function, problem.scan, &self.q, &self.k, &self.v, mask, decay)?;
+        if shapes != problem.shapes {
+            let (got, needs) = (format!("{shapes:?}"), format!("the problem's {:?}", problem.shapes));
+            return Err(Error::Shape { function, argument: "q, k, v", got, needs });
+        }
+        problem.check_omega(self.omega.as_ref())?;
+        if let Some(state) = &self.state {
+            problem.check_state(&state.s, &state.z, state.stabilizer.as_ref())?;
+        }
+        if let Some(log_decay) = decay {
+            let valid = gather::<f64>(log_decay).into_iter().find(|g| !(g.is_finite() && *g <= 0.0));
+            let got = valid.map_or(String::new(), |g| g.to_string());
+            ensure_value(valid.is_none(), function, "log_decay", got, "finite numbers of at most 0")?;
+        }
+        Ok(())
+    }
+}
+
+/// What all tasks of a call share.
+struct Context<'a, T: 'static> {
+    problem: &'a Linear,
+    inputs: &'a LinearInputs<'a>,
+    verbs: &'static Verbs<T>,
+    features: Features<T>,
+    /// As given, row-major.
+    log_decay: Vec<f64>,
+    /// [B, M]
+    key_mask: Option<Vec<u8>>,
+}
+
+impl<'a, T: Number> Context<'a, T> {
+    fn new(problem: &'a Linear, inputs: &'a LinearInputs<'a>, verbs: &'static Verbs<T>) -> Self {
+        let omega = inputs.omega.as_ref().map(gather).unwrap_or_default();
+        Self {
+            problem,
+            inputs,
+            verbs,
+            features: Features::new(problem.map, problem.shapes.width, omega, verbs),
+            log_decay: inputs.log_decay.as_ref().map(gather).unwrap_or_default(),
+            key_mask: inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect()),
+        }
+    }
+
+    fn shapes(&self) -> &LinearShapes {
+        &self.problem.shapes
+    }
+
+    /// Positions on the line: the longer of queries and keys.
+    fn positions(&self) -> usize {
+        self.shapes().queries.max(self.shapes().keys)
+    }
+
+    /// Positions before the first query; without causality there is no alignment.
+    fn first_query(&self) -> usize {
+        if self.is_full() { 0 } else { self.positions() - self.shapes().queries }
+    }
+
+    /// Positions before the first key.
+    fn first_key(&self) -> usize {
+        if self.is_full() { 0 } else { self.positions() - self.shapes().keys }
+    }
+
+    /// The queries at `positions`, as rows of q.
+    fn queries(&self, positions: &Range<usize>) -> Range<usize> {
+        shift(positions, self.first_query(), self.shapes().queries)
+    }
+
+    /// The keys at `positions`, as rows of k.
+    fn keys(&self, positions: &Range<usize>) -> Range<usize> {
+        shift(positions, self.first_key(), self.shapes().keys)
+    }
+
+    fn is_full(&self) -> bool {
+        self.problem.scan == Scan::Full
+    }
+
+    /// Whether a query reads keys of its own tile.
+    fn is_inclusive(&self) -> bool {
+        self.problem.scan == Scan::Causal
+    }
+
+    /// Positions that share the sums they read, for the chunk-exclusive scan.
+    fn chunk(&self) -> Option<usize> {
+        match self.problem.scan {
+            Scan::ChunkExclusive { chunk } => Some(chunk),
+            _ => None,
+        }
+    }
+
+    /// Whether a chunk of the chunk-exclusive scan starts here; segments start chunks.
+    fn starts_chunk(&self, position: usize) -> bool {
+        self.chunk().is_some_and(|chunk| position.is_multiple_of(chunk))
+    }
+
+    /// Whether sums shrink from one position to the next.
+    fn decays(&self) -> bool {
+        self.shapes().decay != Decay::None || self.problem.map.is_stabilized()
+    }
+
+    /// Log-decay of a key of a state head, the stabiliser's share aside.
+    fn log_decay(&self, batch: usize, head: usize, key: usize) -> f64 {
+        let shapes = self.shapes();
+        match shapes.decay {
+            Decay::None => 0.0,
+            Decay::Head => self.log_decay[head],
+            Decay::Token => self.log_decay[(batch * shapes.state_heads() + head) * shapes.keys + key],
+        }
+    }
+
+    /// Whether a key of this batch entry takes part.
+    fn keeps(&self, batch: usize, key: usize) -> bool {
+        self.key_mask.as_ref().is_none_or(|mask| mask[batch * self.shapes().keys + key] != 0)
+    }
+
+    /// D' and E rounded up to whole vectors.
+    fn padded(&self) -> (usize, usize) {
+        (self.features.padded, self.verbs.padded(self.shapes().value_width))
+    }
+
+    /// Output heads that read one state head.
+    fn readers(&self) -> usize {
+        self.shapes().heads() / self.shapes().state_heads()
+    }
+
+    /// Scale of the sums read at a position, for FLASH's global branch.
+    fn chunk_norm(&self, position: usize) -> T {
+        let LinearFinish::ChunkNorm { norm, chunk } = self.problem.finish else { return T::ONE };
+        let before = self.inputs.state.as_ref().map_or(0, |state| state.position);
+        let tokens = match norm {
+            GlobalNorm::Mean if self.is_full() => self.shapes().keys,
+            GlobalNorm::Mean => (before + position) / chunk * chunk,
+            GlobalNorm::Chunk => chunk,
+            GlobalNorm::Length => self.shapes().keys,
+        };
+        if tokens == 0 { T::ZERO } else { T::from_f64(1.0 / tokens as f64) }
+    }
+
+    /// Tiles of `positions`, cut at chunk ends.
+    fn tiles(&self, positions: Range<usize>) -> Vec<Range<usize>> {
+        let chunk = self.chunk().unwrap_or(TILE);
+        let mut tiles = Vec::new();
+        let mut start = positions.start;
+        while start < positions.end {
+            let chunk_end = (start / chunk + 1).saturating_mul(chunk);
+            let end = (start + TILE).min(chunk_end).min(positions.end);
+            tiles.push(start..end);
+            start = end;
+        }
+        tiles
+    }
+
+    /// Cuts the line of positions into as many segments as keep every thread busy, at ends of tiles and chunks.
+    fn segments(&self, units: usize) -> Vec<Range<usize>> {
+        let positions = self.positions();
+        let step = self.chunk().unwrap_or(1).max(8 * TILE).next_multiple_of(self.chunk().unwrap_or(1));
+        let length = positions.div_ceil(super::parallel::pieces(units)).next_multiple_of(step).max(step);
+        let starts = (0..positions.max(1)).step_by(length);
+        starts.map(|start| start..(start + length).min(positions)).collect()
+    }
+}
+
+/// Moves a range by `−first` and clips it to `0..len`.
+fn shift(range: &Range<usize>, first: usize, len: usize) -> Range<usize> {
+    let clip = |x: usize| x.saturating_sub(first).min(len);
+    clip(range.start)..clip(range.end)
+}

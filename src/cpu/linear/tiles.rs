@@ -1,0 +1,228 @@
+//! A tile's keys and queries with their features, and the state that is carried along.
+
+use std::ops::Range;
+
+use super::super::rows::{HeadRows, Number, store_rows};
+use super::super::tile::{Band, Left, Product};
+use super::forward::StateMut;
+use super::{Context, TILE};
+use crate::problem::View;
+
+/// A state head of a batch entry.
+#[derive(Clone, Copy)]
+pub struct StateHead {
+    pub batch: usize,
+    pub head: usize,
+}
+
+/// Keys of a tile; rows without a key, or whose key is masked, have zero features and values.
+pub struct KeyTile<T> {
+    pub x: Vec<T>,
+    pub phi: Vec<T>,
+    pub v: Vec<T>,
+    pub present: [bool; TILE],
+    /// Log-decay summed from the tile's start through each row.
+    pub cumulative: [f64; TILE],
+}
+
+impl<T: Number> KeyTile<T> {
+    pub fn new(context: &Context<'_, T>) -> Self {
+        let (features, e) = context.padded();
+        Self {
+            x: vec![T::ZERO; TILE * context.verbs.padded(context.shapes().width)],
+            phi: vec![T::ZERO; TILE * features],
+            v: vec![T::ZERO; TILE * e],
+            present: [false; TILE],
+            cumulative: [0.0; TILE],
+        }
+    }
+
+    /// Loads the keys at `tile`; `stabilizer` is that of the keys before, and moves on.
+    pub fn load(&mut self, context: &Context<'_, T>, at: StateHead, tile: &Range<usize>, stabilizer: &mut T) {
+        let shapes = context.shapes();
+        let (features, e) = context.padded();
+        let d = context.verbs.padded(shapes.width);
+        let keys = context.keys(tile);
+        let first = (keys.start + context.first_key()).saturating_sub(tile.start).min(tile.len());
+        let last = first + keys.len();
+        let keep = |key: usize| context.keeps(at.batch, key);
+        self.present.fill(false);
+        for (present, key) in self.present[first..last].iter_mut().zip(keys.clone()) {
+            *present = keep(key);
+        }
+        let of = |heads: usize| at.head * heads / shapes.state_heads();
+        let load = |view: &View<'_>, heads: usize, into: &mut [T], padded: usize| {
+            into[..first * padded].fill(T::ZERO);
+            into[last * padded..].fill(T::ZERO);
+            HeadRows::new(view, at.batch, of(heads)).load(keys.clone(), &mut into[first * padded..], padded, keep);
+        };
+        let rows = tile.len();
+        load(&context.inputs.k, shapes.key_heads, &mut self.x[..rows * d], d);
+        load(&context.inputs.v, shapes.value_heads, &mut self.v[..rows * e], e);
+        let mut logs = [0.0; TILE];
+        for (log, key) in logs[first..last].iter_mut().zip(keys.clone()) {
+            *log = context.log_decay(at.batch, at.head, key);
+        }
+        let phi = &mut self.phi[..rows * features];
+        context.features.apply(&self.x[..rows * d], phi, |shifts| {
+            for ((shift, &present), log) in shifts.iter_mut().zip(&self.present).zip(&mut logs) {
+                let old = *stabilizer;
+                if present {
+                    *stabilizer = old.larger(*shift);
+                }
+                if old > T::NEG_INFINITY {
+                    *log += (old - *stabilizer).to_f64();
+                }
+                *shift = *stabilizer;
+            }
+        });
+        for (row, &present) in phi.chunks_exact_mut(features).zip(&self.present) {
+            if !present {
+                row.fill(T::ZERO);
+            }
+        }
+        let mut sum = 0.0;
+        for (cumulative, log) in self.cumulative.iter_mut().zip(logs) {
+            sum += log;
+            *cumulative = sum;
+        }
+    }
+
+    /// e^{G} of the rows: what is left at each row of the sums entering the tile.
+    pub fn decay_from_start(&self, row: usize) -> T {
+        T::from_f64(self.cumulative[row].exp())
+    }
+
+    /// e^{G_C}: what is left at the tile's end of the sums entering it.
+    pub fn decay(&self) -> T {
+        T::from_f64(self.cumulative[TILE - 1].exp())
+    }
+
+    /// Multiplies the features by what is left of them at the tile's end.
+    pub fn scale_to_end(&mut self, context: &Context<'_, T>, rows: usize) {
+        for (r, row) in self.phi.chunks_exact_mut(context.features.padded).take(rows).enumerate() {
+            let decay = T::from_f64((self.cumulative[TILE - 1] - self.cumulative[r]).exp());
+            row.iter_mut().for_each(|x| *x = *x * decay);
+        }
+    }
+
+    /// e^{G_C − G} of the rows: what is left of them at the tile's end.
+    pub fn decay_to_end(&self, row: usize) -> T {
+        T::from_f64((self.cumulative[TILE - 1] - self.cumulative[row]).exp())
+    }
+}
+
+/// Queries of a tile; rows without a query are zeros.
+pub struct QueryTile<T> {
+    pub x: Vec<T>,
+    pub phi: Vec<T>,
+}
+
+impl<T: Number> QueryTile<T> {
+    pub fn new(context: &Context<'_, T>) -> Self {
+        let d = context.verbs.padded(context.shapes().width);
+        Self { x: vec![T::ZERO; TILE * d], phi: vec![T::ZERO; TILE * context.features.padded] }
+    }
+
+    /// Loads the queries of output head `head` at `tile`.
+    pub fn load(&mut self, context: &Context<'_, T>, batch: usize, head: usize, tile: &Range<usize>) {
+        let shapes = context.shapes();
+        let d = context.verbs.padded(shapes.width);
+        let rows = tile.len();
+        let source = HeadRows::new(&context.inputs.q, batch, head * shapes.query_heads / shapes.heads());
+        load_queries(context, &source, tile, &mut self.x[..rows * d], d);
+        context.features.apply(&self.x[..rows * d], &mut self.phi[..rows * context.features.padded], |_| ());
+    }
+}
+
+/// Loads the rows of a query-shaped operand at `tile`, zeros where there is no query.
+pub fn load_queries<T: Number>(
+    context: &Context<'_, T>,
+    source: &HeadRows<'_>,
+    tile: &Range<usize>,
+    into: &mut [T],
+    padded: usize,
+) {
+    let queries = context.queries(tile);
+    let first = first_row(context, tile);
+    into[..first * padded].fill(T::ZERO);
+    into[(first + queries.len()) * padded..].fill(T::ZERO);
+    source.load(queries, &mut into[first * padded..], padded, |_| true);
+}
+
+/// The tile's first row with a query.
+pub fn first_row<T: Number>(context: &Context<'_, T>, tile: &Range<usize>) -> usize {
+    (context.queries(tile).start + context.first_query()).saturating_sub(tile.start).min(tile.len())
+}
+
+/// S, z and the stabiliser of a state head.
+#[derive(Clone)]
+pub struct State<T> {
+    pub s: Vec<T>,
+    pub z: Vec<T>,
+    pub stabilizer: T,
+}
+
+impl<T: Number> State<T> {
+    /// The empty sums.
+    pub fn zero(context: &Context<'_, T>) -> Self {
+        let (features, e) = context.padded();
+        Self { s: vec![T::ZERO; context.features.count * e], z: vec![T::ZERO; features], stabilizer: T::NEG_INFINITY }
+    }
+
+    /// The state handed in, or the empty sums.
+    pub fn initial(context: &Context<'_, T>, at: StateHead) -> Self {
+        let mut state = Self::zero(context);
+        if let Some(given) = &context.inputs.state {
+            let (_, e) = context.padded();
+            let count = context.features.count;
+            HeadRows::new(&given.s, at.batch, at.head).load(0..count, &mut state.s, e, |_| true);
+            let element = |view: &View<'_>| at.batch * view.strides()[0] + at.head * view.strides()[1];
+            T::load(given.z.data(), element(&given.z), &mut state.z[..count]);
+            if let Some(stabilizer) = &given.stabilizer {
+                let into = std::slice::from_mut(&mut state.stabilizer);
+                T::load(stabilizer.data(), element(stabilizer), into);
+            }
+        }
+        state
+    }
+
+    /// Adds the keys of a tile of `rows`, scaling their features by their decay on the way.
+    pub fn absorb(&mut self, context: &Context<'_, T>, keys: &mut KeyTile<T>, rows: usize) {
+        let (features, e) = context.padded();
+        if context.decays() {
+            let decay = keys.decay();
+            self.s.iter_mut().chain(&mut self.z).for_each(|x| *x = *x * decay);
+            keys.scale_to_end(context, rows);
+        }
+        let phi = &keys.phi[..rows * features];
+        let size = Product { m: context.features.count, n: e, k: rows, accumulate: true, band: Band::Full };
+        context.verbs.multiply(&mut self.s, e, Left::transposed(phi, features), context.verbs.rows(&keys.v, e), size);
+        for row in phi.chunks_exact(features) {
+            for (z, &p) in self.z.iter_mut().zip(row) {
+                *z += p;
+            }
+        }
+    }
+
+    /// Adds the sums of a later segment that started empty and lets these decay by `log_decay`.
+    pub fn append(&mut self, later: &Self, log_decay: f64) {
+        let stabilizer = self.stabilizer.larger(later.stabilizer);
+        let factor = |old: T| if old == stabilizer { T::ONE } else { (old - stabilizer).exp() };
+        let (own, other) = (factor(self.stabilizer) * T::from_f64(log_decay.exp()), factor(later.stabilizer));
+        for (x, &y) in self.s.iter_mut().zip(&later.s).chain(self.z.iter_mut().zip(&later.z)) {
+            *x = *x * own + y * other;
+        }
+        self.stabilizer = stabilizer;
+    }
+
+    /// Writes a head's state to the outputs.
+    pub fn store(&self, context: &Context<'_, T>, into: &mut StateMut<'_>) {
+        let (_, e) = context.padded();
+        store_rows(&self.s, e, context.shapes().value_width, &mut into.s, 0);
+        T::store(&self.z[..context.features.count], &mut into.z, 0);
+        if let Some(stabilizer) = &mut into.stabilizer {
+            T::store(&[self.stabilizer], stabilizer, 0);
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Gradients in one pass over the tiles: five products a tile, weights recomputed from the saved statistic.
+
+use std::ops::Range;
+
+use super::super::finish::unfinish;
+use super::super::rows::{HeadRows, Number, store_rows};
+use super::super::simd::Isa;
+use super::super::tile::{Band, Bounds, Left, Product, Verbs};
+use super::super::{check_output, dispatch, parallel};
+use super::{Context, Place, QuadraticInputs, multiply_by};
+use crate::Result;
+use crate::problem::{Quadratic, SliceMut, View, Weight, ensure_dtype, ensure_shape};
+
+/// Query rows of a tile.
+const BLOCK: usize = 64;
+/// Keys of a tile.
+const TILE: usize = 128;
+
+/// What the forward pass left behind, and the gradients of its results.
+#[derive(Debug, Clone, Copy)]
+pub struct QuadraticSaved<'a> {
+    /// The output [B, H, N, E].
+    pub out: View<'a>,
+    /// The row statistic [B, H, N].
+    pub statistic: View<'a>,
+    /// Gradient of the output.
+    pub d_out: View<'a>,
+    /// Gradient of the log-sum-exp [B, H, N]; softmax only.
+    pub d_statistic: Option<View<'a>>,
+}
+
+/// Where the gradients go; each is overwritten.
+#[derive(Debug)]
+pub struct QuadraticGradients<'a> {
+    /// As q, contiguous.
+    pub q: SliceMut<'a>,
+    /// As k, contiguous.
+    pub k: SliceMut<'a>,
+    /// As v, contiguous.
+    pub v: SliceMut<'a>,
+    /// As the bias; needed when there is one.
+    pub bias: Option<SliceMut<'a>>,
+}
+
+/// Computes the gradients of q, k, v and the bias.
+///
+/// # Errors
+/// Operands that do not match the problem; gradients of another length or dtype.
+pub fn backward(
+    problem: &Quadratic,
+    inputs: &QuadraticInputs<'_>,
+    saved: &QuadraticSaved<'_>,
+    gradients: QuadraticGradients<'_>,
+) -> Result<()> {
+    inputs.check(problem)?;
+    let (function, shapes) = (problem.function, &problem.shapes);
+    let rows = [shapes.batch, shapes.heads, shapes.queries].map(Some);
+    let out = [rows[0], rows[1], rows[2], Some(shapes.value_width)];
+    ensure_shape(function, "out", &saved.out, &out, "[batch, heads, queries, value width]")?;
+    ensure_shape(function, "d_out", &saved.d_out, &out, "[batch, heads, queries, value width]")?;
+    for (argument, view) in [("statistic", Some(&saved.statistic)), ("d_statistic", saved.d_statistic.as_ref())] {
+        if let Some(view) = view {
+            ensure_shape(function, argument, view, &rows, "[batch, heads, queries]")?;
+            ensure_dtype(function, argument, view, shapes.dtype.accumulator(), "the dtype of sums")?;
+        }
+    }
+    let keys = shapes.batch * shapes.key_heads * shapes.keys;
+    let queries = problem.statistic_len() * shapes.width;
+    check_output(function, "gradient of q", &gradients.q, queries, &[shapes.dtype])?;
+    check_output(function, "gradient of k", &gradients.k, keys * shapes.width, &[shapes.dtype])?;
+    check_output(function, "gradient of v", &gradients.v, keys * shapes.value_width, &[shapes.dtype])?;
+    if let (Some(bias), Some((heads, radius))) = (&gradients.bias, shapes.bias) {
+        check_output(function, "gradient of bias", bias, heads * (2 * radius + 1), &[shapes.dtype])?;
+    }
+    dispatch!(shapes.dtype, T => {
+        run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), saved, gradients);
+    });
+    Ok(())
+}
+
+/// The keys of one key head, or a segment of them, with every query that reads them.
+struct Task<'o> {
+    batch: usize,
+    key_head: usize,
+    keys: Range<usize>,
+    /// All query heads of the group: the gradient itself, or this segment's part of it.
+    dq: SliceMut<'o>,
+    dk: SliceMut<'o>,
+    dv: SliceMut<'o>,
+    /// Of the group's heads, 2R + 1 each.
+    d_bias: &'o mut [f64],
+}
+
+fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: QuadraticGradients<'_>) {
+    let shapes = context.shapes();
+    let (d, e, group) = (shapes.width, shapes.value_width, context.group());
+    let units = shapes.batch * shapes.key_heads;
+    let segment = shapes.keys.div_ceil(parallel::pieces(units)).next_multiple_of(TILE).max(TILE);
+    let segments = shapes.keys.div_ceil(segment);
+    let dq_len = group * shapes.queries * d;
+    let mut partial_dq = if segments > 1 { vec![T::ZERO; units * segments * dq_len] } else { Vec::new() };
+    let mut partials = T::slice_mut(&mut partial_dq);
+    let bias_len = shapes.bias.map_or(0, |(_, radius)| group * (2 * radius + 1));
+    let mut partial_bias = vec![0.0; units * segments.max(1) * bias_len];
+    let mut d_biases = &mut partial_bias[..];
+    let QuadraticGradients { mut q, mut k, mut v, bias } = gradients;
+    let mut tasks = Vec::new();
+    for unit in 0..units {
+        for start in (0..shapes.keys.max(1)).step_by(segment) {
+            let keys = start..(start + segment).min(shapes.keys);
+            let dq = if segments > 1 { partials.take(dq_len) } else { q.take(dq_len) };
+            let (dk, dv) = (k.take(keys.len() * d), v.take(keys.len() * e));
+            let d_bias = d_biases.split_off_mut(..bias_len).unwrap_or_default();
+            let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
+            tasks.push(Task { batch, key_head, keys, dq, dk, dv, d_bias });
+        }
+    }
+    parallel::run(tasks, || (), |_, task| Worker::new(context, task.keys.clone()).run(context, saved, task));
+    if segments > 1 {
+        add_segments(&partial_dq, segments, dq_len, &mut q);
+    }
+    if let (Some(mut bias), Some((heads, radius))) = (bias, shapes.bias) {
+        let mut sums = vec![0.0; heads * (2 * radius + 1)];
+        for (index, part) in partial_bias.chunks_exact(bias_len).enumerate() {
+            let key_head = index / segments.max(1) % shapes.key_heads;
+            let first = if heads == 1 { 0 } else { key_head * bias_len };
+            let period = if heads == 1 { 2 * radius + 1 } else { bias_len };
+            for (i, &x) in part.iter().enumerate() {
+                sums[first + i % period] += x;
+            }
+        }
+        f64::store(&sums, &mut bias, 0);
+    }
+}
+
+/// Sums the segments' parts of dq in order, unit by unit.
+fn add_segments<T: Number>(partials: &[T], segments: usize, len: usize, dq: &mut SliceMut<'_>) {
+    const CHUNK: usize = 1 << 14;
+    let mut tasks = Vec::new();
+    for unit in partials.chunks_exact(segments * len) {
+        for start in (0..len).step_by(CHUNK) {
+            let count = CHUNK.min(len - start);
+            tasks.push((unit, start, count, dq.take(count)));
+        }
+    }
+    parallel::run(
+        tasks,
+        || vec![T::ZERO; CHUNK],
+        |sums, (unit, start, count, mut dq)| {
+            let sums = &mut sums[..count];
+            sums.copy_from_slice(&unit[start..start + count]);
+            for part in unit.chunks_exact(len).skip(1) {
+                for (sum, &x) in sums.iter_mut().zip(&part[start..]) {
+                    *sum += x;
+                }
+            }
+            T::store(sums, &mut dq, 0);
+        },
+    );
+}
+
+/// One task's operands and sums, rows padded to whole vectors.
+struct Worker<T> {
+    /// Keys of the segment as rows, and the transposes of keys and values in panels.
+    k: Vec<T>,
+    k_panels: Vec<T>,
+    v_panels: Vec<T>,
+    /// All queries of a head.
+    q: Vec<T>,
+    d_out: Vec<T>,
+    statistic: Vec<T>,
+    delta: Vec<T>,
+    dq: Vec<T>,
+    dk: Vec<T>,
+    dv: Vec<T>,
+    weights: Vec<T>,
+    d_scores: Vec<T>,
+    tanh: Vec<T>,
+}
+
+impl<T: Number> Worker<T> {
+    fn new(context: &Context<'_, T>, keys: Range<usize>) -> Self {
+        let (shapes, verbs) = (context.shapes(), context.verbs);
+        let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
+        let zeros = |len: usize| vec![T::ZERO; len];
+        Self {
+            k: zeros(keys.len() * d),
+            k_panels: zeros(verbs.panels_len(keys.len(), shapes.width)),
+            v_panels: zeros(verbs.panels_len(keys.len(), shapes.value_width)),
+            q: zeros(shapes.queries * d),
+            d_out: zeros(shapes.queries * e),
+            statistic: zeros(shapes.queries),
+            delta: zeros(shapes.queries),
+            dq: zeros(shapes.queries * d),
+            dk: zeros(keys.len() * d),
+            dv: zeros(keys.len() * e),
+            weights: zeros(BLOCK * TILE),
+            d_scores: zeros(BLOCK * TILE),
+            tanh: zeros(if context.problem.soft_cap.is_some() { BLOCK * TILE } else { 0 }),
+        }
+    }
+
+    fn run(&mut self, context: &Context<'_, T>, saved: &QuadraticSaved<'_>, mut task: Task<'_>) {
+        let (shapes, verbs, group) = (context.shapes(), context.verbs, context.group());
+        let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
+        self.load_keys(context, &task);
+        for member in 0..group {
+            let head = task.key_head * group + member;
+            self.load_queries(context, saved, task.batch, head);
+            let bias_len = task.d_bias.len() / group;
+            let d_bias = &mut task.d_bias[member * bias_len..][..bias_len];
+            for key in task.keys.clone().step_by(TILE) {
+                let keys = key..(key + TILE).min(task.keys.end);
+                for query in (0..shapes.queries).step_by(BLOCK) {
+                    let place = Place { batch: task.batch, head, query, key };
+                    self.tile(context, place, keys.clone(), key - task.keys.start, d_bias);
+                }
+            }
+            multiply_by(&mut self.dq, T::from_f64(context.problem.scale));
+            store_rows(&self.dq, d, shapes.width, &mut task.dq, member * shapes.queries);
+        }
+        multiply_by(&mut self.dk, context.scale);
+        store_rows(&self.dk, d, shapes.width, &mut task.dk, 0);
+        store_rows(&self.dv, e, shapes.value_width, &mut task.dv, 0);
+    }
+
+    fn load_keys(&mut self, context: &Context<'_, T>, task: &Task<'_>) {
+        let (shapes, verbs, inputs) = (context.shapes(), context.verbs, context.inputs);
+        let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
+        let keep = |key| context.keeps(task.batch, key);
+        HeadRows::new(&inputs.k, task.batch, task.key_head).load(task.keys.clone(), &mut self.k, d, keep);
+        verbs.transpose(&mut self.k_panels, &self.k, d, task.keys.len(), shapes.width);
+        // The sums of dv hold the values for a moment.
+        HeadRows::new(&inputs.v, task.batch, task.key_head).load(task.keys.clone(), &mut self.dv, e, keep);
+        verbs.transpose(&mut self.v_panels, &self.dv, e, task.keys.len(), shapes.value_width);
+        self.dv.fill(T::ZERO);
+    }
+
+    /// Loads a head's queries and the gradients of its sums.
+    fn load_queries(&mut self, context: &Context<'_, T>, saved: &QuadraticSaved<'_>, batch: usize, head: usize) {
+        let (shapes, verbs, problem) = (context.shapes(), context.verbs, context.problem);
+        let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
+        HeadRows::new(&context.inputs.q, batch, head).load(0..shapes.queries, &mut self.q, d, |_| true);
+        multiply_by(&mut self.q, context.sign);
+        self.dq.fill(T::ZERO);
+        HeadRows::new(&saved.d_out, batch, head).load(0..shapes.queries, &mut self.d_out, e, |_| true);
+        load_statistic(&saved.statistic, batch, head, &mut self.statistic);
+        match &saved.d_statistic {
+            Some(view) => load_statistic(view, batch, head, &mut self.delta),
+            None => self.delta.fill(T::ZERO),
+        }
+        let out = HeadRows::new(&saved.out, batch, head);
+        let mut row = vec![T::ZERO; e];
+        for (i, d_row) in self.d_out.chunks_exact_mut(e).enumerate() {
+            out.load(i..i + 1, &mut row, e, |_| true);
+            let (d_row, row) = (&mut d_row[..shapes.value_width], &row[..shapes.value_width]);
+            self.delta[i] = unfinish(problem.weight, problem.finish, d_row, row, self.statistic[i], self.delta[i]);
+        }
+    }
+
+    /// The five products of a tile of queries and keys; `row` is the first key's row in the segment.
+    fn tile(&mut self, context: &Context<'_, T>, place: Place, keys: Range<usize>, row: usize, d_bias: &mut [f64]) {
+        let (shapes, verbs) = (context.shapes(), context.verbs);
+        let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
+        let rows = BLOCK.min(shapes.queries - place.query);
+        let mut bounds = [(0, 0); BLOCK];
+        let mut offset = i64::MIN;
+        for (r, bounds) in bounds[..rows].iter_mut().enumerate() {
+            *bounds = context.bounds(place.query + r, &keys);
+            if bounds.0 < bounds.1 {
+                offset = offset.max(bounds.1 as i64 - r as i64);
+            }
+        }
+        if offset == i64::MIN {
+            return;
+        }
+        let bounds = &bounds[..rows];
+        let width = verbs.padded(keys.len());
+        let queries = place.query * d..;
+        let (q, d_out) = (&self.q[queries.clone()], &self.d_out[place.query * e..]);
+        let weights = &mut self.weights[..rows * width];
+        let d_scores = &mut self.d_scores[..rows * width];
+        let across = |k| Product { m: rows, n: width, k, accumulate: false, band: Band::Result(offset) };
+        let k_panels = verbs.panels(&self.k_panels[row * shapes.width..], shapes.width);
+        verbs.multiply(weights, width, Left::rows(q, d), k_panels, across(shapes.width));
+        let v_panels = verbs.panels(&self.v_panels[row * shapes.value_width..], shapes.value_width);
+        verbs.multiply(d_scores, width, Left::rows(d_out, e), v_panels, across(shapes.value_width));
+        let tanh = context.problem.soft_cap.is_some().then(|| &mut self.tanh[..rows * width]);
+        let scale = context.adjust(place, weights, width, bounds, tanh);
+        let (statistic, delta) = (&self.statistic[place.query..], &self.delta[place.query..]);
+        match context.problem.weight {
+            Weight::Softmax => verbs.softmax_gradient(weights, d_scores, width, bounds, scale, statistic, delta),
+            _ => verbs.relu_gradient(weights, d_scores, width, bounds, scale, context.squared(), delta),
+        }
+        add_bias_gradient(context, place, d_scores, width, bounds, d_bias);
+        if context.problem.soft_cap.is_some() {
+            for (d, &t) in d_scores.iter_mut().zip(&self.tanh) {
+                *d = *d * (T::ONE - t * t);
+            }
+        }
+        let down = |n| Product { m: keys.len(), n, k: rows, accumulate: true, band: Band::Transposed(offset) };
+        let (dv, dk) = (&mut self.dv[row * e..], &mut self.dk[row * d..]);
+        verbs.multiply(dv, e, Left::transposed(weights, width), verbs.rows(d_out, e), down(e));
+        verbs.multiply(dk, d, Left::transposed(d_scores, width), verbs.rows(q, d), down(d));
+        let size = Product { m: rows, n: d, k: keys.len(), accumulate: true, band: Band::Left(offset) };
+        let k = verbs.rows(&self.k[row * d..], d);
+        verbs.multiply(&mut self.dq[queries], d, Left::rows(d_scores, width), k, size);
+    }
+}
+
+fn load_statistic<T: Number>(view: &View<'_>, batch: usize, head: usize, into: &mut [T]) {
+    let strides = view.strides();
+    T::load(view.data(), batch * strides[0] + head * strides[1], into);
+}
+
+fn add_bias_gradient<T: Number>(
+    context: &Context<'_, T>,
+    at: Place,
+    d_scores: &[T],
+    width: usize,
+    bounds: &[Bounds],
+    d_bias: &mut [f64],
+) {
+    if d_bias.is_empty() {
+        return;
+    }
+    for (r, (row, &(low, high))) in d_scores.chunks_exact(width).zip(bounds).enumerate() {
+        if low < high {
+            let start = context.bias_index(at.query + r, at.key + low);
+            for (sum, &d) in d_bias[start..].iter_mut().zip(&row[low..high]) {
+                *sum += d.to_f64();
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Output blocks: a few rows of queries against tiles of keys, weights and sums never leaving the cache.
+
+use std::ops::Range;
+
+use super::super::finish::finish;
+use super::super::rows::{HeadRows, Number, store_rows};
+use super::super::simd::Isa;
+use super::super::tile::{Band, Left, Online, Product, Verbs};
+use super::super::{check_output, dispatch, parallel};
+use super::{Context, Place, QuadraticInputs};
+use crate::Result;
+use crate::problem::{Quadratic, SliceMut, Weight};
+
+/// Query rows of a task.
+const BLOCK: usize = 64;
+/// Query rows whose scores are in the first-level cache at a time.
+const STRIP: usize = 8;
+/// Keys of a tile.
+const TILE: usize = 512;
+/// Bytes of packed keys and values held at a time, if one head does not need more.
+const PACKED_BYTES: usize = 16 << 20;
+
+/// Computes the output [B, H, N, E] and, on demand, the row statistic [B, H, N] that the backward pass needs: the
+/// log-sum-exp for softmax (−∞ for rows without a key), else the divisor.
+///
+/// # Errors
+/// Operands that do not match the problem; outputs of another length or dtype (`out` may have that of q or of sums, the statistic has
+/// that of sums).
+pub fn forward(
+    problem: &Quadratic,
+    inputs: &QuadraticInputs<'_>,
+    out: SliceMut<'_>,
+    statistic: Option<SliceMut<'_>>,
+) -> Result<()> {
+    inputs.check(problem)?;
+    let (function, dtype) = (problem.function, problem.shapes.dtype);
+    check_output(function, "out", &out, problem.output_len(), &[dtype, dtype.accumulator()])?;
+    if let Some(statistic) = &statistic {
+        check_output(function, "statistic", statistic, problem.statistic_len(), &[dtype.accumulator()])?;
+    }
+    dispatch!(dtype, T => {
+        run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), out, statistic);
+    });
+    Ok(())
+}
+
+/// Keys and values of one head, as right operands.
+struct Packed<T> {
+    k: Vec<T>,
+    v: Vec<T>,
+}
+
+/// A block of queries of one head.
+struct Task<'p, 'o, T> {
+    packed: &'p Packed<T>,
+    batch: usize,
+    head: usize,
+    queries: Range<usize>,
+    out: SliceMut<'o>,
+    statistic: Option<SliceMut<'o>>,
+}
+
+fn run<T: Number>(context: &Context<'_, T>, mut out: SliceMut<'_>, mut statistic: Option<SliceMut<'_>>) {
+    let shapes = context.shapes();
+    let (d, e) = (shapes.width, shapes.value_width);
+    let units = shapes.batch * shapes.key_heads;
+    let k_len = context.verbs.panels_len(shapes.keys, d);
+    let v_len = shapes.keys * context.verbs.padded(e);
+    let bytes = (k_len + v_len) * size_of::<T>();
+    let wave = (PACKED_BYTES / bytes.max(1)).max(rayon::current_num_threads());
+    for first in (0..units).step_by(wave) {
+        let units = first..(first + wave).min(units);
+        let mut packed: Vec<_> =
+            units.clone().map(|_| Packed { k: vec![T::ZERO; k_len], v: vec![T::ZERO; v_len] }).collect();
+        pack(context, units.start, &mut packed);
+        let mut tasks = Vec::new();
+        for (unit, packed) in units.zip(&packed) {
+            let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
+            for head in key_head * context.group()..(key_head + 1) * context.group() {
+                for start in (0..shapes.queries).step_by(BLOCK) {
+                    let queries = start..(start + BLOCK).min(shapes.queries);
+                    let rows = queries.len();
+                    let statistic = statistic.as_mut().map(|statistic| statistic.take(rows));
+                    tasks.push(Task { packed, batch, head, queries, out: out.take(rows * e), statistic });
+                }
+            }
+        }
+        parallel::run(tasks, || Scratch::new(context), |scratch, task| scratch.block(context, task));
+    }
+}
+
+/// Packs the keys and values of consecutive units, cut into chunks of keys. Keys that the mask removes are zeros.
+fn pack<T: Number>(context: &Context<'_, T>, first: usize, packed: &mut [Packed<T>]) {
+    let (shapes, verbs, inputs) = (context.shapes(), context.verbs, context.inputs);
+    let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
+    let mut tasks = Vec::new();
+    for (index, packed) in packed.iter_mut().enumerate() {
+        let (batch, head) = ((first + index) / shapes.key_heads, (first + index) % shapes.key_heads);
+        let chunks = packed.k.chunks_mut(TILE * shapes.width).zip(packed.v.chunks_mut(TILE * e));
+        for (chunk, (k, v)) in chunks.enumerate() {
+            let keys = chunk * TILE..((chunk + 1) * TILE).min(shapes.keys);
+            tasks.push((batch, head, keys, k, v));
+        }
+    }
+    let scratch = || vec![T::ZERO; TILE * d];
+    parallel::run(tasks, scratch, |rows, (batch, head, keys, k, v)| {
+        let keep = |key| context.keeps(batch, key);
+        HeadRows::new(&inputs.k, batch, head).load(keys.clone(), rows, d, keep);
+        verbs.transpose(k, rows, d, keys.len(), shapes.width);
+        HeadRows::new(&inputs.v, batch, head).load(keys, v, e, keep);
+    });
+}
+
+/// Tiles of one worker.
+struct Scratch<T> {
+    q: Vec<T>,
+    scores: Vec<T>,
+    sums: Vec<T>,
+    maximum: [T; BLOCK],
+    sum: [T; BLOCK],
+}
+
+impl<T: Number> Scratch<T> {
+    fn new(context: &Context<'_, T>) -> Self {
+        let padded = |size| context.verbs.padded(size);
+        Self {
+            q: vec![T::ZERO; BLOCK * padded(context.shapes().width)],
+            scores: vec![T::ZERO; STRIP * TILE],
+            sums: vec![T::ZERO; BLOCK * padded(context.shapes().value_width)],
+            maximum: [T::ZERO; BLOCK],
+            sum: [T::ZERO; BLOCK],
+        }
+    }
+
+    fn block(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, T>) {
+        let (shapes, verbs) = (context.shapes(), context.verbs);
+        let d = verbs.padded(shapes.width);
+        HeadRows::new(&context.inputs.q, task.batch, task.head).load(task.queries.clone(), &mut self.q, d, |_| true);
+        if context.sign != T::ONE {
+            super::multiply_by(&mut self.q, context.sign);
+        }
+        self.sums.fill(T::ZERO);
+        self.maximum.fill(T::NEG_INFINITY);
+        self.sum.fill(T::ZERO);
+        let first = context.visible(task.queries.start).start / verbs.panel * verbs.panel;
+        let last = context.visible(task.queries.end - 1).end;
+        for key in (first..last).step_by(TILE) {
+            let keys = key..(key + TILE).min(last);
+            for row in (0..task.queries.len()).step_by(STRIP) {
+                self.strip(context, &task, row, keys.clone());
+            }
+        }
+        self.store(context, &mut task);
+    }
+
+    /// Adds a tile of keys to the rows of a strip.
+    fn strip(&mut self, context: &Context<'_, T>, task: &Task<'_, '_, T>, row: usize, keys: Range<usize>) {
+        let (shapes, verbs) = (context.shapes(), context.verbs);
+        let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
+        let rows = STRIP.min(task.queries.len() - row);
+        let query = task.queries.start + row;
+        let mut bounds = [(0, 0); STRIP];
+        for (r, bounds) in bounds[..rows].iter_mut().enumerate() {
+            *bounds = context.bounds(query + r, &keys);
+        }
+        let bounds = &bounds[..rows];
+        let columns = bounds.iter().map(|&(low, high)| if low < high { high } else { 0 }).max().unwrap_or(0);
+        if columns == 0 {
+            return;
+        }
+        let width = verbs.padded(columns);
+        let scores = &mut self.scores[..rows * width];
+        let size = |n, k, accumulate| Product { m: rows, n, k, accumulate, band: Band::Full };
+        let right = verbs.panels(&task.packed.k[keys.start * shapes.width..], shapes.width);
+        verbs.multiply(scores, width, Left::rows(&self.q[row * d..], d), right, size(width, shapes.width, false));
+        let mut scale = context.scale;
+        if context.adjusts() {
+            let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
+            scale = context.adjust(place, scores, width, bounds, None);
+        }
+        let sums = &mut self.sums[row * e..(row + rows) * e];
+        let sum = &mut self.sum[row..row + rows];
+        if context.problem.weight == Weight::Softmax {
+            let mut rescale = [T::ONE; STRIP];
+            let maximum = &mut self.maximum[row..row + rows];
+            verbs.softmax(scores, width, bounds, scale, &mut Online { maximum, sum, rescale: &mut rescale });
+            for (row, &factor) in sums.chunks_exact_mut(e).zip(&rescale) {
+                if factor != T::ONE {
+                    super::multiply_by(row, factor);
+                }
+            }
+        } else {
+            verbs.relu(scores, width, bounds, scale, context.squared(), sum);
+        }
+        let right = verbs.rows(&task.packed.v[keys.start * e..], e);
+        verbs.multiply(sums, e, Left::rows(scores, width), right, size(e, columns, true));
+    }
+
+    fn store(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, T>) {
+        let (shapes, problem) = (context.shapes(), context.problem);
+        let (e, padded) = (shapes.value_width, context.verbs.padded(shapes.value_width));
+        let rows = task.queries.len();
+        let sums = &mut self.sums[..rows * padded];
+        for (r, row) in sums.chunks_exact_mut(padded).enumerate() {
+            // The statistic takes the place of the sum.
+            self.sum[r] = finish(problem.weight, problem.finish, &mut row[..e], self.sum[r], self.maximum[r]);
+        }
+        store_rows(sums, padded, e, &mut task.out, 0);
+        if let Some(statistic) = &mut task.statistic {
+            T::store(&self.sum[..rows], statistic, 0);
+        }
+    }
+}

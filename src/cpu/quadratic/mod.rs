@@ -1,0 +1,174 @@
+//! The quadratic engine: softmax, ReLU and squared-ReLU attention in tiles, never N×M in memory.
+
+mod backward;
+mod forward;
+
+pub use backward::{QuadraticGradients, QuadraticSaved, backward};
+pub use forward::forward;
+
+use super::rows::{Number, gather};
+use super::simd::Real;
+use super::tile::{Bounds, Verbs};
+use crate::problem::{Quadratic, QuadraticShapes, View, Weight};
+use crate::{Error, Result};
+
+/// The operands of the quadratic engine.
+#[derive(Debug, Clone, Copy)]
+pub struct QuadraticInputs<'a> {
+    /// [B, H, N, D]
+    pub q: View<'a>,
+    /// [B, Hk, M, D]
+    pub k: View<'a>,
+    /// [B, Hk, M, E]
+    pub v: View<'a>,
+    /// [B, M], 0 removes a key
+    pub key_mask: Option<View<'a>>,
+    /// [1 or H, 2R + 1]
+    pub bias: Option<View<'a>>,
+}
+
+impl QuadraticInputs<'_> {
+    fn check(&self, problem: &Quadratic) -> Result<()> {
+        let (mask, bias) = (self.key_mask.as_ref(), self.bias.as_ref());
+        let shapes = QuadraticShapes::new(problem.function, &self.q, &self.k, &self.v, mask, bias)?;
+        if shapes == problem.shapes {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            function: problem.function,
+            argument: "q, k, v",
+            got: format!("{shapes:?}"),
+            needs: format!("the problem's {:?}", problem.shapes),
+        })
+    }
+}
+
+/// What all tasks of a call share.
+struct Context<'a, T: 'static> {
+    problem: &'a Quadratic,
+    inputs: &'a QuadraticInputs<'a>,
+    verbs: &'static Verbs<T>,
+    /// Rows of 2R + 1.
+    bias: Vec<T>,
+    /// [B, M]
+    key_mask: Option<Vec<u8>>,
+    /// q is multiplied by this (1, −1 or 0) so that `scale` is positive.
+    sign: T,
+    scale: T,
+}
+
+impl<'a, T: Number> Context<'a, T> {
+    fn new(problem: &'a Quadratic, inputs: &'a QuadraticInputs<'a>, verbs: &'static Verbs<T>) -> Self {
+        let scale = problem.scale;
+        let (sign, scale) = if scale == 0.0 { (0.0, 1.0) } else { (scale.signum(), scale.abs()) };
+        Self {
+            problem,
+            inputs,
+            verbs,
+            bias: inputs.bias.as_ref().map(gather).unwrap_or_default(),
+            key_mask: inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect()),
+            sign: T::from_f64(sign),
+            scale: T::from_f64(scale),
+        }
+    }
+
+    fn shapes(&self) -> &QuadraticShapes {
+        &self.problem.shapes
+    }
+
+    /// Query heads that read one key head.
+    fn group(&self) -> usize {
+        self.shapes().heads / self.shapes().key_heads
+    }
+
+    /// Whether a key of this batch entry takes part.
+    fn keeps(&self, batch: usize, key: usize) -> bool {
+        self.key_mask.as_ref().is_none_or(|mask| mask[batch * self.shapes().keys + key] != 0)
+    }
+
+    /// Keys that query `i` sees, key mask aside.
+    fn visible(&self, i: usize) -> std::ops::Range<usize> {
+        self.problem.mask.visible(i as i64 + self.shapes().offset(), self.shapes().keys)
+    }
+
+    /// The visible columns of row `i` in a tile of keys.
+    fn bounds(&self, i: usize, tile: &std::ops::Range<usize>) -> Bounds {
+        let visible = self.visible(i);
+        let low = visible.start.clamp(tile.start, tile.end) - tile.start;
+        let high = visible.end.clamp(tile.start, tile.end) - tile.start;
+        (low, high)
+    }
+
+    /// Whether scores are changed beyond a scale before they become weights.
+    fn adjusts(&self) -> bool {
+        self.problem.soft_cap.is_some() || !self.bias.is_empty() || self.key_mask.is_some()
+    }
+
+    /// Applies soft-cap, bias and key mask to the scores of a strip (rows from query `first` on, columns from key
+    /// `key` on) and returns the scale that is left to apply. `tanh`, when wanted, receives tanh(scale·s/c).
+    fn adjust(&self, at: Place, scores: &mut [T], width: usize, bounds: &[Bounds], tanh: Option<&mut [T]>) -> T {
+        let mut scale = self.scale;
+        if let Some(cap) = self.problem.soft_cap {
+            let cap = T::from_f64(cap);
+            self.verbs.scaled_tanh(scores, scale / cap);
+            if let Some(tanh) = tanh {
+                tanh.copy_from_slice(scores);
+            }
+            multiply_by(scores, cap);
+            scale = T::ONE;
+        }
+        if let Some(bias) = self.bias_row(at.head) {
+            multiply_by(scores, scale);
+            scale = T::ONE;
+            for (r, (row, &(low, high))) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
+                if low < high {
+                    let start = self.bias_index(at.query + r, at.key + low);
+                    for (s, &b) in row[low..high].iter_mut().zip(&bias[start..]) {
+                        *s += b;
+                    }
+                }
+            }
+        }
+        if let Some(mask) = &self.key_mask {
+            let mask = &mask[at.batch * self.shapes().keys + at.key..];
+            for row in scores.chunks_exact_mut(width) {
+                for (s, &keep) in row.iter_mut().zip(mask) {
+                    *s = if keep == 0 { T::NEG_INFINITY } else { *s };
+                }
+            }
+        }
+        scale
+    }
+
+    /// The bias of a head, by distance.
+    fn bias_row(&self, head: usize) -> Option<&[T]> {
+        let (heads, radius) = self.shapes().bias?;
+        let row = if heads == 1 { 0 } else { head };
+        Some(&self.bias[row * (2 * radius + 1)..][..2 * radius + 1])
+    }
+
+    /// Entry of the bias for a query and a key that it sees.
+    fn bias_index(&self, query: usize, key: usize) -> usize {
+        let radius = self.shapes().bias.map_or(0, |(_, radius)| radius);
+        (radius as i64 + key as i64 - query as i64 - self.shapes().offset()) as usize
+    }
+
+    fn squared(&self) -> bool {
+        self.problem.weight == Weight::ReluSquared
+    }
+}
+
+/// Where a tile of scores lies.
+#[derive(Clone, Copy)]
+struct Place {
+    batch: usize,
+    head: usize,
+    query: usize,
+    key: usize,
+}
+
+fn multiply_by<T: Real>(x: &mut [T], factor: T) {
+    for x in x {
+        *x = *x * factor;
+    }
+}

@@ -1,0 +1,148 @@
+//! Rows of operands in and out of tiles: dtype conversion, strides, padding.
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::simd::Real;
+use crate::problem::{Operand, Slice, SliceMut, View};
+
+/// A [`Real`] that operands are converted to and from.
+pub trait Number: Real {
+    /// `from[at..]` widened into `into`.
+    fn load(from: Slice<'_>, at: usize, into: &mut [Self]);
+    /// `from` rounded into `into[at..]`.
+    fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize);
+    fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
+}
+
+fn convert<A: Copy, B>(from: &[A], into: &mut [B], f: impl Fn(A) -> B) {
+    for (to, &x) in into.iter_mut().zip(from) {
+        *to = f(x);
+    }
+}
+
+fn widen_bf16(x: bf16) -> f32 {
+    f32::from_bits((x.to_bits() as u32) << 16)
+}
+
+/// To nearest, ties to even, without branches.
+fn round_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+}
+
+impl Number for f32 {
+    fn load(from: Slice<'_>, at: usize, into: &mut [Self]) {
+        let range = at..at + into.len();
+        match from {
+            Slice::F16(x) => x[range].convert_to_f32_slice(into),
+            Slice::BF16(x) => convert(&x[range], into, widen_bf16),
+            Slice::F32(x) => into.copy_from_slice(&x[range]),
+            Slice::F64(x) => convert(&x[range], into, |x| x as f32),
+            Slice::U8(x) => convert(&x[range], into, f32::from),
+        }
+    }
+
+    fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize) {
+        let range = at..at + from.len();
+        match into {
+            SliceMut::F16(x) => x[range].convert_from_f32_slice(from),
+            SliceMut::BF16(x) => convert(from, &mut x[range], round_bf16),
+            SliceMut::F32(x) => x[range].copy_from_slice(from),
+            SliceMut::F64(x) => convert(from, &mut x[range], f64::from),
+        }
+    }
+
+    fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {
+        SliceMut::F32(data)
+    }
+}
+
+impl Number for f64 {
+    fn load(from: Slice<'_>, at: usize, into: &mut [Self]) {
+        let range = at..at + into.len();
+        match from {
+            Slice::F16(x) => convert(&x[range], into, f16::to_f64),
+            Slice::BF16(x) => convert(&x[range], into, bf16::to_f64),
+            Slice::F32(x) => convert(&x[range], into, f64::from),
+            Slice::F64(x) => into.copy_from_slice(&x[range]),
+            Slice::U8(x) => convert(&x[range], into, f64::from),
+        }
+    }
+
+    fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize) {
+        let range = at..at + from.len();
+        match into {
+            SliceMut::F16(x) => convert(from, &mut x[range], f16::from_f64),
+            SliceMut::BF16(x) => convert(from, &mut x[range], bf16::from_f64),
+            SliceMut::F32(x) => convert(from, &mut x[range], |x| x as f32),
+            SliceMut::F64(x) => x[range].copy_from_slice(from),
+        }
+    }
+
+    fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {
+        SliceMut::F64(data)
+    }
+}
+
+/// One head of a [batch, heads, rows, width] operand.
+#[derive(Clone, Copy)]
+pub struct HeadRows<'a> {
+    data: Slice<'a>,
+    start: usize,
+    stride: usize,
+    width: usize,
+}
+
+impl<'a> HeadRows<'a> {
+    pub fn new(view: &View<'a>, batch: usize, head: usize) -> Self {
+        let strides = view.strides();
+        let start = batch * strides[0] + head * strides[1];
+        Self { data: view.data(), start, stride: strides[2], width: view.dims()[3] }
+    }
+
+    /// Loads `rows` into a tile with rows of `padded` numbers, filling up with zeros. Rows that `keep` refuses
+    /// are zeroed unread.
+    pub fn load<T: Number>(&self, rows: Range<usize>, into: &mut [T], padded: usize, keep: impl Fn(usize) -> bool) {
+        for (row, to) in rows.zip(into.chunks_exact_mut(padded)) {
+            if !keep(row) {
+                to.fill(T::ZERO);
+                continue;
+            }
+            let (to, padding) = to.split_at_mut(self.width);
+            T::load(self.data, self.start + row * self.stride, to);
+            padding.fill(T::ZERO);
+        }
+    }
+}
+
+/// Stores the first `width` numbers of each row of a tile at consecutive rows of `into` from row `first` on.
+pub fn store_rows<T: Number>(tile: &[T], padded: usize, width: usize, into: &mut SliceMut<'_>, first: usize) {
+    for (r, row) in tile.chunks_exact(padded).enumerate() {
+        T::store(&row[..width], into, (first + r) * width);
+    }
+}
+
+/// All elements of a view of any rank, row-major.
+pub fn gather<T: Number>(view: &View<'_>) -> Vec<T> {
+    let (dims, strides) = (view.dims(), view.strides());
+    let (&width, outer) = dims.split_last().unwrap_or((&0, &[]));
+    let rows: usize = outer.iter().product();
+    let mut all = vec![T::ZERO; rows * width];
+    if width == 0 {
+        return all;
+    }
+    for (index, to) in all.chunks_exact_mut(width).enumerate() {
+        let (mut rest, mut at) = (index, 0);
+        for (&size, &stride) in outer.iter().zip(strides).rev() {
+            at += rest % size * stride;
+            rest /= size;
+        }
+        T::load(view.data(), at, to);
+    }
+    all
+}

@@ -1,0 +1,147 @@
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+/// 8 × f32 or 4 × f64, with FMA.
+#[derive(Clone, Copy)]
+pub struct Avx2;
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+macro_rules! simd {
+    ($t:ty, $v:ty, $lanes:literal, $set1:ident, $loadu:ident, $storeu:ident, $add:ident, $sub:ident, $mul:ident,
+     $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $power_of_two:expr) => {
+        // SAFETY of all: the caller has AVX2 and FMA, and its pointers are valid for LANES elements.
+        impl Simd<$t> for Avx2 {
+            type V = $v;
+            const LANES: usize = $lanes;
+            const ROWS: usize = 6;
+
+            #[inline(always)]
+            unsafe fn splat(x: $t) -> $v {
+                unsafe { $set1(x) }
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const $t) -> $v {
+                unsafe { $loadu(from) }
+            }
+            #[inline(always)]
+            unsafe fn store(to: *mut $t, x: $v) {
+                unsafe { $storeu(to, x) }
+            }
+            #[inline(always)]
+            unsafe fn add(a: $v, b: $v) -> $v {
+                unsafe { $add(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sub(a: $v, b: $v) -> $v {
+                unsafe { $sub(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul(a: $v, b: $v) -> $v {
+                unsafe { $mul(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn div(a: $v, b: $v) -> $v {
+                unsafe { $div(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn fma(a: $v, b: $v, c: $v) -> $v {
+                unsafe { $fmadd(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn max(a: $v, b: $v) -> $v {
+                unsafe { $max(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn min(a: $v, b: $v) -> $v {
+                unsafe { $min(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn select_less(a: $v, b: $v, x: $v, y: $v) -> $v {
+                unsafe { $blend(y, x, $cmp::<_CMP_LT_OQ>(a, b)) }
+            }
+            #[inline(always)]
+            unsafe fn round(x: $v) -> $v {
+                unsafe { $round::<NEAREST>(x) }
+            }
+            #[inline(always)]
+            unsafe fn scale_by_power_of_two(x: $v, n: $v) -> $v {
+                // 2ⁿ⁻¹ is normal where 2ⁿ may not be.
+                unsafe {
+                    let half: $v = $power_of_two($sub(n, $set1(1.0)));
+                    let y = $mul(x, half);
+                    $add(y, y)
+                }
+            }
+            #[inline(always)]
+            unsafe fn sum(x: $v) -> $t {
+                let mut lanes: [$t; $lanes] = [0.0; $lanes];
+                unsafe { $storeu(lanes.as_mut_ptr(), x) };
+                lanes.into_iter().sum()
+            }
+            #[inline(always)]
+            unsafe fn largest(x: $v) -> $t {
+                let mut lanes: [$t; $lanes] = [0.0; $lanes];
+                unsafe { $storeu(lanes.as_mut_ptr(), x) };
+                lanes.into_iter().fold(<$t>::NEG_INFINITY, <$t>::max)
+            }
+        }
+    };
+}
+
+/// 2ⁿ by its exponent field.
+#[inline(always)]
+unsafe fn power_of_two_f32(n: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_cvtps_epi32(_mm256_add_ps(n, _mm256_set1_ps(127.0))))) }
+}
+
+/// 2ⁿ by its exponent field: adding 2⁵² leaves the integer in the low bits.
+#[inline(always)]
+unsafe fn power_of_two_f64(n: __m256d) -> __m256d {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let biased = _mm256_add_pd(n, _mm256_set1_pd(1023.0 + 4503599627370496.0));
+        _mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(biased)))
+    }
+}
+
+simd!(
+    f32,
+    __m256,
+    8,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_add_ps,
+    _mm256_sub_ps,
+    _mm256_mul_ps,
+    _mm256_div_ps,
+    _mm256_fmadd_ps,
+    _mm256_max_ps,
+    _mm256_min_ps,
+    _mm256_cmp_ps,
+    _mm256_blendv_ps,
+    _mm256_round_ps,
+    power_of_two_f32
+);
+simd!(
+    f64,
+    __m256d,
+    4,
+    _mm256_set1_pd,
+    _mm256_loadu_pd,
+    _mm256_storeu_pd,
+    _mm256_add_pd,
+    _mm256_sub_pd,
+    _mm256_mul_pd,
+    _mm256_div_pd,
+    _mm256_fmadd_pd,
+    _mm256_max_pd,
+    _mm256_min_pd,
+    _mm256_cmp_pd,
+    _mm256_blendv_pd,
+    _mm256_round_pd,
+    power_of_two_f64
+);

@@ -1,0 +1,62 @@
+//! Functions built from the vector operations.
+
+use super::{Real, Simd};
+
+/// eˣ to about one unit in the last place; 0 below [`Real::EXP_MIN`]; NaN stays NaN.
+#[inline(always)]
+pub unsafe fn exp<T: Real, S: Simd<T>>(x: S::V) -> S::V {
+    // SAFETY: the caller has the instruction set of S.
+    unsafe {
+        let low = S::splat(T::EXP_MIN);
+        // `max` and `min` return their second operand for NaN, so NaN passes through both.
+        let clamped = S::min(S::splat(T::EXP_MAX), S::max(low, x));
+        let n = S::round(S::mul(clamped, S::splat(T::from_f64(std::f64::consts::LOG2_E))));
+        let r = S::fma(n, S::splat(-T::LN_2[0]), clamped);
+        let r = S::fma(n, S::splat(-T::LN_2[1]), r);
+        let mut p = S::splat(T::EXP_COEFFICIENTS[0]);
+        for &c in &T::EXP_COEFFICIENTS[1..] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        S::select_less(x, low, S::splat(T::ZERO), S::scale_by_power_of_two(p, n))
+    }
+}
+
+/// 1/(1 + e⁻ˣ)
+#[inline(always)]
+pub unsafe fn sigmoid<T: Real, S: Simd<T>>(x: S::V) -> S::V {
+    // SAFETY: the caller has the instruction set of S.
+    unsafe {
+        let one = S::splat(T::ONE);
+        S::div(one, S::add(one, exp::<T, S>(S::sub(S::splat(T::ZERO), x))))
+    }
+}
+
+/// tanh x = 1 − 2/(e²ˣ + 1), by its odd series near 0 where that form cancels.
+#[inline(always)]
+pub unsafe fn tanh<T: Real, S: Simd<T>>(x: S::V) -> S::V {
+    // SAFETY: the caller has the instruction set of S.
+    unsafe {
+        let one = S::splat(T::ONE);
+        let two = S::splat(T::from_f64(2.0));
+        let far = S::sub(one, S::div(two, S::add(exp::<T, S>(S::mul(two, x)), one)));
+        let x2 = S::mul(x, x);
+        let mut p = S::splat(T::ZERO);
+        for c in TANH_SERIES {
+            p = S::fma(p, x2, S::splat(T::from_f64(c)));
+        }
+        let magnitude = S::max(x, S::sub(S::splat(T::ZERO), x));
+        S::select_less(magnitude, S::splat(T::from_f64(0.125)), S::mul(x, p), far)
+    }
+}
+
+/// Coefficients of tanh(x)/x in powers of x², highest first: relative error 2e-16 for |x| < 1/8.
+const TANH_SERIES: [f64; 8] = [
+    -929569.0 / 638512875.0,
+    21844.0 / 6081075.0,
+    -1382.0 / 155925.0,
+    62.0 / 2835.0,
+    -17.0 / 315.0,
+    2.0 / 15.0,
+    -1.0 / 3.0,
+    1.0,
+];

@@ -1,0 +1,238 @@
+//! Vectors of one instruction set: the only place, with [`tile`](super::tile), that holds `unsafe` CPU code.
+//!
+//! An algorithm on tiles is written once over [`Simd`]; [`tile`](super::tile) compiles it for every [`Isa`] and
+//! picks at run time.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod exp;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512;
+pub(super) use exp::{exp, sigmoid, tanh};
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
+pub(super) use portable::Portable;
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+/// An instruction set that the CPU backend has code for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// AVX-512 F, BW, DQ and VL; bf16 dot products where the processor has AVX512_BF16.
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+    /// Arm Advanced SIMD.
+    Neon,
+    /// Plain Rust.
+    Portable,
+}
+
+impl Isa {
+    /// All instruction sets, fastest first.
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
+
+    /// Whether this processor has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && Self::Avx2.is_available()
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => true,
+            Self::Portable => true,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// The fastest available one, or the one that the environment variable `ATTN_KERNELS_ISA` names
+    /// (`avx512`, `avx2`, `neon`, `portable`; ignored when unknown or not available). Read once.
+    pub fn detect() -> Self {
+        static DETECTED: OnceLock<Isa> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            let wanted = std::env::var("ATTN_KERNELS_ISA").ok();
+            let forced = Self::ALL.into_iter().find(|isa| Some(isa.name()) == wanted.as_deref() && isa.is_available());
+            forced.or_else(|| Self::ALL.into_iter().find(|isa| isa.is_available())).unwrap_or(Self::Portable)
+        })
+    }
+
+    /// The one that calls on this thread use: [`Isa::detect`], unless inside [`Isa::force`].
+    pub fn current() -> Self {
+        FORCED.get().unwrap_or_else(Self::detect)
+    }
+
+    /// Runs `f` with the engines on this instruction set, for calls made on this thread; `None` where the
+    /// processor has not got it.
+    pub fn force<R>(self, f: impl FnOnce() -> R) -> Option<R> {
+        /// Puts the previous choice back, also when `f` panics.
+        struct Restore(Option<Isa>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                FORCED.set(self.0);
+            }
+        }
+        self.is_available().then(|| {
+            let _restore = Restore(FORCED.replace(Some(self)));
+            f()
+        })
+    }
+
+    /// Name in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+            Self::Portable => "portable",
+        }
+    }
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
+}
+
+/// The arithmetic of sums: f32 or f64.
+pub trait Real:
+    Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + std::fmt::Debug
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::iter::Sum
+    + 'static
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const NEG_INFINITY: Self;
+    /// Below this eˣ is taken as 0: twice the smallest normal number.
+    const EXP_MIN: Self;
+    /// Slightly above the largest x whose eˣ is finite.
+    const EXP_MAX: Self;
+    /// ln 2 in two parts, the first with trailing zeros so that its small multiples are exact.
+    const LN_2: [Self; 2];
+    /// Polynomial of eʳ for |r| ≤ ln 2/2, highest power first.
+    const EXP_COEFFICIENTS: &'static [Self];
+    fn from_f64(x: f64) -> Self;
+    fn to_f64(self) -> f64;
+    fn exp(self) -> Self;
+    fn ln(self) -> Self;
+    fn sqrt(self) -> Self;
+    fn larger(self, other: Self) -> Self;
+}
+
+macro_rules! real {
+    ($t:ident, $min:expr, $max:expr, $ln_2:expr, $coefficients:expr) => {
+        impl Real for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            const EXP_MIN: Self = $min;
+            const EXP_MAX: Self = $max;
+            const LN_2: [Self; 2] = $ln_2;
+            const EXP_COEFFICIENTS: &'static [Self] = $coefficients;
+            fn from_f64(x: f64) -> Self {
+                x as $t
+            }
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+            fn exp(self) -> Self {
+                $t::exp(self)
+            }
+            fn ln(self) -> Self {
+                $t::ln(self)
+            }
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
+            }
+            fn larger(self, other: Self) -> Self {
+                $t::max(self, other)
+            }
+        }
+    };
+}
+
+// Relative error 3e-9 (f32, minimax of degree 6) and 2e-16 (f64, Taylor of degree 12).
+real!(
+    f32,
+    -86.6,
+    89.0,
+    [0.693359375, -2.121_944_4e-4],
+    &[0.0013814613, 0.00836871, 0.041668388, 0.16666521, 0.49999994, 1.0, 1.0]
+);
+real!(
+    f64,
+    -707.7,
+    710.0,
+    [0.6931471803691238, 1.9082149292705877e-10],
+    &[
+        2.08767569878681e-9,
+        2.505210838544172e-8,
+        2.755731922398589e-7,
+        2.7557319223985893e-6,
+        2.48015873015873e-5,
+        1.984126984126984e-4,
+        1.3888888888888889e-3,
+        8.333333333333333e-3,
+        4.1666666666666664e-2,
+        1.6666666666666666e-1,
+        0.5,
+        1.0,
+        1.0
+    ]
+);
+
+/// Operations on vectors of `LANES` numbers. All are `unsafe` because they may only run on a processor that has the
+/// instruction set; pointers must be valid for `LANES` elements, aligned to one.
+pub(super) trait Simd<T: Real>: Copy + 'static {
+    type V: Copy;
+    const LANES: usize;
+    /// Rows of a register tile of `multiply`.
+    const ROWS: usize;
+
+    unsafe fn splat(x: T) -> Self::V;
+    unsafe fn load(from: *const T) -> Self::V;
+    unsafe fn store(to: *mut T, x: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// a·b + c
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` when one is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// x where a < b, else y.
+    unsafe fn select_less(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// To the nearest integer.
+    unsafe fn round(x: Self::V) -> Self::V;
+    /// x·2ⁿ for the integers n between log₂ of [`Real::EXP_MIN`] and [`Real::EXP_MAX`]'s exponentials.
+    unsafe fn scale_by_power_of_two(x: Self::V, n: Self::V) -> Self::V;
+    unsafe fn sum(x: Self::V) -> T;
+    unsafe fn largest(x: Self::V) -> T;
+}

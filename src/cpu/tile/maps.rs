@@ -1,0 +1,146 @@
+//! Feature maps, and the weights of the linear engine.
+
+use super::super::simd::{Real, Simd, exp, sigmoid};
+use crate::linear::FeatureMap;
+
+/// φ of the maps that act on single numbers, in place; other maps leave the tile as it is.
+///
+/// # Safety
+/// The processor has the instruction set of S; the length is a multiple of its lanes.
+#[inline(always)]
+pub unsafe fn map<T: Real, S: Simd<T>>(tile: &mut [T], map: FeatureMap) {
+    for x in tile.chunks_exact_mut(S::LANES) {
+        // SAFETY: a whole vector.
+        unsafe {
+            let (zero, one) = (S::splat(T::ZERO), S::splat(T::ONE));
+            let value = S::load(x.as_ptr());
+            let image = match map {
+                FeatureMap::EluPlusOne => S::select_less(value, zero, exp::<T, S>(value), S::add(value, one)),
+                FeatureMap::Relu => S::max(zero, value),
+                FeatureMap::ReluSquared => S::mul(S::max(zero, value), S::max(zero, value)),
+                FeatureMap::Silu => S::mul(value, sigmoid::<T, S>(value)),
+                FeatureMap::Exp => exp::<T, S>(value),
+                FeatureMap::Identity | FeatureMap::Softmax | FeatureMap::Taylor | FeatureMap::Cosine => value,
+            };
+            S::store(x.as_mut_ptr(), image);
+        }
+    }
+}
+
+/// d ← d ⊙ φ′(x) for the same maps.
+///
+/// # Safety
+/// As [`map`], for both tiles.
+#[inline(always)]
+pub unsafe fn map_gradient<T: Real, S: Simd<T>>(d_tile: &mut [T], tile: &[T], map: FeatureMap) {
+    for (d, x) in d_tile.chunks_exact_mut(S::LANES).zip(tile.chunks_exact(S::LANES)) {
+        // SAFETY: whole vectors.
+        unsafe {
+            let (zero, one) = (S::splat(T::ZERO), S::splat(T::ONE));
+            let value = S::load(x.as_ptr());
+            let slope = match map {
+                FeatureMap::EluPlusOne => S::select_less(value, zero, exp::<T, S>(value), one),
+                FeatureMap::Relu => S::select_less(zero, value, one, zero),
+                FeatureMap::ReluSquared => S::mul(S::splat(T::from_f64(2.0)), S::max(zero, value)),
+                FeatureMap::Silu => {
+                    let s = sigmoid::<T, S>(value);
+                    S::mul(s, S::fma(value, S::sub(one, s), one))
+                }
+                FeatureMap::Exp => exp::<T, S>(value),
+                FeatureMap::Identity | FeatureMap::Softmax | FeatureMap::Taylor | FeatureMap::Cosine => one,
+            };
+            S::store(d.as_mut_ptr(), S::mul(S::load(d.as_ptr()), slope));
+        }
+    }
+}
+
+/// Each row's largest number.
+///
+/// # Safety
+/// The processor has the instruction set of S; rows are whole vectors.
+#[inline(always)]
+pub unsafe fn row_maxima<T: Real, S: Simd<T>>(tile: &[T], width: usize, maxima: &mut [T]) {
+    for (row, maximum) in tile.chunks_exact(width).zip(maxima) {
+        // SAFETY: whole vectors.
+        unsafe {
+            let mut largest = S::splat(T::NEG_INFINITY);
+            for x in row.chunks_exact(S::LANES) {
+                largest = S::max(S::load(x.as_ptr()), largest);
+            }
+            *maximum = S::largest(largest);
+        }
+    }
+}
+
+/// x → factor·exp(x − shift) with a shift per row.
+///
+/// # Safety
+/// As [`row_maxima`].
+#[inline(always)]
+pub unsafe fn exp_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, shifts: &[T], factor: T) {
+    for (row, &shift) in tile.chunks_exact_mut(width).zip(shifts) {
+        for x in row.chunks_exact_mut(S::LANES) {
+            // SAFETY: a whole vector.
+            unsafe {
+                let power = exp::<T, S>(S::sub(S::load(x.as_ptr()), S::splat(shift)));
+                S::store(x.as_mut_ptr(), S::mul(power, S::splat(factor)));
+            }
+        }
+    }
+}
+
+/// Inner products of each row with a vector.
+///
+/// # Safety
+/// As [`row_maxima`]; `vector` has at least `width` numbers.
+#[inline(always)]
+pub unsafe fn row_products<T: Real, S: Simd<T>>(tile: &[T], width: usize, vector: &[T], products: &mut [T]) {
+    for (row, product) in tile.chunks_exact(width).zip(products) {
+        // SAFETY: whole vectors.
+        unsafe {
+            let mut sum = S::splat(T::ZERO);
+            for (x, y) in row.chunks_exact(S::LANES).zip(vector.chunks_exact(S::LANES)) {
+                sum = S::fma(S::load(x.as_ptr()), S::load(y.as_ptr()), sum);
+            }
+            *product = S::sum(sum);
+        }
+    }
+}
+
+/// Zeroes the entries above the diagonal, multiplies entry (i, j) below it by exp(G_i − G_j) when the cumulative
+/// log-decays G are given, and writes the row sums.
+///
+/// # Safety
+/// As [`row_maxima`]; rows are at least as wide as there are rows.
+#[inline(always)]
+pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
+    tile: &mut [T],
+    width: usize,
+    cumulative: Option<&[f64]>,
+    sums: &mut [T],
+) {
+    for (i, (row, sum)) in tile.chunks_exact_mut(width).zip(sums).enumerate() {
+        let end = (i + 1).next_multiple_of(S::LANES);
+        row[i + 1..].fill(T::ZERO);
+        if let Some(cumulative) = cumulative {
+            let mut logs = [T::ZERO; 64];
+            for (x, &g) in logs[..=i].iter_mut().zip(cumulative) {
+                *x = T::from_f64(cumulative[i] - g);
+            }
+            // SAFETY: whole vectors: a tile has at most 64 rows.
+            unsafe {
+                for (x, log) in row[..end].chunks_exact_mut(S::LANES).zip(logs.chunks_exact(S::LANES)) {
+                    S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), exp::<T, S>(S::load(log.as_ptr()))));
+                }
+            }
+        }
+        // SAFETY: whole vectors.
+        unsafe {
+            let mut total = S::splat(T::ZERO);
+            for x in row[..end].chunks_exact(S::LANES) {
+                total = S::add(total, S::load(x.as_ptr()));
+            }
+            *sum = S::sum(total);
+        }
+    }
+}

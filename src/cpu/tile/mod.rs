@@ -1,0 +1,247 @@
+//! Verbs on tiles, compiled for every instruction set.
+//!
+//! A tile is a slice of rows padded to whole vectors. The engines call the verbs through [`Verbs`], a table of
+//! functions for the instruction set chosen at run time, so they are compiled once and hold no `unsafe` code.
+
+mod maps;
+mod multiply;
+mod scores;
+mod transpose;
+
+use multiply::PANEL_VECTORS;
+pub use multiply::{Band, Left, Product, Right};
+pub use scores::{Bounds, Online};
+
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Isa, Portable, Real, Simd};
+use crate::linear::FeatureMap;
+
+/// Declares the table and, per instruction set, the functions in it.
+macro_rules! verbs {
+    ($($verb:ident = $module:ident::$function:ident($($argument:ident: $type:ty),*);)*) => {
+        /// The verbs of one instruction set for sums in T.
+        pub struct Verbs<T: 'static> {
+            /// Numbers in a vector.
+            pub lanes: usize,
+            /// Columns in a panel of a right operand.
+            pub panel: usize,
+            $($verb: unsafe fn($($type),*),)*
+        }
+
+        macro_rules! table {
+            ($name:ident, $simd:ty, $features:meta) => {
+                mod $name {
+                    use super::*;
+
+                    $(
+                        // SAFETY: as the generic function, whose instruction set is enabled here.
+                        #[$features]
+                        #[allow(clippy::too_many_arguments)]
+                        unsafe fn $verb<T: Real>($($argument: $type),*) where $simd: Simd<T> {
+                            unsafe { $module::$function::<T, $simd>($($argument),*) }
+                        }
+                    )*
+
+                    pub const fn table<T: Real>() -> Verbs<T> where $simd: Simd<T> {
+                        let lanes = <$simd as Simd<T>>::LANES;
+                        Verbs { lanes, panel: PANEL_VECTORS * lanes, $($verb: $verb::<T>,)* }
+                    }
+                }
+            };
+        }
+    };
+}
+
+/// The table of `isa` for sums in the type `$t`.
+macro_rules! tables {
+    ($t:ty, $isa:expr) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if Isa::Avx512.is_available() => {
+                static TABLE: Verbs<$t> = avx512::table();
+                &TABLE
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if Isa::Avx2.is_available() => {
+                static TABLE: Verbs<$t> = avx2::table();
+                &TABLE
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => {
+                static TABLE: Verbs<$t> = neon::table();
+                &TABLE
+            }
+            _ => {
+                static TABLE: Verbs<$t> = portable::table();
+                &TABLE
+            }
+        }
+    };
+}
+
+verbs! {
+    multiply = multiply::multiply(out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product);
+    transpose = transpose::transpose(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
+    softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
+    softmax_gradient = scores::softmax_gradient(
+        scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: &[T]
+    );
+    relu = scores::relu(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, sums: &mut [T]);
+    relu_gradient = scores::relu_gradient(
+        scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, delta: &[T]
+    );
+    scaled_tanh = scores::scaled_tanh(row: &mut [T], scale: T);
+    map = maps::map(tile: &mut [T], map: FeatureMap);
+    map_gradient = maps::map_gradient(d_tile: &mut [T], tile: &[T], map: FeatureMap);
+    row_maxima = maps::row_maxima(tile: &[T], width: usize, maxima: &mut [T]);
+    exp_rows = maps::exp_rows(tile: &mut [T], width: usize, shifts: &[T], factor: T);
+    row_products = maps::row_products(tile: &[T], width: usize, vector: &[T], products: &mut [T]);
+    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]);
+}
+
+#[cfg(target_arch = "x86_64")]
+table!(avx512, Avx512, target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"));
+#[cfg(target_arch = "x86_64")]
+table!(avx2, Avx2, target_feature(enable = "avx2,fma"));
+#[cfg(target_arch = "aarch64")]
+table!(neon, Neon, target_feature(enable = "neon"));
+table!(portable, Portable, inline);
+
+impl Verbs<f32> {
+    /// The table for `isa`, or the portable one where the processor has not got it.
+    pub fn get(isa: Isa) -> &'static Self {
+        tables!(f32, isa)
+    }
+}
+
+impl Verbs<f64> {
+    /// The table for `isa`, or the portable one where the processor has not got it.
+    pub fn get(isa: Isa) -> &'static Self {
+        tables!(f64, isa)
+    }
+}
+
+// SAFETY of all: a table is handed out only where its instruction set is available, and sizes are checked here.
+impl<T: Real> Verbs<T> {
+    /// `size` rounded up to whole vectors.
+    pub fn padded(&self, size: usize) -> usize {
+        size.next_multiple_of(self.lanes)
+    }
+
+    /// Numbers in the panels of the transpose of `rows` × `width` numbers.
+    pub fn panels_len(&self, rows: usize, width: usize) -> usize {
+        rows.next_multiple_of(self.panel) * width
+    }
+
+    /// A right operand that is row-major.
+    pub fn rows<'a>(&self, data: &'a [T], row: usize) -> Right<'a, T> {
+        Right { data, row, panel: self.panel }
+    }
+
+    /// A right operand that `transpose` has written, for rows of `width`.
+    pub fn panels<'a>(&self, data: &'a [T], width: usize) -> Right<'a, T> {
+        Right { data, row: self.panel, panel: self.panel * width }
+    }
+
+    /// out (+)= left · right.
+    pub fn multiply(&self, out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product) {
+        multiply::check(out, row, &left, &right, &size, self.panel, self.lanes);
+        unsafe { (self.multiply)(out, row, left, right, size) }
+    }
+
+    /// Writes the panels of the transpose of `rows` rows of `width` numbers.
+    pub fn transpose(&self, into: &mut [T], from: &[T], row: usize, rows: usize, width: usize) {
+        unsafe { (self.transpose)(into, from, row, rows, width) }
+    }
+
+    /// See [`scores::softmax`].
+    pub fn softmax(&self, scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>) {
+        self.check_scores(scores, width, bounds);
+        unsafe { (self.softmax)(scores, width, bounds, scale, online) }
+    }
+
+    /// See [`scores::softmax_gradient`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn softmax_gradient(
+        &self,
+        scores: &mut [T],
+        d_scores: &mut [T],
+        width: usize,
+        bounds: &[Bounds],
+        scale: T,
+        statistic: &[T],
+        delta: &[T],
+    ) {
+        self.check_scores(scores, width, bounds);
+        self.check_scores(d_scores, width, bounds);
+        unsafe { (self.softmax_gradient)(scores, d_scores, width, bounds, scale, statistic, delta) }
+    }
+
+    /// See [`scores::relu`].
+    pub fn relu(&self, scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, sums: &mut [T]) {
+        self.check_scores(scores, width, bounds);
+        unsafe { (self.relu)(scores, width, bounds, scale, squared, sums) }
+    }
+
+    /// See [`scores::relu_gradient`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn relu_gradient(
+        &self,
+        scores: &mut [T],
+        d_scores: &mut [T],
+        width: usize,
+        bounds: &[Bounds],
+        scale: T,
+        squared: bool,
+        delta: &[T],
+    ) {
+        self.check_scores(scores, width, bounds);
+        self.check_scores(d_scores, width, bounds);
+        unsafe { (self.relu_gradient)(scores, d_scores, width, bounds, scale, squared, delta) }
+    }
+
+    /// x → tanh(scale·x).
+    pub fn scaled_tanh(&self, row: &mut [T], scale: T) {
+        unsafe { (self.scaled_tanh)(row, scale) }
+    }
+
+    /// φ of the maps that act on single numbers; other maps leave the tile as it is.
+    pub fn map(&self, tile: &mut [T], map: FeatureMap) {
+        unsafe { (self.map)(tile, map) }
+    }
+
+    /// d ← d ⊙ φ′(x) for the same maps.
+    pub fn map_gradient(&self, d_tile: &mut [T], tile: &[T], map: FeatureMap) {
+        unsafe { (self.map_gradient)(d_tile, tile, map) }
+    }
+
+    /// Each row's largest number.
+    pub fn row_maxima(&self, tile: &[T], width: usize, maxima: &mut [T]) {
+        unsafe { (self.row_maxima)(tile, width, maxima) }
+    }
+
+    /// x → factor·exp(x − shift) with a shift per row.
+    pub fn exp_rows(&self, tile: &mut [T], width: usize, shifts: &[T], factor: T) {
+        unsafe { (self.exp_rows)(tile, width, shifts, factor) }
+    }
+
+    /// Inner products of each row with a vector.
+    pub fn row_products(&self, tile: &[T], width: usize, vector: &[T], products: &mut [T]) {
+        unsafe { (self.row_products)(tile, width, vector, products) }
+    }
+
+    /// See [`maps::causal_weights`].
+    pub fn causal_weights(&self, tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]) {
+        assert!(width <= 64 && tile.len() <= width * width);
+        unsafe { (self.causal_weights)(tile, width, cumulative, sums) }
+    }
+
+    /// Rows of whole vectors, with every bound inside.
+    fn check_scores(&self, scores: &[T], width: usize, bounds: &[Bounds]) {
+        assert!(width.is_multiple_of(self.lanes) && scores.len() == width * bounds.len());
+        assert!(bounds.iter().all(|&(low, high)| low >= high || high <= width));
+    }
+}

@@ -1,0 +1,213 @@
+//! Tile products: out (+)= left · right.
+
+use super::super::simd::{Real, Simd};
+
+/// Vectors in a column panel: a right operand is read in panels of `PANEL_VECTORS · LANES` columns.
+pub const PANEL_VECTORS: usize = 2;
+
+/// A left operand: element (i, p) at `i·row + p·col`, so that a transposed tile needs no copy.
+#[derive(Clone, Copy)]
+pub struct Left<'a, T> {
+    pub data: &'a [T],
+    pub row: usize,
+    pub col: usize,
+}
+
+impl<'a, T> Left<'a, T> {
+    /// A row-major tile.
+    pub fn rows(data: &'a [T], row: usize) -> Self {
+        Self { data, row, col: 1 }
+    }
+
+    /// The transpose of a row-major tile.
+    pub fn transposed(data: &'a [T], row: usize) -> Self {
+        Self { data, row: 1, col: row }
+    }
+}
+
+/// A right operand in column panels: element (p, j) at `(j / w)·panel + p·row + j % w` with w the panel width.
+#[derive(Clone, Copy)]
+pub struct Right<'a, T> {
+    pub data: &'a [T],
+    pub row: usize,
+    pub panel: usize,
+}
+
+/// What is left out of a product whose left or result is a causal tile: entries above a diagonal are neither read
+/// nor written. Row i of the tile has its first hidden column at or before i + `offset`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Band {
+    /// Nothing.
+    Full,
+    /// The result: columns j ≥ i + offset may be skipped.
+    Result(i64),
+    /// The left operand: inner indices p ≥ i + offset are zero.
+    Left(i64),
+    /// The left operand transposed: inner indices p with i ≥ p + offset are zero.
+    Transposed(i64),
+}
+
+impl Band {
+    /// Columns and inner range that rows `i..end` need.
+    fn limits(self, i: usize, end: usize, n: usize, k: usize) -> (usize, std::ops::Range<usize>) {
+        let last = (end - 1) as i64;
+        let upto = |limit: i64, size: usize| limit.clamp(0, size as i64) as usize;
+        match self {
+            Self::Full => (n, 0..k),
+            Self::Result(offset) => (upto(last + offset, n), 0..k),
+            Self::Left(offset) => (n, 0..upto(last + offset, k)),
+            Self::Transposed(offset) => (n, upto(i as i64 - offset + 1, k)..k),
+        }
+    }
+}
+
+/// Sizes of a product and what to do with the old result.
+#[derive(Clone, Copy)]
+pub struct Product {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result, a multiple of the vector length.
+    pub n: usize,
+    /// Inner size.
+    pub k: usize,
+    /// Whether the result is added to.
+    pub accumulate: bool,
+    pub band: Band,
+}
+
+/// Panics unless every element that the product touches is inside its slice.
+pub fn check<T>(
+    out: &[T],
+    out_row: usize,
+    left: &Left<'_, T>,
+    right: &Right<'_, T>,
+    size: &Product,
+    panel: usize,
+    lanes: usize,
+) {
+    let Product { m, n, k, .. } = *size;
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(n.is_multiple_of(lanes) && (m - 1) * out_row + n <= out.len());
+    if k > 0 {
+        assert!((m - 1) * left.row + (k - 1) * left.col < left.data.len());
+        let last = (n - 1) / panel;
+        assert!(last * right.panel + (k - 1) * right.row + (n - last * panel) <= right.data.len());
+    }
+}
+
+/// out (+)= left · right.
+///
+/// # Safety
+/// The processor has the instruction set of S, and [`check`] holds.
+#[inline(always)]
+pub unsafe fn multiply<T: Real, S: Simd<T>>(
+    out: &mut [T],
+    out_row: usize,
+    left: Left<'_, T>,
+    right: Right<'_, T>,
+    size: Product,
+) {
+    let width = PANEL_VECTORS * S::LANES;
+    let mut column = 0;
+    while column < size.n {
+        let mut i = 0;
+        while i < size.m {
+            let rows = (size.m - i).min(S::ROWS);
+            let (n, inner) = size.band.limits(i, i + rows, size.n, size.k);
+            if column < n {
+                let k = inner.len();
+                // SAFETY: inside the bounds that `check` has verified.
+                unsafe {
+                    let a = left.data.as_ptr().add(if k > 0 { i * left.row + inner.start * left.col } else { 0 });
+                    let b = right.data.as_ptr().add(if k > 0 {
+                        column / width * right.panel + inner.start * right.row
+                    } else {
+                        0
+                    });
+                    let c = out.as_mut_ptr().add(i * out_row + column);
+                    let strip = Strip {
+                        a,
+                        row: left.row,
+                        col: left.col,
+                        b,
+                        b_row: right.row,
+                        c,
+                        c_row: out_row,
+                        k,
+                        accumulate: size.accumulate,
+                    };
+                    if size.n - column >= width { strip.run::<S, PANEL_VECTORS>(rows) } else { strip.run::<S, 1>(rows) }
+                }
+            }
+            i += rows;
+        }
+        column += width;
+    }
+}
+
+/// A few rows of the result in one column panel.
+struct Strip<T> {
+    a: *const T,
+    row: usize,
+    col: usize,
+    b: *const T,
+    b_row: usize,
+    c: *mut T,
+    c_row: usize,
+    k: usize,
+    accumulate: bool,
+}
+
+impl<T: Real> Strip<T> {
+    /// Splits `rows` into register tiles of a constant number of rows.
+    #[inline(always)]
+    unsafe fn run<S: Simd<T>, const N: usize>(mut self, mut rows: usize) {
+        // SAFETY: every tile lies in the rows that the caller vouches for.
+        unsafe {
+            macro_rules! tiles {
+                ($($m:literal),*) => { $(
+                    while rows >= $m && $m <= S::ROWS {
+                        self.tile::<S, $m, N>();
+                        self.a = self.a.wrapping_add($m * self.row);
+                        self.c = self.c.wrapping_add($m * self.c_row);
+                        rows -= $m;
+                    }
+                )* };
+            }
+            tiles!(8, 6, 4, 2, 1);
+        }
+    }
+
+    /// The result tile of M rows × N vectors, kept in registers over the inner dimension.
+    #[inline(always)]
+    unsafe fn tile<S: Simd<T>, const M: usize, const N: usize>(&self) {
+        // SAFETY: see `run`.
+        unsafe {
+            let mut sums = [[S::splat(T::ZERO); N]; M];
+            let (mut a, mut b) = (self.a, self.b);
+            for _ in 0..self.k {
+                let mut columns = [S::splat(T::ZERO); N];
+                for n in 0..N {
+                    columns[n] = S::load(b.add(n * S::LANES));
+                }
+                for m in 0..M {
+                    let x = S::splat(*a.add(m * self.row));
+                    for n in 0..N {
+                        sums[m][n] = S::fma(x, columns[n], sums[m][n]);
+                    }
+                }
+                a = a.wrapping_add(self.col);
+                b = b.wrapping_add(self.b_row);
+            }
+            for m in 0..M {
+                for n in 0..N {
+                    let to = self.c.add(m * self.c_row + n * S::LANES);
+                    let old = if self.accumulate { S::load(to) } else { S::splat(T::ZERO) };
+                    S::store(to, S::add(old, sums[m][n]));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Scores of a strip of query rows against a tile of keys, turned into weights and back into gradients.
+
+use super::super::simd::{Real, Simd, exp, tanh};
+
+/// The columns of a row that its query sees, inside a tile.
+pub type Bounds = (usize, usize);
+
+/// Zeroes a row outside `bounds` and returns the whole vectors that cover the bounds, their hidden entries set
+/// to `hidden`.
+#[inline(always)]
+fn cover<T: Real>(row: &mut [T], (low, high): Bounds, lanes: usize, hidden: T) -> std::ops::Range<usize> {
+    if low >= high {
+        row.fill(T::ZERO);
+        return 0..0;
+    }
+    let (start, end) = (low / lanes * lanes, high.next_multiple_of(lanes));
+    row[..start].fill(T::ZERO);
+    row[start..low].fill(hidden);
+    row[high..end].fill(hidden);
+    row[end..].fill(T::ZERO);
+    start..end
+}
+
+/// Online-softmax state of a strip: per row the running maximum, the running sum, and the factor that brings
+/// earlier sums to the new maximum.
+pub struct Online<'a, T> {
+    pub maximum: &'a mut [T],
+    pub sum: &'a mut [T],
+    pub rescale: &'a mut [T],
+}
+
+/// Scores → exp(scale·s − maximum) in place, zero where hidden; updates the running state.
+///
+/// # Safety
+/// The processor has the instruction set of S; `width` is a multiple of its lanes.
+#[inline(always)]
+pub unsafe fn softmax<T: Real, S: Simd<T>>(
+    scores: &mut [T],
+    width: usize,
+    bounds: &[Bounds],
+    scale: T,
+    online: &mut Online<'_, T>,
+) {
+    for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
+        let range = cover(row, bounds, S::LANES, T::NEG_INFINITY);
+        online.rescale[r] = T::ONE;
+        if range.is_empty() {
+            continue;
+        }
+        let row = &mut row[range];
+        let old = online.maximum[r];
+        // SAFETY: the row is whole vectors.
+        unsafe {
+            let mut largest = S::splat(T::NEG_INFINITY);
+            for x in row.chunks_exact(S::LANES) {
+                largest = S::max(S::load(x.as_ptr()), largest);
+            }
+            let new = old.larger(S::largest(largest) * scale);
+            if new == T::NEG_INFINITY {
+                row.fill(T::ZERO);
+                continue;
+            }
+            let (scale, shift) = (S::splat(scale), S::splat(-new));
+            let mut sum = S::splat(T::ZERO);
+            for x in row.chunks_exact_mut(S::LANES) {
+                let p = exp::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
+                sum = S::add(sum, p);
+                S::store(x.as_mut_ptr(), p);
+            }
+            if new != old {
+                online.rescale[r] = (old - new).exp();
+                online.maximum[r] = new;
+            }
+            online.sum[r] = online.sum[r] * online.rescale[r] + S::sum(sum);
+        }
+    }
+}
+
+/// Scores → P = exp(scale·s − L), and dP → dS = P ⊙ (dP − δ), both in place, zero where hidden.
+///
+/// # Safety
+/// As [`softmax`].
+#[inline(always)]
+pub unsafe fn softmax_gradient<T: Real, S: Simd<T>>(
+    scores: &mut [T],
+    d_scores: &mut [T],
+    width: usize,
+    bounds: &[Bounds],
+    scale: T,
+    statistic: &[T],
+    delta: &[T],
+) {
+    let rows = scores.chunks_exact_mut(width).zip(d_scores.chunks_exact_mut(width));
+    for (r, ((row, d_row), &bounds)) in rows.zip(bounds).enumerate() {
+        let bounds = if statistic[r] == T::NEG_INFINITY { (0, 0) } else { bounds };
+        let range = cover(row, bounds, S::LANES, T::NEG_INFINITY);
+        cover(d_row, bounds, S::LANES, T::ZERO);
+        let (row, d_row) = (&mut row[range.clone()], &mut d_row[range]);
+        // SAFETY: the rows are whole vectors.
+        unsafe {
+            let (scale, shift, delta) = (S::splat(scale), S::splat(-statistic[r]), S::splat(delta[r]));
+            for (x, d) in row.chunks_exact_mut(S::LANES).zip(d_row.chunks_exact_mut(S::LANES)) {
+                let p = exp::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
+                S::store(x.as_mut_ptr(), p);
+                S::store(d.as_mut_ptr(), S::mul(p, S::sub(S::load(d.as_ptr()), delta)));
+            }
+        }
+    }
+}
+
+/// Scores → relu(scale·s), squared on demand, in place, zero where hidden; adds the row sums to `sums`.
+///
+/// # Safety
+/// As [`softmax`].
+#[inline(always)]
+pub unsafe fn relu<T: Real, S: Simd<T>>(
+    scores: &mut [T],
+    width: usize,
+    bounds: &[Bounds],
+    scale: T,
+    squared: bool,
+    sums: &mut [T],
+) {
+    for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
+        let range = cover(row, bounds, S::LANES, T::ZERO);
+        // SAFETY: the row is whole vectors.
+        unsafe {
+            let (scale, zero) = (S::splat(scale), S::splat(T::ZERO));
+            let mut sum = zero;
+            for x in row[range].chunks_exact_mut(S::LANES) {
+                let s = S::max(zero, S::mul(S::load(x.as_ptr()), scale));
+                let w = if squared { S::mul(s, s) } else { s };
+                sum = S::add(sum, w);
+                S::store(x.as_mut_ptr(), w);
+            }
+            sums[r] += S::sum(sum);
+        }
+    }
+}
+
+/// Scores → weights as in [`relu`], and dP → dS = weight′ ⊙ (dP − δ), both in place, zero where hidden.
+///
+/// # Safety
+/// As [`softmax`].
+#[inline(always)]
+pub unsafe fn relu_gradient<T: Real, S: Simd<T>>(
+    scores: &mut [T],
+    d_scores: &mut [T],
+    width: usize,
+    bounds: &[Bounds],
+    scale: T,
+    squared: bool,
+    delta: &[T],
+) {
+    let rows = scores.chunks_exact_mut(width).zip(d_scores.chunks_exact_mut(width));
+    for (r, ((row, d_row), &bounds)) in rows.zip(bounds).enumerate() {
+        let range = cover(row, bounds, S::LANES, T::ZERO);
+        cover(d_row, bounds, S::LANES, T::ZERO);
+        let (row, d_row) = (&mut row[range.clone()], &mut d_row[range]);
+        // SAFETY: the rows are whole vectors.
+        unsafe {
+            let (scale, zero, one) = (S::splat(scale), S::splat(T::ZERO), S::splat(T::ONE));
+            let delta = S::splat(delta[r]);
+            for (x, d) in row.chunks_exact_mut(S::LANES).zip(d_row.chunks_exact_mut(S::LANES)) {
+                let s = S::max(zero, S::mul(S::load(x.as_ptr()), scale));
+                let slope = if squared { S::add(s, s) } else { S::select_less(zero, s, one, zero) };
+                S::store(x.as_mut_ptr(), if squared { S::mul(s, s) } else { s });
+                let dp = S::sub(S::load(d.as_ptr()), delta);
+                S::store(d.as_mut_ptr(), S::select_less(zero, s, S::mul(slope, dp), zero));
+            }
+        }
+    }
+}
+
+/// x → tanh(scale·x), whole vectors.
+///
+/// # Safety
+/// As [`softmax`].
+#[inline(always)]
+pub unsafe fn scaled_tanh<T: Real, S: Simd<T>>(row: &mut [T], scale: T) {
+    for x in row.chunks_exact_mut(S::LANES) {
+        // SAFETY: a whole vector.
+        unsafe { S::store(x.as_mut_ptr(), tanh::<T, S>(S::mul(S::load(x.as_ptr()), S::splat(scale)))) }
+    }
+}

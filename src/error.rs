@@ -1,0 +1,66 @@
+//! The one error type of the crate.
+
+/// Why an operation refused its input; nothing has been computed when one is returned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor has the wrong rank, shape or layout.
+    #[error("{function}: argument `{argument}` has {got}, needs {needs}")]
+    Shape {
+        /// The public function that was called.
+        function: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// What was passed.
+        got: String,
+        /// What would be accepted.
+        needs: String,
+    },
+    /// A tensor has an element type that does not go with the others or is not supported.
+    #[error("{function}: argument `{argument}` has dtype {got}, needs {needs}")]
+    DType {
+        /// The public function that was called.
+        function: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// The dtype that was passed.
+        got: String,
+        /// The dtypes that would be accepted.
+        needs: String,
+    },
+    /// A scalar option or a tensor's content is outside its range.
+    #[error("{function}: argument `{argument}` is {got}, needs {needs}")]
+    Value {
+        /// The public function that was called.
+        function: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// The value that was passed.
+        got: String,
+        /// The range that would be accepted.
+        needs: String,
+    },
+    /// A tensor lives on a device that the call cannot use.
+    #[error("{function}: argument `{argument}` is on {got}, needs {needs}")]
+    Device {
+        /// The public function that was called.
+        function: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// The device that was passed.
+        got: String,
+        /// The devices that would be accepted.
+        needs: String,
+    },
+    /// A tensor is tracked for gradients where none can be given.
+    #[error("{function}: argument `{argument}` is tracked for gradients but receives none; pass it detached")]
+    NoGradient {
+        /// The public function that was called.
+        function: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+    },
+}
+
+/// The result type of the crate.
+pub type Result<T> = std::result::Result<T, Error>;

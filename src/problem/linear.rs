@@ -1,0 +1,351 @@
+use super::{DType, Operand, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value};
+use crate::gau::GlobalNorm;
+use crate::linear::FeatureMap;
+use crate::performer::FavorMap;
+use crate::transnormer::NormScope;
+use crate::{Error, Result};
+
+/// φ of the linear engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Map {
+    /// A function of the row alone.
+    Plain(FeatureMap),
+    /// FAVOR+ features over m random directions.
+    Favor {
+        /// The kind of features.
+        map: FavorMap,
+        /// m
+        directions: usize,
+    },
+}
+
+impl Map {
+    /// Width of φ(x) for x of width `width`.
+    pub fn feature_width(self, width: usize) -> usize {
+        match self {
+            Self::Plain(map) => map.feature_width(width),
+            Self::Favor { map, directions } => map.feature_width(directions),
+        }
+    }
+
+    /// Whether keys carry a running stabiliser.
+    pub fn is_stabilized(self) -> bool {
+        matches!(self, Self::Favor { map, .. } if map.is_exponential())
+    }
+}
+
+/// Which keys' sum a query reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scan {
+    /// The whole sequence.
+    Full,
+    /// Keys at or before the query (bottom-right aligned when lengths differ).
+    Causal,
+    /// Keys of the chunks before the query's chunk.
+    ChunkExclusive {
+        /// Positions in a chunk, at least 1.
+        chunk: usize,
+    },
+}
+
+impl Scan {
+    /// Causal or full.
+    pub fn new(causal: bool) -> Self {
+        if causal { Self::Causal } else { Self::Full }
+    }
+}
+
+/// The form in which log-decay is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decay {
+    /// None: the sums never shrink.
+    None,
+    /// `[H]`
+    Head,
+    /// `[B, H, M]`
+    Token,
+}
+
+/// What happens to t_i = φ(q_i) S.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LinearFinish {
+    /// Nothing.
+    None,
+    /// Divided by ⟨φ(q_i), z⟩ + ε; a zero divisor gives 0.
+    Normalize {
+        /// ε ≥ 0.
+        epsilon: f64,
+    },
+    /// Divided by √(mean t² + ε).
+    RmsNorm {
+        /// ε > 0.
+        epsilon: f64,
+        /// What the mean runs over.
+        scope: NormScope,
+    },
+    /// Scaled by chunk, for FLASH's global branch.
+    ChunkNorm {
+        /// The scale.
+        norm: GlobalNorm,
+        /// Positions in a chunk.
+        chunk: usize,
+    },
+}
+
+/// Sizes of a linear problem, checked against each other. Output head h of H = max(Hq, Hv) reads query head
+/// h·Hq/H, and so on; the state has max(Hk, Hv) heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearShapes {
+    /// Element type of q, k, v.
+    pub dtype: DType,
+    /// B
+    pub batch: usize,
+    /// Hq
+    pub query_heads: usize,
+    /// Hk
+    pub key_heads: usize,
+    /// Hv
+    pub value_heads: usize,
+    /// N
+    pub queries: usize,
+    /// M
+    pub keys: usize,
+    /// D
+    pub width: usize,
+    /// E
+    pub value_width: usize,
+    /// Form of the log-decay.
+    pub decay: Decay,
+}
+
+impl LinearShapes {
+    /// Checks q [B, Hq, N, D], k [B, Hk, M, D], v [B, Hv, M, E], the key mask [B, M] and the log-decay
+    /// ([state heads] or [B, state heads, M]).
+    pub fn new<T: Operand>(
+        function: &'static str,
+        scan: Scan,
+        q: &T,
+        k: &T,
+        v: &T,
+        key_mask: Option<&T>,
+        log_decay: Option<&T>,
+    ) -> Result<Self> {
+        let dtype = check_qkv(function, q, k, v)?;
+        check_key_mask(function, k, key_mask)?;
+        let mut shapes = Self {
+            dtype,
+            batch: q.dims()[0],
+            query_heads: q.dims()[1],
+            key_heads: k.dims()[1],
+            value_heads: v.dims()[1],
+            queries: q.dims()[2],
+            keys: k.dims()[2],
+            width: q.dims()[3],
+            value_width: v.dims()[3],
+            decay: Decay::None,
+        };
+        shapes.check_heads(function)?;
+        if let Scan::ChunkExclusive { .. } = scan {
+            let needs = [None, None, Some(shapes.queries), None];
+            ensure_shape(function, "k", k, &needs, "[batch, heads, queries, width]: as many keys as queries")?;
+        }
+        if let Some(log_decay) = log_decay {
+            shapes.decay = shapes.check_decay(function, scan, log_decay)?;
+        }
+        Ok(shapes)
+    }
+
+    fn check_heads(&self, function: &'static str) -> Result<()> {
+        let (heads, state_heads) = (self.heads(), self.state_heads());
+        for (argument, count, of) in [
+            ("q", self.query_heads, heads),
+            ("k", state_heads, heads),
+            ("k", self.key_heads, state_heads),
+            ("v", self.value_heads, state_heads),
+        ] {
+            if of % count != 0 {
+                return Err(Error::Shape {
+                    function,
+                    argument,
+                    got: format!("{count} heads"),
+                    needs: format!("a divisor of {of} heads (the larger of the others')"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_decay<T: Operand>(&self, function: &'static str, scan: Scan, log_decay: &T) -> Result<Decay> {
+        let argument = "log_decay";
+        ensure_value(
+            scan == Scan::Causal,
+            function,
+            argument,
+            "given without `causal`",
+            "`causal: true`, or no decay",
+        )?;
+        ensure_dtype(function, argument, log_decay, self.dtype.accumulator(), "the dtype of sums")?;
+        let heads = self.state_heads();
+        match log_decay.dims().len() {
+            1 => {
+                ensure_shape(function, argument, log_decay, &[Some(heads)], "[heads]")?;
+                Ok(Decay::Head)
+            }
+            _ => {
+                let needs = [Some(self.batch), Some(heads), Some(self.keys)];
+                ensure_shape(function, argument, log_decay, &needs, "[batch, heads, keys] (or [heads])")?;
+                Ok(Decay::Token)
+            }
+        }
+    }
+
+    /// Checks ω [m, D] and returns m.
+    pub fn check_omega<T: Operand>(&self, function: &'static str, omega: &T) -> Result<usize> {
+        ensure_shape(function, "omega", omega, &[None, Some(self.width)], "[directions, width of q]")?;
+        ensure_dtype(function, "omega", omega, self.dtype.accumulator(), "the dtype of sums")?;
+        let directions = omega.dims()[0];
+        ensure_value(directions > 0, function, "omega", "empty", "at least one direction")?;
+        Ok(directions)
+    }
+
+    /// H = max(Hq, Hv), the heads of the output.
+    pub fn heads(&self) -> usize {
+        self.query_heads.max(self.value_heads)
+    }
+
+    /// max(Hk, Hv), the heads of the state.
+    pub fn state_heads(&self) -> usize {
+        self.key_heads.max(self.value_heads)
+    }
+
+    /// Position of the first query among the keys, M − N.
+    pub fn offset(&self) -> i64 {
+        self.keys as i64 - self.queries as i64
+    }
+}
+
+/// One computation of the linear engine; see [`LinearOptions`](crate::linear::LinearOptions) for the recurrence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Linear {
+    pub(crate) function: &'static str,
+    pub(crate) shapes: LinearShapes,
+    pub(crate) map: Map,
+    pub(crate) scan: Scan,
+    pub(crate) finish: LinearFinish,
+}
+
+impl Linear {
+    /// Checks the choices against the shapes.
+    pub fn new(
+        function: &'static str,
+        shapes: LinearShapes,
+        map: Map,
+        scan: Scan,
+        finish: LinearFinish,
+    ) -> Result<Self> {
+        match finish {
+            LinearFinish::Normalize { epsilon } => {
+                ensure_value(epsilon.is_finite() && epsilon >= 0.0, function, "epsilon", epsilon, "at least 0")?
+            }
+            LinearFinish::RmsNorm { epsilon, .. } => ensure_value(
+                epsilon.is_finite() && epsilon > 0.0,
+                function,
+                "epsilon",
+                epsilon,
+                "a finite number above 0",
+            )?,
+            LinearFinish::ChunkNorm { chunk, .. } => {
+                ensure_value(chunk > 0, function, "chunk_size", chunk, "at least 1")?
+            }
+            LinearFinish::None => {}
+        }
+        if let Scan::ChunkExclusive { chunk } = scan {
+            ensure_value(chunk > 0, function, "chunk_size", chunk, "at least 1")?;
+            let needs = "a map without stabiliser when chunks are exclusive";
+            ensure_value(!map.is_stabilized(), function, "map", "an exponential FAVOR+ map", needs)?;
+        }
+        Ok(Self { function, shapes, map, scan, finish })
+    }
+
+    /// Sizes and dtype.
+    pub fn shapes(&self) -> &LinearShapes {
+        &self.shapes
+    }
+
+    /// D', the width of the features and of the state.
+    pub fn feature_width(&self) -> usize {
+        self.map.feature_width(self.shapes.width)
+    }
+
+    /// Elements of the output [B, H, N, E].
+    pub fn output_len(&self) -> usize {
+        self.shapes.batch * self.shapes.heads() * self.shapes.queries * self.shapes.value_width
+    }
+
+    /// Elements of the row statistic: the divisor, [B, H, N] or, for a norm over all heads, [B, N]; 0 without one.
+    pub fn statistic_len(&self) -> usize {
+        let rows = self.shapes.batch * self.shapes.queries;
+        match self.finish {
+            LinearFinish::Normalize { .. } | LinearFinish::RmsNorm { scope: NormScope::Head, .. } => {
+                rows * self.shapes.heads()
+            }
+            LinearFinish::RmsNorm { scope: NormScope::AllHeads, .. } => rows,
+            LinearFinish::None | LinearFinish::ChunkNorm { .. } => 0,
+        }
+    }
+
+    /// Shapes of the state.
+    pub fn state_shapes(&self) -> StateShapes {
+        let (batch, heads) = (self.shapes.batch, self.shapes.state_heads());
+        let features = self.feature_width();
+        StateShapes {
+            s: [batch, heads, features, self.shapes.value_width],
+            z: [batch, heads, features],
+            stabilizer: self.map.is_stabilized().then_some([batch, heads]),
+        }
+    }
+
+    /// Checks that ω is there exactly for FAVOR+ maps, with the rows of this problem.
+    pub fn check_omega<T: Operand>(&self, omega: Option<&T>) -> Result<()> {
+        let (needed, needs) = match self.map {
+            Map::Plain(_) => (None, "none: the feature map has no random directions".to_string()),
+            Map::Favor { directions, .. } => (Some(directions), format!("{directions} directions")),
+        };
+        let given = omega.map(|omega| self.shapes.check_omega(self.function, omega)).transpose()?;
+        let got = given.map_or("missing".to_string(), |given| format!("of {given} directions"));
+        ensure_value(given == needed, self.function, "omega", got, &needs)
+    }
+
+    /// Checks the tensors of a state handed in.
+    pub fn check_state<T: Operand>(&self, s: &T, z: &T, stabilizer: Option<&T>) -> Result<()> {
+        let shapes = self.state_shapes();
+        let dtype = self.shapes.dtype.accumulator();
+        let check = |argument, tensor: &T, dims: &[usize], names| {
+            let needs: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
+            ensure_shape(self.function, argument, tensor, &needs, names)?;
+            ensure_dtype(self.function, argument, tensor, dtype, "the dtype of sums")
+        };
+        check("state.s", s, &shapes.s, "[batch, heads, features, value width]")?;
+        check("state.z", z, &shapes.z, "[batch, heads, features]")?;
+        match (stabilizer, shapes.stabilizer) {
+            (Some(tensor), Some(dims)) => check("state.stabilizer", tensor, &dims, "[batch, heads]"),
+            (None, None) => Ok(()),
+            (given, _) => {
+                let got = if given.is_some() { "given" } else { "missing" };
+                let needs = "exactly the states of exponential FAVOR+ features to have one";
+                ensure_value(false, self.function, "state.stabilizer", got, needs)
+            }
+        }
+    }
+}
+
+/// Shapes of a state (S, z, stabiliser), all in the accumulator's dtype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateShapes {
+    /// S: [B, state heads, D', E]
+    pub s: [usize; 4],
+    /// z: [B, state heads, D']
+    pub z: [usize; 3],
+    /// Running stabiliser of exponential FAVOR+ features: [B, state heads]
+    pub stabilizer: Option<[usize; 2]>,
+}

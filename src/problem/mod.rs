@@ -1,0 +1,114 @@
+//! What an engine is asked to compute: validated shapes, dtypes and choices.
+//!
+//! Every error about an argument is worded here, once for all backends; a [`Quadratic`] or [`Linear`] that
+//! exists can be computed.
+
+mod linear;
+mod mask;
+mod quadratic;
+mod view;
+
+pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
+pub use mask::Mask;
+pub use quadratic::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+pub use view::{DType, Operand, Slice, SliceMut, View};
+
+use crate::{Error, Result};
+
+/// Refuses `argument` unless `holds`.
+pub(crate) fn ensure_value(
+    holds: bool,
+    function: &'static str,
+    argument: &'static str,
+    got: impl std::fmt::Display,
+    needs: &str,
+) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(Error::Value { function, argument, got: got.to_string(), needs: needs.to_string() })
+}
+
+/// Refuses `argument` unless its shape is `needs`; a size of `None` is free, `names` words it.
+pub(crate) fn ensure_shape<T: Operand>(
+    function: &'static str,
+    argument: &'static str,
+    operand: &T,
+    needs: &[Option<usize>],
+    names: &str,
+) -> Result<()> {
+    let dims = operand.dims();
+    let fits = dims.len() == needs.len() && dims.iter().zip(needs).all(|(&d, n)| n.is_none_or(|n| n == d));
+    if fits {
+        return Ok(());
+    }
+    let sizes: Vec<String> = needs.iter().map(|n| n.map_or("_".into(), |n| n.to_string())).collect();
+    Err(Error::Shape {
+        function,
+        argument,
+        got: format!("shape {dims:?}"),
+        needs: format!("{names} = [{}]", sizes.join(", ")),
+    })
+}
+
+/// Refuses `argument` unless its dtype is `needs`.
+pub(crate) fn ensure_dtype<T: Operand>(
+    function: &'static str,
+    argument: &'static str,
+    operand: &T,
+    needs: DType,
+    why: &str,
+) -> Result<()> {
+    if operand.dtype() == needs {
+        return Ok(());
+    }
+    Err(Error::DType { function, argument, got: operand.dtype().to_string(), needs: format!("{needs} ({why})") })
+}
+
+/// The checks that both engines share on q [B, Hq, N, D], k [B, Hk, M, D], v [B, Hv, M, E].
+fn check_qkv<T: Operand>(function: &'static str, q: &T, k: &T, v: &T) -> Result<DType> {
+    let free = [None; 4];
+    ensure_shape(function, "q", q, &free, "[batch, heads, queries, width]")?;
+    ensure_shape(function, "k", k, &free, "[batch, key heads, keys, width]")?;
+    ensure_shape(function, "v", v, &free, "[batch, key heads, keys, value width]")?;
+    let dtype = q.dtype();
+    if !dtype.is_float() {
+        return Err(Error::DType {
+            function,
+            argument: "q",
+            got: dtype.to_string(),
+            needs: "f32, f64, f16 or bf16".into(),
+        });
+    }
+    ensure_dtype(function, "k", k, dtype, "that of q")?;
+    ensure_dtype(function, "v", v, dtype, "that of q")?;
+    let (batch, width) = (q.dims()[0], q.dims()[3]);
+    let keys = k.dims()[2];
+    ensure_shape(
+        function,
+        "k",
+        k,
+        &[Some(batch), None, None, Some(width)],
+        "[batch of q, key heads, keys, width of q]",
+    )?;
+    ensure_shape(
+        function,
+        "v",
+        v,
+        &[Some(batch), None, Some(keys), None],
+        "[batch of q, value heads, keys, value width]",
+    )?;
+    for (argument, operand) in [("q", q), ("k", k), ("v", v)] {
+        let dims = operand.dims();
+        ensure_value(dims[1] > 0, function, argument, format!("a tensor of shape {dims:?}"), "at least one head")?;
+        ensure_value(dims[3] > 0, function, argument, format!("a tensor of shape {dims:?}"), "a width of at least 1")?;
+    }
+    Ok(dtype)
+}
+
+fn check_key_mask<T: Operand>(function: &'static str, k: &T, key_mask: Option<&T>) -> Result<()> {
+    let Some(key_mask) = key_mask else { return Ok(()) };
+    let (batch, keys) = (k.dims()[0], k.dims()[2]);
+    ensure_shape(function, "key_mask", key_mask, &[Some(batch), Some(keys)], "[batch, keys]")?;
+    ensure_dtype(function, "key_mask", key_mask, DType::U8, "0 removes a key")
+}

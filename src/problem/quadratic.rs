@@ -1,0 +1,191 @@
+use super::{DType, Mask, Operand, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value};
+use crate::{Error, Result};
+
+/// What a score turns into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Weight {
+    /// exp(s − L), L the log-sum-exp of the row.
+    Softmax,
+    /// max(s, 0)
+    Relu,
+    /// max(s, 0)²
+    ReluSquared,
+}
+
+/// What happens to Σ_j weight_ij v_j.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum QuadraticFinish {
+    /// Nothing.
+    None,
+    /// Times a constant.
+    Scale(f64),
+    /// Divided by Σ_j weight_ij + ε.
+    RowSum {
+        /// ε ≥ 0.
+        epsilon: f64,
+    },
+    /// Divided by √(mean over the row of its squares + ε).
+    RmsNorm {
+        /// ε > 0.
+        epsilon: f64,
+    },
+}
+
+/// Sizes of a quadratic problem, checked against each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuadraticShapes {
+    /// Element type of q, k, v.
+    pub dtype: DType,
+    /// B
+    pub batch: usize,
+    /// H
+    pub heads: usize,
+    /// Hk, a divisor of H
+    pub key_heads: usize,
+    /// N
+    pub queries: usize,
+    /// M
+    pub keys: usize,
+    /// D
+    pub width: usize,
+    /// E
+    pub value_width: usize,
+    /// Heads (1 or H) and radius R of the bias, when there is one.
+    pub bias: Option<(usize, usize)>,
+}
+
+impl QuadraticShapes {
+    /// Checks q [B, H, N, D], k [B, Hk, M, D], v [B, Hk, M, E], the key mask [B, M] and the bias [1 or H, 2R + 1].
+    pub fn new<T: Operand>(
+        function: &'static str,
+        q: &T,
+        k: &T,
+        v: &T,
+        key_mask: Option<&T>,
+        bias: Option<&T>,
+    ) -> Result<Self> {
+        let dtype = check_qkv(function, q, k, v)?;
+        check_key_mask(function, k, key_mask)?;
+        let (heads, key_heads) = (q.dims()[1], k.dims()[1]);
+        if heads % key_heads != 0 {
+            return Err(Error::Shape {
+                function,
+                argument: "k",
+                got: format!("{key_heads} heads"),
+                needs: format!("a divisor of the {heads} heads of q"),
+            });
+        }
+        let needs = [Some(q.dims()[0]), Some(key_heads), Some(k.dims()[2]), None];
+        ensure_shape(function, "v", v, &needs, "[batch, heads of k, keys, value width]")?;
+        let bias = match bias {
+            None => None,
+            Some(bias) => Some(check_bias(function, bias, heads, dtype)?),
+        };
+        Ok(Self {
+            dtype,
+            batch: q.dims()[0],
+            heads,
+            key_heads,
+            queries: q.dims()[2],
+            keys: k.dims()[2],
+            width: q.dims()[3],
+            value_width: v.dims()[3],
+            bias,
+        })
+    }
+
+    /// Position of the first query among the keys, M − N.
+    pub fn offset(&self) -> i64 {
+        self.keys as i64 - self.queries as i64
+    }
+}
+
+fn check_bias<T: Operand>(function: &'static str, bias: &T, heads: usize, dtype: DType) -> Result<(usize, usize)> {
+    ensure_dtype(function, "bias", bias, dtype, "that of q")?;
+    let dims = bias.dims();
+    let fits = dims.len() == 2 && (dims[0] == 1 || dims[0] == heads) && dims[1] % 2 == 1;
+    if !fits {
+        return Err(Error::Shape {
+            function,
+            argument: "bias",
+            got: format!("shape {dims:?}"),
+            needs: format!("[1 or {heads} heads, 2·radius + 1]"),
+        });
+    }
+    Ok((dims[0], dims[1] / 2))
+}
+
+/// One computation of the quadratic engine:
+///
+/// ```text
+/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[j − i]
+/// o_i  = finish_i(Σ_j weight(s_ij) v_j)        over the visible j
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quadratic {
+    pub(crate) function: &'static str,
+    pub(crate) shapes: QuadraticShapes,
+    pub(crate) weight: Weight,
+    pub(crate) mask: Mask,
+    pub(crate) scale: f64,
+    pub(crate) soft_cap: Option<f64>,
+    pub(crate) finish: QuadraticFinish,
+}
+
+impl Quadratic {
+    /// Checks the choices against the shapes.
+    pub fn new(
+        function: &'static str,
+        shapes: QuadraticShapes,
+        weight: Weight,
+        mask: Mask,
+        scale: f64,
+        soft_cap: Option<f64>,
+        finish: QuadraticFinish,
+    ) -> Result<Self> {
+        ensure_value(scale.is_finite(), function, "scale", scale, "a finite number")?;
+        if let Some(cap) = soft_cap {
+            ensure_value(cap.is_finite() && cap > 0.0, function, "soft_cap", cap, "a finite number above 0")?;
+        }
+        if let Mask::Blocks { size, .. } = mask {
+            ensure_value(size > 0, function, "block size", size, "at least 1")?;
+        }
+        match finish {
+            QuadraticFinish::None => {}
+            QuadraticFinish::Scale(scale) => {
+                ensure_value(scale.is_finite(), function, "scale", scale, "a finite number")?
+            }
+            QuadraticFinish::RowSum { epsilon } => {
+                ensure_value(epsilon.is_finite() && epsilon >= 0.0, function, "epsilon", epsilon, "at least 0")?
+            }
+            QuadraticFinish::RmsNorm { epsilon } => ensure_value(
+                epsilon.is_finite() && epsilon > 0.0,
+                function,
+                "epsilon",
+                epsilon,
+                "a finite number above 0",
+            )?,
+        }
+        if let Some((_, radius)) = shapes.bias {
+            let reach = mask.reach(shapes.queries, shapes.keys);
+            let needs = format!("at least {reach}, the largest distance that the mask leaves visible");
+            ensure_value(radius >= reach, function, "bias", format!("of radius {radius}"), &needs)?;
+        }
+        Ok(Self { function, shapes, weight, mask, scale, soft_cap, finish })
+    }
+
+    /// Sizes and dtype.
+    pub fn shapes(&self) -> &QuadraticShapes {
+        &self.shapes
+    }
+
+    /// Elements of the output [B, H, N, E].
+    pub fn output_len(&self) -> usize {
+        self.statistic_len() * self.shapes.value_width
+    }
+
+    /// Elements of the row statistic [B, H, N]: the log-sum-exp (softmax), the divisor (row sum, RMS norm).
+    pub fn statistic_len(&self) -> usize {
+        self.shapes.batch * self.shapes.heads * self.shapes.queries
+    }
+}

@@ -1,0 +1,105 @@
+use super::array::dot;
+use super::quadratic::{Scores, relu_squared, relu_squared_backward};
+use super::{Array, Gradients};
+use crate::gau::{GauNorm, GauOptions};
+
+/// Squared-ReLU attention of q `[B, H, N, D]`, k `[B, Hk, M, D]`, v `[B, Hk, M, E]`:
+///
+/// ```text
+/// s_ij = c ⟨q_i, k_j⟩ + bias[R + j − p_i],   a_ij = r_i relu(s_ij)²,   o_i = Σ_j a_ij v_j
+/// ```
+///
+/// over the visible j. c and r_i are those of [`GauNorm`]: c = 1/M, r = 1 (length); c = 1, r = 1/(M·D) (length and
+/// width); c = 1/√D, r_i = 1/(Σ_j relu(s_ij)² + ε), 0 for a zero divisor (row sum); c = 1/n₀, r = 1 (fixed).
+///
+/// # Panics
+/// If shapes do not fit together, or a visible distance is outside the bias.
+pub fn gau_attention(q: &Array, k: &Array, v: &Array, options: &GauOptions<Array>) -> Array {
+    let scaling = Scaling::new(k, options.norm);
+    scores(q, k, v, options, &scaling).output(|scores| scaling.weights(scores))
+}
+
+/// Gradients of ⟨d_out, o⟩ for [`gau_attention`]; `d_out` is `[B, H, N, E]`. With x = relu(s), da_ij = ⟨do_i, v_j⟩:
+///
+/// ```text
+/// dv_j = Σ_i a_ij do_i,   ds_ij = 2 r_i x_ij da_ij,   for the row sum 2 r_i x_ij (da_ij − Σ_l a_il da_il)
+/// dq_i = c Σ_j ds_ij k_j,   dk_j = c Σ_i ds_ij q_i,   dbias_d = Σ_{j − p_i = d} ds_ij
+/// ```
+///
+/// # Panics
+/// As [`gau_attention`].
+pub fn gau_attention_backward(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    options: &GauOptions<Array>,
+    d_out: &Array,
+) -> Gradients {
+    let scaling = Scaling::new(k, options.norm);
+    scores(q, k, v, options, &scaling).backward(
+        d_out,
+        |scores| scaling.weights(scores),
+        |_, scores, d_weights| scaling.backward(scores, d_weights),
+    )
+}
+
+fn scores<'a>(
+    q: &'a Array,
+    k: &'a Array,
+    v: &'a Array,
+    options: &'a GauOptions<Array>,
+    scaling: &Scaling,
+) -> Scores<'a> {
+    Scores {
+        q,
+        k,
+        v,
+        mask: options.mask,
+        scale: scaling.inside,
+        soft_cap: None,
+        key_mask: options.key_mask.as_ref(),
+        bias: options.bias.as_ref(),
+    }
+}
+
+/// The numbers behind a [`GauNorm`].
+struct Scaling {
+    /// c
+    inside: f64,
+    /// r, unless it is that of the row sum
+    outside: f64,
+    /// ε of the row sum
+    row_sum: Option<f64>,
+}
+
+impl Scaling {
+    fn new(k: &Array, norm: GauNorm) -> Self {
+        let (keys, width) = (k.shape[2] as f64, k.shape[3] as f64);
+        let (inside, outside, row_sum) = match norm {
+            GauNorm::Length => (1.0 / keys, 1.0, None),
+            GauNorm::LengthWidth => (1.0, 1.0 / (keys * width), None),
+            GauNorm::RowSum { epsilon } => (1.0 / width.sqrt(), 1.0, Some(epsilon)),
+            GauNorm::Fixed { length } => (1.0 / length, 1.0, None),
+        };
+        Self { inside, outside, row_sum }
+    }
+
+    /// r_i
+    fn outside(&self, scores: &[f64]) -> f64 {
+        let Some(epsilon) = self.row_sum else { return self.outside };
+        let divisor = relu_squared(scores).iter().sum::<f64>() + epsilon;
+        if divisor == 0.0 { 0.0 } else { 1.0 / divisor }
+    }
+
+    fn weights(&self, scores: &[f64]) -> Vec<f64> {
+        let outside = self.outside(scores);
+        relu_squared(scores).iter().map(|square| outside * square).collect()
+    }
+
+    fn backward(&self, scores: &[f64], d_weights: &[f64]) -> Vec<f64> {
+        let outside = self.outside(scores);
+        let mean = if self.row_sum.is_some() { dot(&self.weights(scores), d_weights) } else { 0.0 };
+        let d_squares: Vec<f64> = d_weights.iter().map(|d| outside * (d - mean)).collect();
+        relu_squared_backward(scores, &d_squares)
+    }
+}

@@ -1,0 +1,102 @@
+use super::array::{assert_shape, dot};
+use super::quadratic::{Scores, rows};
+use super::{Array, Gradients};
+use crate::softmax::SoftmaxOptions;
+
+/// What [`softmax_attention`] returns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SoftmaxOutput {
+    /// o `[B, H, N, E]`
+    pub out: Array,
+    /// L `[B, H, N, 1]`, the logarithm of Σ_j exp(s_ij); −∞ for a row that sees no key.
+    pub log_sum_exp: Array,
+}
+
+/// Softmax attention of q `[B, H, N, D]`, k `[B, Hk, M, D]`, v `[B, Hk, M, E]`:
+///
+/// ```text
+/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[R + j − p_i],   L_i = ln Σ_j exp(s_ij),   o_i = Σ_j exp(s_ij − L_i) v_j
+/// ```
+///
+/// over the visible j; o_i = 0 and L_i = −∞ where there are none.
+///
+/// # Panics
+/// If shapes do not fit together, or a visible distance is outside the bias.
+pub fn softmax_attention(q: &Array, k: &Array, v: &Array, options: &SoftmaxOptions<Array>) -> SoftmaxOutput {
+    let scores = scores(q, k, v, options);
+    let out = scores.output(softmax);
+    let mut log_sum_exp = Array::zeros([out.shape[0], out.shape[1], out.shape[2], 1]);
+    for [b, h, i] in rows(&out) {
+        log_sum_exp.row_mut(b, h, i)[0] = log_sum_exp_of(&scores.row(b, h, i).scores);
+    }
+    SoftmaxOutput { out, log_sum_exp }
+}
+
+/// Gradients of ⟨d_out, o⟩ + ⟨d_log_sum_exp, L⟩ for [`softmax_attention`]; `d_out` is `[B, H, N, E]`,
+/// `d_log_sum_exp` `[B, H, N, 1]`:
+///
+/// ```text
+/// dv_j = Σ_i P_ij do_i,   dP_ij = ⟨do_i, v_j⟩,   ds_ij = P_ij (dP_ij − Σ_l P_il dP_il + dL_i)
+/// dq_i = τ Σ_j cap′ ds_ij k_j,   dk_j = τ Σ_i cap′ ds_ij q_i,   dbias_d = Σ_{j − p_i = d} ds_ij
+/// ```
+///
+/// # Panics
+/// As [`softmax_attention`].
+pub fn softmax_attention_backward(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    options: &SoftmaxOptions<Array>,
+    d_out: &Array,
+    d_log_sum_exp: Option<&Array>,
+) -> Gradients {
+    if let Some(d_log_sum_exp) = d_log_sum_exp {
+        assert_shape("d_log_sum_exp", d_log_sum_exp, [q.shape[0], q.shape[1], q.shape[2], 1]);
+    }
+    scores(q, k, v, options).backward(d_out, softmax, |[b, h, i], row, d_weights| {
+        softmax_backward(row, d_weights, d_log_sum_exp.map_or(0.0, |d| d.row(b, h, i)[0]))
+    })
+}
+
+fn scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a SoftmaxOptions<Array>) -> Scores<'a> {
+    Scores {
+        q,
+        k,
+        v,
+        mask: options.mask,
+        scale: options.scale.unwrap_or(1.0 / (q.shape[3] as f64).sqrt()),
+        soft_cap: options.soft_cap,
+        key_mask: options.key_mask.as_ref(),
+        bias: options.bias.as_ref(),
+    }
+}
+
+/// exp(s)/Σ exp(s); all 0 when every s is −∞.
+pub(super) fn softmax(scores: &[f64]) -> Vec<f64> {
+    if all_removed(scores) {
+        return vec![0.0; scores.len()];
+    }
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    scores.iter().map(|s| (s - max).exp() / sum).collect()
+}
+
+/// ds = P ⊙ (dP − ⟨P, dP⟩ + dL)
+pub(super) fn softmax_backward(scores: &[f64], d_weights: &[f64], d_log_sum_exp: f64) -> Vec<f64> {
+    let weights = softmax(scores);
+    let mean = dot(&weights, d_weights);
+    weights.iter().zip(d_weights).map(|(weight, d)| weight * (d - mean + d_log_sum_exp)).collect()
+}
+
+fn log_sum_exp_of(scores: &[f64]) -> f64 {
+    if all_removed(scores) {
+        return f64::NEG_INFINITY;
+    }
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + scores.iter().map(|s| (s - max).exp()).sum::<f64>().ln()
+}
+
+/// Whether no key is seen: there is none, or the bias of each is −∞.
+fn all_removed(scores: &[f64]) -> bool {
+    scores.iter().all(|&s| s == f64::NEG_INFINITY)
+}

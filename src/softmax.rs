@@ -1,0 +1,43 @@
+//! Softmax attention (Vaswani et al. 2017; computed online as in FlashAttention, Dao et al. 2022).
+
+use crate::Result;
+use crate::problem::{Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+
+/// Choices of `softmax_attention`:
+///
+/// ```text
+/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[j − i],   cap(x) = c·tanh(x/c)
+/// o_i  = Σ_j softmax_j(s_ij) v_j            over the keys j that query i sees
+/// ```
+///
+/// `T` is the tensor type of the layer that is called: candle's `Tensor`, or a
+/// [`View`](crate::problem::View) of a slice.
+#[derive(Debug, Clone)]
+pub struct SoftmaxOptions<T> {
+    /// Which keys a query sees. Default: all.
+    pub mask: Mask,
+    /// τ; `None` is 1/√D.
+    pub scale: Option<f64>,
+    /// Soft-cap c > 0 on the scaled scores, applied before the bias. Default: none.
+    pub soft_cap: Option<f64>,
+    /// `[B, M]` of u8: 0 removes the key for every query. Default: none.
+    pub key_mask: Option<T>,
+    /// `[1 or H, 2R + 1]`: added to the score of a key at distance d = j − i from entry `R + d`.
+    /// Every visible distance must be within R. Default: none.
+    pub bias: Option<T>,
+}
+
+impl<T> Default for SoftmaxOptions<T> {
+    fn default() -> Self {
+        Self { mask: Mask::Full, scale: None, soft_cap: None, key_mask: None, bias: None }
+    }
+}
+
+impl<T: Operand> SoftmaxOptions<T> {
+    /// Checks the operands and describes the computation for an engine.
+    pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Quadratic> {
+        let shapes = QuadraticShapes::new(function, q, k, v, self.key_mask.as_ref(), self.bias.as_ref())?;
+        let scale = self.scale.unwrap_or(1.0 / (shapes.width as f64).sqrt());
+        Quadratic::new(function, shapes, Weight::Softmax, self.mask, scale, self.soft_cap, QuadraticFinish::None)
+    }
+}

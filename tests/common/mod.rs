@@ -1,0 +1,10 @@
+//! Cases, what they are run on, who runs them, and how results are judged.
+
+pub mod backends;
+pub mod buffers;
+pub mod cases;
+pub mod compare;
+pub mod data;
+pub mod plain;
+pub mod random;
+pub mod reference;
