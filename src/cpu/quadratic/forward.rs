@@ -5,11 +5,12 @@ use std::ops::Range;
 use super::super::finish::finish;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
-use super::super::tile::{Band, Left, Online, Product, Verbs};
+use super::super::tile::{Band, Left, Online, Pairs, Product, Verbs};
 use super::super::{check_output, dispatch, parallel};
+use super::precision::{Plain, Precision};
 use super::{Context, Place, QuadraticInputs};
 use crate::Result;
-use crate::problem::{Quadratic, SliceMut, Weight};
+use crate::problem::{DType, Quadratic, SliceMut, Weight};
 
 /// Query rows of a task.
 const BLOCK: usize = 64;
@@ -38,21 +39,26 @@ pub fn forward(
     if let Some(statistic) = &statistic {
         check_output(function, "statistic", statistic, problem.statistic_len(), &[dtype.accumulator()])?;
     }
+    let isa = Isa::current();
+    if let Some(pairs) = Pairs::get(isa).filter(|_| dtype == DType::BF16) {
+        run(&Context::new(problem, inputs, Verbs::<f32>::get(isa)), pairs, out, statistic);
+        return Ok(());
+    }
     dispatch!(dtype, T => {
-        run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), out, statistic);
+        run(&Context::new(problem, inputs, Verbs::<T>::get(isa)), Plain, out, statistic);
     });
     Ok(())
 }
 
 /// Keys and values of one head, as right operands.
-struct Packed<T> {
-    k: Vec<T>,
-    v: Vec<T>,
+struct Packed<X> {
+    k: Vec<X>,
+    v: Vec<X>,
 }
 
 /// A block of queries of one head.
-struct Task<'p, 'o, T> {
-    packed: &'p Packed<T>,
+struct Task<'p, 'o, X> {
+    packed: &'p Packed<X>,
     batch: usize,
     head: usize,
     queries: Range<usize>,
@@ -60,19 +66,26 @@ struct Task<'p, 'o, T> {
     statistic: Option<SliceMut<'o>>,
 }
 
-fn run<T: Number>(context: &Context<'_, T>, mut out: SliceMut<'_>, mut statistic: Option<SliceMut<'_>>) {
+fn run<T: Number, P: Precision<T>>(
+    context: &Context<'_, T>,
+    precision: P,
+    mut out: SliceMut<'_>,
+    mut statistic: Option<SliceMut<'_>>,
+) {
     let shapes = context.shapes();
     let (d, e) = (shapes.width, shapes.value_width);
     let units = shapes.batch * shapes.key_heads;
-    let k_len = context.verbs.panels_len(shapes.keys, d);
-    let v_len = shapes.keys * context.verbs.padded(e);
-    let bytes = (k_len + v_len) * size_of::<T>();
+    let k_len = context.verbs.panels_len(shapes.keys, precision.inner(d));
+    let v_len = precision.inner(shapes.keys) * context.verbs.padded(e);
+    let bytes = (k_len + v_len) * size_of::<P::X>();
     let wave = (PACKED_BYTES / bytes.max(1)).max(rayon::current_num_threads());
     for first in (0..units).step_by(wave) {
         let units = first..(first + wave).min(units);
-        let mut packed: Vec<_> =
-            units.clone().map(|_| Packed { k: vec![T::ZERO; k_len], v: vec![T::ZERO; v_len] }).collect();
-        pack(context, units.start, &mut packed);
+        let mut packed: Vec<_> = units
+            .clone()
+            .map(|_| Packed { k: vec![P::X::default(); k_len], v: vec![P::X::default(); v_len] })
+            .collect();
+        pack(context, precision, units.start, &mut packed);
         let mut tasks = Vec::new();
         for (unit, packed) in units.zip(&packed) {
             let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
@@ -85,60 +98,72 @@ fn run<T: Number>(context: &Context<'_, T>, mut out: SliceMut<'_>, mut statistic
                 }
             }
         }
-        parallel::run(tasks, || Scratch::new(context), |scratch, task| scratch.block(context, task));
+        parallel::run(tasks, || Scratch::new(context, precision), |scratch, task| scratch.block(context, task));
     }
 }
 
 /// Packs the keys and values of consecutive units, cut into chunks of keys. Keys that the mask removes are zeros.
-fn pack<T: Number>(context: &Context<'_, T>, first: usize, packed: &mut [Packed<T>]) {
+fn pack<T: Number, P: Precision<T>>(context: &Context<'_, T>, precision: P, first: usize, packed: &mut [Packed<P::X>]) {
     let (shapes, verbs, inputs) = (context.shapes(), context.verbs, context.inputs);
     let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
     let mut tasks = Vec::new();
     for (index, packed) in packed.iter_mut().enumerate() {
         let (batch, head) = ((first + index) / shapes.key_heads, (first + index) % shapes.key_heads);
-        let chunks = packed.k.chunks_mut(TILE * shapes.width).zip(packed.v.chunks_mut(TILE * e));
+        let chunks = packed
+            .k
+            .chunks_mut(TILE * precision.inner(shapes.width))
+            .zip(packed.v.chunks_mut(precision.inner(TILE) * e));
         for (chunk, (k, v)) in chunks.enumerate() {
             let keys = chunk * TILE..((chunk + 1) * TILE).min(shapes.keys);
             tasks.push((batch, head, keys, k, v));
         }
     }
-    let scratch = || vec![T::ZERO; TILE * d];
+    let scratch = || vec![T::ZERO; TILE * d.max(e)];
     parallel::run(tasks, scratch, |rows, (batch, head, keys, k, v)| {
         let keep = |key| context.keeps(batch, key);
         HeadRows::new(&inputs.k, batch, head).load(keys.clone(), rows, d, keep);
-        verbs.transpose(k, rows, d, keys.len(), shapes.width);
-        HeadRows::new(&inputs.v, batch, head).load(keys, v, e, keep);
+        precision.keys(verbs, k, rows, d, keys.len(), shapes.width);
+        let rows = &mut rows[..keys.len() * e];
+        HeadRows::new(&inputs.v, batch, head).load(keys, rows, e, keep);
+        precision.values(v, rows, e);
     });
 }
 
 /// Tiles of one worker.
-struct Scratch<T> {
+struct Scratch<T: Number, P: Precision<T>> {
+    precision: P,
     q: Vec<T>,
+    narrow_q: Vec<P::X>,
     scores: Vec<T>,
+    narrow_weights: Vec<P::X>,
     sums: Vec<T>,
     maximum: [T; BLOCK],
     sum: [T; BLOCK],
 }
 
-impl<T: Number> Scratch<T> {
-    fn new(context: &Context<'_, T>) -> Self {
+impl<T: Number, P: Precision<T>> Scratch<T, P> {
+    fn new(context: &Context<'_, T>, precision: P) -> Self {
         let padded = |size| context.verbs.padded(size);
         Self {
+            precision,
             q: vec![T::ZERO; BLOCK * padded(context.shapes().width)],
+            narrow_q: vec![P::X::default(); BLOCK * padded(context.shapes().width)],
             scores: vec![T::ZERO; STRIP * TILE],
+            narrow_weights: vec![P::X::default(); STRIP * TILE],
             sums: vec![T::ZERO; BLOCK * padded(context.shapes().value_width)],
             maximum: [T::ZERO; BLOCK],
             sum: [T::ZERO; BLOCK],
         }
     }
 
-    fn block(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, T>) {
+    fn block(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, P::X>) {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let d = verbs.padded(shapes.width);
         HeadRows::new(&context.inputs.q, task.batch, task.head).load(task.queries.clone(), &mut self.q, d, |_| true);
         if context.sign != T::ONE {
             super::multiply_by(&mut self.q, context.sign);
         }
+        self.precision.narrow(&self.q, &mut self.narrow_q);
         self.sums.fill(T::ZERO);
         self.maximum.fill(T::NEG_INFINITY);
         self.sum.fill(T::ZERO);
@@ -154,7 +179,7 @@ impl<T: Number> Scratch<T> {
     }
 
     /// Adds a tile of keys to the rows of a strip.
-    fn strip(&mut self, context: &Context<'_, T>, task: &Task<'_, '_, T>, row: usize, keys: Range<usize>) {
+    fn strip(&mut self, context: &Context<'_, T>, task: &Task<'_, '_, P::X>, row: usize, keys: Range<usize>) {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
         let rows = STRIP.min(task.queries.len() - row);
@@ -171,8 +196,11 @@ impl<T: Number> Scratch<T> {
         let width = verbs.padded(columns);
         let scores = &mut self.scores[..rows * width];
         let size = |n, k, accumulate| Product { m: rows, n, k, accumulate, band: Band::Full };
-        let right = verbs.panels(&task.packed.k[keys.start * shapes.width..], shapes.width);
-        verbs.multiply(scores, width, Left::rows(&self.q[row * d..], d), right, size(width, shapes.width, false));
+        let precision = self.precision;
+        let (d, inner) = (precision.inner(d), precision.inner(shapes.width));
+        let q = &precision.operand(&self.q, &self.narrow_q)[row * d..];
+        let right = verbs.panels(&task.packed.k[keys.start * inner..], inner);
+        precision.multiply(verbs, scores, width, Left::rows(q, d), right, size(width, inner, false));
         let mut scale = context.scale;
         if context.adjusts() {
             let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
@@ -192,11 +220,13 @@ impl<T: Number> Scratch<T> {
         } else {
             verbs.relu(scores, width, bounds, scale, context.squared(), sum);
         }
-        let right = verbs.rows(&task.packed.v[keys.start * e..], e);
-        verbs.multiply(sums, e, Left::rows(scores, width), right, size(e, columns, true));
+        precision.narrow(scores, &mut self.narrow_weights);
+        let weights = Left::rows(precision.operand(scores, &self.narrow_weights), precision.inner(width));
+        let right = verbs.rows(&task.packed.v[precision.inner(keys.start) * e..], e);
+        precision.multiply(verbs, sums, e, weights, right, size(e, precision.inner(columns), true));
     }
 
-    fn store(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, T>) {
+    fn store(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, P::X>) {
         let (shapes, problem) = (context.shapes(), context.problem);
         let (e, padded) = (shapes.value_width, context.verbs.padded(shapes.value_width));
         let rows = task.queries.len();

@@ -2,6 +2,7 @@
 
 mod backward;
 mod forward;
+mod precision;
 
 pub use backward::{QuadraticGradients, QuadraticSaved, backward};
 pub use forward::forward;

@@ -1,19 +1,50 @@
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{MultiplyAdd, Simd};
 
 /// 16 × f32 or 8 × f64.
 #[derive(Clone, Copy)]
 pub struct Avx512;
 
-/// [`Avx512`] with bf16 dot products.
-#[derive(Clone, Copy)]
-pub struct Avx512Bf16;
+/// Pairs of bf16 as operands, each pair one step of a product: AVX512_BF16.
+pub struct Avx512Pairs;
 
-impl Avx512Bf16 {
-    /// Whether this processor has them.
-    pub fn is_available() -> bool {
-        super::Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
+// SAFETY of all: the caller has AVX-512 and AVX512_BF16, and its pointers are valid for LANES elements.
+impl MultiplyAdd<f32, Avx512> for Avx512Pairs {
+    /// The first of the pair in the low half.
+    type X = u32;
+    type V = __m512i;
+
+    #[inline(always)]
+    unsafe fn splat(x: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x as i32) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const u32) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: __m512i, b: __m512i, c: __m512) -> __m512 {
+        // SAFETY: the types differ in name only.
+        unsafe {
+            _mm512_dpbf16_ps(
+                c,
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            )
+        }
+    }
+}
+
+impl Avx512Pairs {
+    /// Rounds 16 numbers to 8 pairs.
+    #[inline(always)]
+    pub unsafe fn narrow(from: *const f32, to: *mut u32) {
+        // SAFETY: the caller vouches for 16 readable and 8 writable elements, and for the instruction set.
+        unsafe {
+            let pairs = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
+            _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(pairs));
+        }
     }
 }
 

@@ -15,7 +15,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx512::Avx512;
+pub(super) use avx512::{Avx512, Avx512Pairs};
 pub(super) use exp::{exp, sigmoid, tanh};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
@@ -27,7 +27,9 @@ use std::sync::OnceLock;
 /// An instruction set that the CPU backend has code for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// AVX-512 F, BW, DQ and VL; bf16 dot products where the processor has AVX512_BF16.
+    /// AVX-512 with bf16 dot products, which the quadratic engine uses for bf16 operands.
+    Avx512Bf16,
+    /// AVX-512 F, BW, DQ and VL.
     Avx512,
     /// AVX2 and FMA.
     Avx2,
@@ -39,11 +41,13 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets, fastest first.
-    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
+    pub const ALL: [Self; 5] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Neon, Self::Portable];
 
     /// Whether this processor has it.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => is_x86_feature_detected!("avx512bf16") && Self::Avx512.is_available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -63,7 +67,7 @@ impl Isa {
     }
 
     /// The fastest available one, or the one that the environment variable `ATTN_KERNELS_ISA` names
-    /// (`avx512`, `avx2`, `neon`, `portable`; ignored when unknown or not available). Read once.
+    /// (`avx512bf16`, `avx512`, `avx2`, `neon`, `portable`; ignored when unknown or not available). Read once.
     pub fn detect() -> Self {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
@@ -97,6 +101,7 @@ impl Isa {
     /// Name in lower case.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Neon => "neon",
@@ -235,4 +240,39 @@ pub(super) trait Simd<T: Real>: Copy + 'static {
     unsafe fn scale_by_power_of_two(x: Self::V, n: Self::V) -> Self::V;
     unsafe fn sum(x: Self::V) -> T;
     unsafe fn largest(x: Self::V) -> T;
+}
+
+/// The multiply-add of a product: operands X, sums in the vectors of S.
+pub(super) trait MultiplyAdd<T: Real, S: Simd<T>> {
+    /// An element of an operand.
+    type X: Copy;
+    /// `S::LANES` of them.
+    type V: Copy;
+
+    unsafe fn splat(x: Self::X) -> Self::V;
+    unsafe fn load(from: *const Self::X) -> Self::V;
+    /// a·b + c
+    unsafe fn multiply_add(a: Self::V, b: Self::V, c: S::V) -> S::V;
+}
+
+/// Operands of the type of the sums.
+pub(super) struct Plain;
+
+// SAFETY: as the operations of S.
+impl<T: Real, S: Simd<T>> MultiplyAdd<T, S> for Plain {
+    type X = T;
+    type V = S::V;
+
+    #[inline(always)]
+    unsafe fn splat(x: T) -> S::V {
+        unsafe { S::splat(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const T) -> S::V {
+        unsafe { S::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: S::V, b: S::V, c: S::V) -> S::V {
+        unsafe { S::fma(a, b, c) }
+    }
 }

@@ -5,12 +5,15 @@
 
 mod maps;
 mod multiply;
+mod pairs;
 mod scores;
 mod transpose;
 
 use multiply::PANEL_VECTORS;
 pub use multiply::{Band, Left, Product, Right};
+pub use pairs::Pairs;
 pub use scores::{Bounds, Online};
+use transpose::transpose;
 
 #[cfg(target_arch = "aarch64")]
 use super::simd::Neon;
@@ -60,7 +63,7 @@ macro_rules! tables {
     ($t:ty, $isa:expr) => {
         match $isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if Isa::Avx512.is_available() => {
+            Isa::Avx512Bf16 | Isa::Avx512 if Isa::Avx512.is_available() => {
                 static TABLE: Verbs<$t> = avx512::table();
                 &TABLE
             }
@@ -83,8 +86,7 @@ macro_rules! tables {
 }
 
 verbs! {
-    multiply = multiply::multiply(out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product);
-    transpose = transpose::transpose(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
+    multiply = multiply::plain(out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
         scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: &[T]
@@ -137,12 +139,12 @@ impl<T: Real> Verbs<T> {
     }
 
     /// A right operand that is row-major.
-    pub fn rows<'a>(&self, data: &'a [T], row: usize) -> Right<'a, T> {
+    pub fn rows<'a, X>(&self, data: &'a [X], row: usize) -> Right<'a, X> {
         Right { data, row, panel: self.panel }
     }
 
     /// A right operand that `transpose` has written, for rows of `width`.
-    pub fn panels<'a>(&self, data: &'a [T], width: usize) -> Right<'a, T> {
+    pub fn panels<'a, X>(&self, data: &'a [X], width: usize) -> Right<'a, X> {
         Right { data, row: self.panel, panel: self.panel * width }
     }
 
@@ -154,7 +156,7 @@ impl<T: Real> Verbs<T> {
 
     /// Writes the panels of the transpose of `rows` rows of `width` numbers.
     pub fn transpose(&self, into: &mut [T], from: &[T], row: usize, rows: usize, width: usize) {
-        unsafe { (self.transpose)(into, from, row, rows, width) }
+        transpose(into, from, row, rows, width, self.panel);
     }
 
     /// See [`scores::softmax`].

@@ -1,6 +1,6 @@
 //! Tile products: out (+)= left · right.
 
-use super::super::simd::{Real, Simd};
+use super::super::simd::{MultiplyAdd, Plain, Real, Simd};
 
 /// Vectors in a column panel: a right operand is read in panels of `PANEL_VECTORS · LANES` columns.
 pub const PANEL_VECTORS: usize = 2;
@@ -76,11 +76,11 @@ pub struct Product {
 }
 
 /// Panics unless every element that the product touches is inside its slice.
-pub fn check<T>(
+pub fn check<T, X>(
     out: &[T],
     out_row: usize,
-    left: &Left<'_, T>,
-    right: &Right<'_, T>,
+    left: &Left<'_, X>,
+    right: &Right<'_, X>,
     size: &Product,
     panel: usize,
     lanes: usize,
@@ -102,11 +102,11 @@ pub fn check<T>(
 /// # Safety
 /// The processor has the instruction set of S, and [`check`] holds.
 #[inline(always)]
-pub unsafe fn multiply<T: Real, S: Simd<T>>(
+pub unsafe fn multiply<T: Real, S: Simd<T>, M: MultiplyAdd<T, S>>(
     out: &mut [T],
     out_row: usize,
-    left: Left<'_, T>,
-    right: Right<'_, T>,
+    left: Left<'_, M::X>,
+    right: Right<'_, M::X>,
     size: Product,
 ) {
     let width = PANEL_VECTORS * S::LANES;
@@ -138,7 +138,11 @@ pub unsafe fn multiply<T: Real, S: Simd<T>>(
                         k,
                         accumulate: size.accumulate,
                     };
-                    if size.n - column >= width { strip.run::<S, PANEL_VECTORS>(rows) } else { strip.run::<S, 1>(rows) }
+                    if size.n - column >= width {
+                        strip.run::<S, M, PANEL_VECTORS>(rows)
+                    } else {
+                        strip.run::<S, M, 1>(rows)
+                    }
                 }
             }
             i += rows;
@@ -147,12 +151,28 @@ pub unsafe fn multiply<T: Real, S: Simd<T>>(
     }
 }
 
+/// [`multiply`] with operands of the type of the sums.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+pub unsafe fn plain<T: Real, S: Simd<T>>(
+    out: &mut [T],
+    row: usize,
+    left: Left<'_, T>,
+    right: Right<'_, T>,
+    size: Product,
+) {
+    // SAFETY: the caller's.
+    unsafe { multiply::<T, S, Plain>(out, row, left, right, size) }
+}
+
 /// A few rows of the result in one column panel.
-struct Strip<T> {
-    a: *const T,
+struct Strip<T, X> {
+    a: *const X,
     row: usize,
     col: usize,
-    b: *const T,
+    b: *const X,
     b_row: usize,
     c: *mut T,
     c_row: usize,
@@ -160,16 +180,16 @@ struct Strip<T> {
     accumulate: bool,
 }
 
-impl<T: Real> Strip<T> {
+impl<T: Real, X: Copy> Strip<T, X> {
     /// Splits `rows` into register tiles of a constant number of rows.
     #[inline(always)]
-    unsafe fn run<S: Simd<T>, const N: usize>(mut self, mut rows: usize) {
+    unsafe fn run<S: Simd<T>, M: MultiplyAdd<T, S, X = X>, const N: usize>(mut self, mut rows: usize) {
         // SAFETY: every tile lies in the rows that the caller vouches for.
         unsafe {
             macro_rules! tiles {
                 ($($m:literal),*) => { $(
                     while rows >= $m && $m <= S::ROWS {
-                        self.tile::<S, $m, N>();
+                        self.tile::<S, M, $m, N>();
                         self.a = self.a.wrapping_add($m * self.row);
                         self.c = self.c.wrapping_add($m * self.c_row);
                         rows -= $m;
@@ -180,28 +200,28 @@ impl<T: Real> Strip<T> {
         }
     }
 
-    /// The result tile of M rows × N vectors, kept in registers over the inner dimension.
+    /// The result tile of ROWS rows × N vectors, kept in registers over the inner dimension.
     #[inline(always)]
-    unsafe fn tile<S: Simd<T>, const M: usize, const N: usize>(&self) {
+    unsafe fn tile<S: Simd<T>, M: MultiplyAdd<T, S, X = X>, const ROWS: usize, const N: usize>(&self) {
         // SAFETY: see `run`.
         unsafe {
-            let mut sums = [[S::splat(T::ZERO); N]; M];
+            let mut sums = [[S::splat(T::ZERO); N]; ROWS];
             let (mut a, mut b) = (self.a, self.b);
             for _ in 0..self.k {
-                let mut columns = [S::splat(T::ZERO); N];
-                for n in 0..N {
-                    columns[n] = S::load(b.add(n * S::LANES));
+                let mut columns = [M::load(b); N];
+                for n in 1..N {
+                    columns[n] = M::load(b.add(n * S::LANES));
                 }
-                for m in 0..M {
-                    let x = S::splat(*a.add(m * self.row));
+                for m in 0..ROWS {
+                    let x = M::splat(*a.add(m * self.row));
                     for n in 0..N {
-                        sums[m][n] = S::fma(x, columns[n], sums[m][n]);
+                        sums[m][n] = M::multiply_add(x, columns[n], sums[m][n]);
                     }
                 }
                 a = a.wrapping_add(self.col);
                 b = b.wrapping_add(self.b_row);
             }
-            for m in 0..M {
+            for m in 0..ROWS {
                 for n in 0..N {
                     let to = self.c.add(m * self.c_row + n * S::LANES);
                     let old = if self.accumulate { S::load(to) } else { S::splat(T::ZERO) };

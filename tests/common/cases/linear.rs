@@ -1,0 +1,93 @@
+//! Linear attention.
+
+use attn_kernels::linear::{FeatureMap, LinearOptions};
+use attn_kernels::problem::DType;
+
+use super::{Case, Extra, Operation, in_all_layouts};
+
+pub fn linear() -> Vec<Case> {
+    use FeatureMap::*;
+    let case = |why, options: LinearOptions<Extra>| Case::new(why, Operation::Linear(options));
+    let full = |map| LinearOptions { map, ..Default::default() };
+    let causal = |map| LinearOptions { causal: true, ..full(map) };
+    let raw = |options: LinearOptions<Extra>| LinearOptions { normalizer: None, ..options };
+    let decayed = |map, decay| LinearOptions { log_decay: Some(decay), ..causal(map) };
+    let masked = |options, key_mask| LinearOptions { key_mask: Some(key_mask), ..options };
+    in_all_layouts(vec![
+        case("no token", causal(EluPlusOne)).lengths(0, 0),
+        case("no key", full(EluPlusOne)).lengths(5, 0),
+        case("no key, causal, after some", causal(EluPlusOne)).lengths(0, 0).after(4),
+        case("no query: the state still takes the keys", causal(Relu)).lengths(0, 70),
+        case("no query, full", full(Relu)).lengths(0, 9),
+        case("no batch entry", causal(EluPlusOne)).batch(0),
+        case("one token", causal(EluPlusOne)).lengths(1, 1),
+        case("one token after many", causal(EluPlusOne)).lengths(1, 1).after(100),
+        case("one token, per-token decay, after many", raw(decayed(Silu, Extra::PerToken))).lengths(1, 1).after(70),
+        case("a tile less one", causal(EluPlusOne)).lengths(63, 63).batch(2),
+        case("one tile", causal(EluPlusOne)).lengths(64, 64),
+        case("a tile and one", causal(EluPlusOne)).lengths(65, 65),
+        case("several tiles", causal(EluPlusOne)).lengths(200, 200).batch(2).heads(3, 3, 3),
+        case("one head in segments", causal(EluPlusOne)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
+        case("one head in segments after a state", causal(Relu)).lengths(1400, 1400).heads(1, 1, 1).widths(3, 5).after(70),
+        case("full, one head in segments", full(EluPlusOne)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
+        case("full", full(EluPlusOne)).lengths(130, 200),
+        case("full after a state", full(EluPlusOne)).lengths(70, 130).after(33),
+        case("full, more queries than keys", raw(full(Silu))).lengths(200, 70),
+        case("causal, more keys than queries", causal(EluPlusOne)).lengths(50, 190),
+        case("causal, more queries than keys", causal(EluPlusOne)).lengths(190, 50),
+        case("identity, not normalised", raw(causal(Identity))).lengths(130, 130),
+        case("relu", causal(Relu)).lengths(90, 90),
+        case("relu², full", full(ReluSquared)).lengths(90, 90),
+        case("silu, not normalised", raw(causal(Silu))).lengths(90, 90),
+        case("exp", causal(Exp)).lengths(90, 90),
+        case("softmax over features", causal(Softmax)).lengths(90, 90),
+        case("softmax over features, full, width 40", full(Softmax)).lengths(90, 90).widths(40, 20),
+        case("Taylor", causal(Taylor)).lengths(90, 90).widths(7, 20),
+        case("Taylor, full, not normalised", raw(full(Taylor))).lengths(70, 70).widths(16, 16),
+        case("cosine", causal(Cosine)).lengths(90, 90).widths(59, 40),
+        case("cosine, not normalised, full", raw(full(Cosine))).lengths(70, 90).widths(3, 8),
+        case("width 1", causal(EluPlusOne)).widths(1, 1).lengths(70, 70),
+        case("width 3", causal(Exp)).widths(3, 3).lengths(130, 130),
+        case("widths 40 and 59", causal(EluPlusOne)).widths(40, 59).lengths(100, 100),
+        case("widths 111 and 40, full", full(EluPlusOne)).widths(111, 40).lengths(100, 100),
+        case("widest head", causal(EluPlusOne)).widths(512, 512).lengths(70, 70).heads(1, 1, 1),
+        case("widest values", raw(causal(Identity)))
+            .widths(64, 2048)
+            .lengths(66, 66)
+            .heads(1, 1, 1)
+            .only(&[DType::F32, DType::F16]),
+        case("decay per head", decayed(EluPlusOne, Extra::PerHead)).lengths(200, 200),
+        case("RetNet: decay per head, no map or norm", raw(decayed(Identity, Extra::PerHead))).lengths(130, 130).after(20),
+        case("decay per token", decayed(EluPlusOne, Extra::PerToken)).lengths(200, 200).batch(2),
+        case("SSD: shared q and k, many value heads", raw(decayed(Identity, Extra::PerToken)))
+            .heads(1, 1, 4)
+            .lengths(130, 130)
+            .batch(2),
+        case("decay per token, in segments", raw(decayed(Silu, Extra::PerToken)))
+            .lengths(1100, 1100)
+            .heads(1, 1, 1)
+            .widths(6, 8),
+        case("decay per head, in segments", decayed(Relu, Extra::PerHead)).lengths(1100, 1100).heads(1, 1, 1).widths(6, 8),
+        case("decay that underflows", decayed(EluPlusOne, Extra::Strong)).lengths(150, 150),
+        case("decay that underflows, after a state", raw(decayed(Identity, Extra::Strong))).lengths(90, 90).after(40),
+        case("decay of 0", decayed(EluPlusOne, Extra::Zero)).lengths(130, 130),
+        case("decay, more keys than queries", decayed(EluPlusOne, Extra::PerToken)).lengths(40, 170),
+        case("decay, more queries than keys", decayed(EluPlusOne, Extra::PerToken)).lengths(170, 70),
+        case("decay, key mask, after a state", masked(decayed(EluPlusOne, Extra::PerToken), Extra::SomeKeys))
+            .lengths(140, 140)
+            .batch(2)
+            .after(30),
+        case("grouped heads", causal(EluPlusOne)).heads(6, 2, 2).lengths(130, 130).batch(2),
+        case("grouped heads with decay", decayed(EluPlusOne, Extra::PerHead)).heads(4, 2, 2).lengths(130, 130),
+        case("more value heads than key heads", causal(EluPlusOne)).heads(4, 2, 4).lengths(90, 90),
+        case("few queries heads, many value heads, full", full(EluPlusOne)).heads(2, 1, 6).lengths(90, 70).batch(2),
+        case("fewer value heads than key heads", raw(causal(Silu))).heads(4, 4, 2).lengths(90, 90),
+        case("key mask", masked(causal(EluPlusOne), Extra::SomeKeys)).batch(2).lengths(140, 140),
+        case("key mask, full, not normalised", raw(masked(full(Exp), Extra::SomeKeys))).batch(2).lengths(70, 140),
+        case("all keys masked", masked(causal(EluPlusOne), Extra::NoKeys)).batch(2),
+        case("all keys masked, full, ε 0", masked(LinearOptions { normalizer: Some(0.0), ..full(Relu) }, Extra::NoKeys))
+            .batch(2),
+        case("large ε", LinearOptions { normalizer: Some(10.0), ..causal(EluPlusOne) }),
+        case("more than 65 535 heads", causal(EluPlusOne)).many_heads(),
+    ])
+}

@@ -1,0 +1,223 @@
+//! Cases are data: what is computed on which sizes, and why.
+
+mod linear;
+mod mixed_chunk;
+mod norm;
+mod performer;
+mod quadratic;
+
+use attn_kernels::gau::{GauOptions, MixedChunkOptions};
+use attn_kernels::linear::LinearOptions;
+use attn_kernels::performer::PerformerOptions;
+use attn_kernels::problem::DType;
+use attn_kernels::softmax::SoftmaxOptions;
+use attn_kernels::transnormer::{DiagOptions, NormOptions};
+
+use super::buffers::Layout;
+
+pub use linear::linear;
+pub use mixed_chunk::mixed_chunk;
+pub use norm::norm;
+pub use performer::performer;
+pub use quadratic::{diag, gau, softmax};
+
+/// How an optional tensor of the options is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// Key mask: the first key and about a quarter of the others removed, not the same ones in every batch entry.
+    SomeKeys,
+    /// Key mask: as `SomeKeys`, and batch entry 0 keeps none.
+    NoKeys,
+    /// Bias: one row for all heads.
+    Shared,
+    /// Bias or log-decay.
+    PerHead,
+    /// Log-decay of about −0.1.
+    PerToken,
+    /// Log-decay per token, 0 or about −30: products of a few factors underflow.
+    Strong,
+    /// Log-decay per token, all 0.
+    Zero,
+}
+
+/// A public operation with its options.
+#[derive(Debug, Clone)]
+pub enum Operation {
+    Softmax(SoftmaxOptions<Extra>),
+    Diag(DiagOptions<Extra>),
+    Gau(GauOptions<Extra>),
+    Linear(LinearOptions<Extra>),
+    /// With the number of random directions.
+    Performer(PerformerOptions<Extra>, usize),
+    Norm(NormOptions<Extra>),
+    MixedChunk(MixedChunkOptions<Extra>),
+}
+
+impl Operation {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Softmax(_) => "softmax_attention",
+            Self::Diag(_) => "diag_attention",
+            Self::Gau(_) => "gau_attention",
+            Self::Linear(_) => "linear_attention",
+            Self::Performer(..) => "performer_attention",
+            Self::Norm(_) => "norm_attention",
+            Self::MixedChunk(_) => "mixed_chunk_attention",
+        }
+    }
+
+    pub fn key_mask(&self) -> Option<Extra> {
+        match self {
+            Self::Softmax(options) => options.key_mask,
+            Self::Diag(options) => options.key_mask,
+            Self::Gau(options) => options.key_mask,
+            Self::Linear(options) => options.key_mask,
+            Self::Performer(options, _) => options.key_mask,
+            Self::Norm(options) => options.key_mask,
+            Self::MixedChunk(options) => options.key_mask,
+        }
+    }
+
+    pub fn bias(&self) -> Option<Extra> {
+        match self {
+            Self::Softmax(options) => options.bias,
+            Self::Gau(options) => options.bias,
+            Self::MixedChunk(options) => options.bias,
+            _ => None,
+        }
+    }
+
+    pub fn log_decay(&self) -> Option<Extra> {
+        match self {
+            Self::Linear(options) => options.log_decay,
+            Self::Norm(options) => options.log_decay,
+            _ => None,
+        }
+    }
+
+    /// Whether there are forms that take and return a state.
+    pub fn has_state(&self) -> bool {
+        matches!(self, Self::Linear(_) | Self::Performer(..) | Self::Norm(_))
+    }
+}
+
+/// One computation.
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub why: &'static str,
+    pub operation: Operation,
+    pub batch: usize,
+    /// Of q, k, v.
+    pub heads: [usize; 3],
+    pub queries: usize,
+    pub keys: usize,
+    pub width: usize,
+    pub value_width: usize,
+    /// Standard deviation of q and k; v is standard normal.
+    pub std: f64,
+    /// Tokens whose state is handed in; 0 hands in none.
+    pub prefix: usize,
+    /// Whether the log-sum-exp has a gradient.
+    pub lse_gradient: bool,
+    pub layout: Layout,
+    pub dtypes: &'static [DType],
+}
+
+pub const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
+
+impl Case {
+    /// Two heads, 65 queries and keys, widths 16 and 20.
+    pub fn new(why: &'static str, operation: Operation) -> Self {
+        Self {
+            why,
+            operation,
+            batch: 1,
+            heads: [2; 3],
+            queries: 65,
+            keys: 65,
+            width: 16,
+            value_width: 20,
+            std: 1.0,
+            prefix: 0,
+            lse_gradient: false,
+            layout: Layout::Contiguous,
+            dtypes: &FLOATS,
+        }
+    }
+
+    pub fn batch(self, batch: usize) -> Self {
+        Self { batch, ..self }
+    }
+
+    pub fn heads(self, q: usize, k: usize, v: usize) -> Self {
+        Self { heads: [q, k, v], ..self }
+    }
+
+    pub fn lengths(self, queries: usize, keys: usize) -> Self {
+        Self { queries, keys, ..self }
+    }
+
+    pub fn widths(self, width: usize, value_width: usize) -> Self {
+        Self { width, value_width, ..self }
+    }
+
+    pub fn std(self, std: f64) -> Self {
+        Self { std, ..self }
+    }
+
+    /// With the state of `prefix` tokens.
+    pub fn after(self, prefix: usize) -> Self {
+        Self { prefix, ..self }
+    }
+
+    pub fn with_lse_gradient(self) -> Self {
+        Self { lse_gradient: true, ..self }
+    }
+
+    pub fn only(self, dtypes: &'static [DType]) -> Self {
+        Self { dtypes, ..self }
+    }
+
+    /// More than 65 535 batch entries times heads, of one or two tokens.
+    fn many_heads(self) -> Self {
+        self.batch(257).heads(256, 256, 256).lengths(2, 2).widths(2, 3).only(&[DType::F32])
+    }
+
+    /// Heads of the state.
+    pub fn state_heads(&self) -> usize {
+        self.heads[1].max(self.heads[2])
+    }
+
+    /// Heads of the output.
+    pub fn output_heads(&self) -> usize {
+        self.heads[0].max(self.heads[2])
+    }
+
+    /// Width of the global branch of mixed chunks.
+    pub fn global_width(&self) -> usize {
+        self.width + 3
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { why, operation, batch, heads, queries, keys, width, value_width, prefix, layout, .. } = self;
+        write!(
+            f,
+            "{} ({why}): B {batch}, H {heads:?}, N {queries}, M {keys}, D {width}, E {value_width}, after {prefix}, \
+             {layout:?}; {operation:?}",
+            operation.name()
+        )
+    }
+}
+
+/// Gives the cases of an operation different layouts in turn.
+fn in_all_layouts(cases: Vec<Case>) -> Vec<Case> {
+    let layouts = Layout::ALL.into_iter().cycle();
+    cases.into_iter().zip(layouts).map(|(case, layout)| Case { layout, ..case }).collect()
+}
+
+/// All cases of all operations.
+pub fn all() -> Vec<Case> {
+    [softmax(), diag(), gau(), linear(), performer(), norm(), mixed_chunk()].concat()
+}

@@ -1,0 +1,63 @@
+//! NormAttention of TransNormer.
+
+use attn_kernels::linear::FeatureMap;
+use attn_kernels::problem::DType;
+use attn_kernels::transnormer::{NormOptions, NormScope};
+
+use super::{Case, Extra, Operation, in_all_layouts};
+
+pub fn norm() -> Vec<Case> {
+    use FeatureMap::*;
+    let case = |why, options: NormOptions<Extra>| Case::new(why, Operation::Norm(options));
+    let full = |map| NormOptions { map, ..Default::default() };
+    let causal = |map| NormOptions { causal: true, ..full(map) };
+    let together = |options: NormOptions<Extra>| NormOptions { norm: NormScope::AllHeads, ..options };
+    let decayed = |map, decay| NormOptions { log_decay: Some(decay), ..causal(map) };
+    let masked = |options, key_mask| NormOptions { key_mask: Some(key_mask), ..options };
+    in_all_layouts(vec![
+        case("no token", causal(EluPlusOne)).lengths(0, 0),
+        case("no key", full(EluPlusOne)).lengths(5, 0),
+        case("no key, all heads", together(full(EluPlusOne))).lengths(5, 0),
+        case("one token", causal(EluPlusOne)).lengths(1, 1),
+        case("one token, all heads, after many", together(causal(EluPlusOne))).lengths(1, 1).after(90),
+        case("a tile less one", causal(EluPlusOne)).lengths(63, 63).batch(2),
+        case("one tile", together(causal(EluPlusOne))).lengths(64, 64),
+        case("a tile and one", causal(EluPlusOne)).lengths(65, 65),
+        case("several tiles", causal(EluPlusOne)).lengths(200, 200).batch(2).heads(3, 3, 3),
+        case("several tiles, all heads", together(causal(EluPlusOne))).lengths(200, 200).batch(2).heads(3, 3, 3),
+        case("one head in segments", causal(EluPlusOne)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
+        case("full, in segments, all heads", together(full(EluPlusOne))).lengths(1000, 1000).widths(8, 8),
+        case("full", full(EluPlusOne)).lengths(130, 200),
+        case("full after a state", together(full(Relu))).lengths(70, 130).after(33),
+        case("causal, more keys than queries", causal(EluPlusOne)).lengths(50, 190),
+        case("causal, more queries than keys", together(causal(EluPlusOne))).lengths(190, 50),
+        case("identity", causal(Identity)).lengths(130, 130),
+        case("relu, all heads", together(causal(Relu))).lengths(90, 90),
+        case("silu", causal(Silu)).lengths(90, 90),
+        case("exp, full", full(Exp)).lengths(90, 90),
+        case("softmax over features", causal(Softmax)).lengths(90, 90),
+        case("Taylor", causal(Taylor)).lengths(90, 90).widths(7, 20),
+        case("cosine, all heads", together(causal(Cosine))).lengths(90, 90).widths(59, 40),
+        case("width 1", causal(EluPlusOne)).widths(1, 1).lengths(70, 70),
+        case("width 3, all heads", together(causal(EluPlusOne))).widths(3, 3).lengths(130, 130),
+        case("widths 40 and 59", causal(EluPlusOne)).widths(40, 59).lengths(100, 100),
+        case("widths 111 and 40", together(full(EluPlusOne))).widths(111, 40).lengths(100, 100),
+        case("widest head", causal(Identity)).widths(512, 512).lengths(70, 70).heads(1, 1, 1),
+        case("widest values, all heads", together(causal(EluPlusOne))).widths(32, 2048).only(&[DType::F32, DType::BF16]),
+        case("decay per head", decayed(Identity, Extra::PerHead)).lengths(200, 200).after(20),
+        case("decay per token, all heads", together(decayed(EluPlusOne, Extra::PerToken))).lengths(200, 200).batch(2),
+        case("decay per token, in segments", decayed(Silu, Extra::PerToken))
+            .lengths(1100, 1100)
+            .heads(1, 1, 1)
+            .widths(6, 8),
+        case("decay that underflows", decayed(EluPlusOne, Extra::Strong)).lengths(150, 150),
+        case("grouped heads", together(causal(EluPlusOne))).heads(6, 2, 2).lengths(130, 130).batch(2),
+        case("more value heads than key heads", together(causal(EluPlusOne))).heads(4, 2, 4).lengths(90, 90),
+        case("key mask", masked(causal(EluPlusOne), Extra::SomeKeys)).batch(2).lengths(140, 140).after(9),
+        case("key mask, all heads, full", together(masked(full(EluPlusOne), Extra::SomeKeys))).batch(2).lengths(70, 140),
+        case("all keys masked", masked(causal(EluPlusOne), Extra::NoKeys)).batch(2),
+        case("all keys masked, all heads", together(masked(full(EluPlusOne), Extra::NoKeys))).batch(2),
+        case("large ε", NormOptions { epsilon: 100.0, ..causal(EluPlusOne) }),
+        case("more than 65 535 heads", together(causal(EluPlusOne))).many_heads(),
+    ])
+}

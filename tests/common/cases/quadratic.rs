@@ -1,0 +1,176 @@
+//! Softmax, DiagAttention and GAU.
+
+use attn_kernels::gau::{GauNorm, GauOptions};
+use attn_kernels::problem::{DType, Mask};
+use attn_kernels::softmax::SoftmaxOptions;
+use attn_kernels::transnormer::{DiagOptions, DiagWeight};
+
+use super::{Case, Extra, Operation, in_all_layouts};
+
+const CAUSAL: Mask = Mask::Causal;
+
+fn window(left: Option<usize>, right: Option<usize>) -> Mask {
+    Mask::Window { left, right }
+}
+
+pub fn softmax() -> Vec<Case> {
+    let case = |why, options: SoftmaxOptions<Extra>| Case::new(why, Operation::Softmax(options));
+    let plain = SoftmaxOptions::default;
+    let with = |mask| SoftmaxOptions { mask, ..plain() };
+    let masked = |mask, key_mask| SoftmaxOptions { mask, key_mask: Some(key_mask), ..plain() };
+    let biased = |mask, bias| SoftmaxOptions { mask, bias: Some(bias), ..plain() };
+    in_all_layouts(vec![
+        case("no query and no key", plain()).lengths(0, 0),
+        case("no query", with(CAUSAL)).lengths(0, 5),
+        case("no key: every row is empty", plain()).lengths(5, 0).with_lse_gradient(),
+        case("one token", plain()).lengths(1, 1),
+        case("no batch entry", plain()).batch(0),
+        case("decoding: one query", with(CAUSAL)).lengths(1, 1000).heads(4, 2, 2),
+        case("a tile less one", with(CAUSAL)).lengths(63, 63).batch(2),
+        case("one tile", plain()).lengths(64, 64).widths(64, 64),
+        case("a tile and one", with(CAUSAL)).lengths(65, 65).with_lse_gradient(),
+        case("several tiles", with(CAUSAL)).lengths(200, 200).batch(2).heads(3, 3, 3),
+        case("past a forward tile of keys", plain()).lengths(130, 1000).heads(1, 1, 1).widths(8, 8),
+        case("one head, cut into segments", with(CAUSAL)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
+        case("width 1", plain()).widths(1, 1).lengths(70, 33),
+        case("width 3", with(CAUSAL)).widths(3, 1),
+        case("widths 40 and 59", with(CAUSAL)).widths(40, 59).lengths(100, 100),
+        case("widths 111 and 40", plain()).widths(111, 40).lengths(33, 90),
+        case("widest head", with(CAUSAL)).widths(512, 512).lengths(70, 70).heads(1, 1, 1),
+        case("widest values", plain()).widths(64, 2048).lengths(66, 66).heads(1, 1, 1).only(&[DType::F32, DType::BF16]),
+        case("more queries than keys: first rows empty", with(CAUSAL)).lengths(90, 50).with_lse_gradient(),
+        case("more keys than queries", with(CAUSAL)).lengths(50, 190),
+        case("window into the past", with(window(Some(17), Some(0)))).lengths(200, 200),
+        case("window on both sides", with(window(Some(5), Some(9)))).lengths(100, 140),
+        case("window of self", with(window(Some(0), Some(0)))).lengths(66, 66),
+        case("window open to the right", with(window(Some(3), None))).lengths(130, 70),
+        case("wide window, far tiles skipped", with(window(Some(100), Some(20)))).lengths(700, 700).heads(1, 1, 1),
+        case("blocks", with(Mask::Blocks { size: 48, causal: false })).lengths(130, 150),
+        case("causal blocks", with(Mask::Blocks { size: 70, causal: true })).lengths(200, 200),
+        case("grouped heads", with(CAUSAL)).heads(6, 2, 2).lengths(90, 90).batch(2),
+        case("all heads share one", plain()).heads(5, 1, 1).lengths(40, 130),
+        case("key mask", masked(Mask::Full, Extra::SomeKeys)).batch(3).lengths(70, 200).with_lse_gradient(),
+        case("key mask and causal", masked(CAUSAL, Extra::SomeKeys)).batch(2).lengths(140, 140).heads(4, 2, 2),
+        case("all keys masked", masked(Mask::Full, Extra::NoKeys)).batch(2).with_lse_gradient(),
+        case("all keys masked, one key", masked(CAUSAL, Extra::NoKeys)).batch(2).lengths(3, 1),
+        case("soft-cap", SoftmaxOptions { soft_cap: Some(1.5), ..with(CAUSAL) }).lengths(150, 150),
+        case("loose soft-cap", SoftmaxOptions { soft_cap: Some(50.0), ..plain() }).std(2.0),
+        case("bias", biased(Mask::Full, Extra::Shared)).lengths(70, 90),
+        case("bias per head and causal", biased(CAUSAL, Extra::PerHead)).lengths(190, 190).heads(4, 2, 2).batch(2),
+        case("bias in a window", biased(window(Some(20), Some(4)), Extra::PerHead)).lengths(100, 100),
+        case("bias, one head in segments", biased(CAUSAL, Extra::Shared)).lengths(600, 600).heads(1, 1, 1).widths(8, 8),
+        case(
+            "soft-cap, bias and key mask",
+            SoftmaxOptions { soft_cap: Some(3.0), bias: Some(Extra::PerHead), ..masked(CAUSAL, Extra::SomeKeys) },
+        )
+        .lengths(90, 150)
+        .batch(2)
+        .with_lse_gradient(),
+        case("scale 0: the mean", SoftmaxOptions { scale: Some(0.0), ..with(CAUSAL) }),
+        case("negative scale", SoftmaxOptions { scale: Some(-0.5), ..plain() }).lengths(65, 130).with_lse_gradient(),
+        case("large scores", SoftmaxOptions { scale: Some(1.0), ..with(CAUSAL) }).std(3.0).lengths(100, 100),
+        case("more than 65 535 heads", with(CAUSAL)).many_heads(),
+    ])
+}
+
+pub fn diag() -> Vec<Case> {
+    let case = |why, options: DiagOptions<Extra>| Case::new(why, Operation::Diag(options));
+    let plain = DiagOptions::default;
+    let causal = || DiagOptions { causal: true, ..plain() };
+    let blocks = |block_size, causal| DiagOptions { block_size, causal, ..plain() };
+    let relu = |block_size, causal, epsilon| DiagOptions {
+        block_size,
+        causal,
+        weight: DiagWeight::Relu { epsilon },
+        ..plain()
+    };
+    let masked = |options, key_mask| DiagOptions { key_mask: Some(key_mask), ..options };
+    in_all_layouts(vec![
+        case("no token", plain()).lengths(0, 0),
+        case("no key, softmax", plain()).lengths(4, 0),
+        case("no key, ReLU", relu(64, false, 1e-6)).lengths(4, 0),
+        case("one token", causal()).lengths(1, 1),
+        case("one token, ReLU", relu(64, true, 1e-3)).lengths(1, 1),
+        case("one block less one", plain()).lengths(63, 63),
+        case("one block", causal()).lengths(64, 64),
+        case("ragged last block of one", plain()).lengths(65, 65),
+        case("ragged last block, causal", causal()).lengths(200, 200).batch(2),
+        case("many blocks", causal()).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
+        case("many blocks, ReLU", relu(64, false, 1e-6)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
+        case("blocks of one", blocks(1, false)).lengths(70, 70),
+        case("blocks of one, ReLU", relu(1, true, 1e-2)).lengths(66, 66),
+        case("blocks of 7", blocks(7, true)).lengths(100, 100),
+        case("block size 100", blocks(100, false)).lengths(230, 230),
+        case("block larger than the sequence", blocks(4096, true)).lengths(130, 130),
+        case("width 1", blocks(16, false)).widths(1, 1),
+        case("width 3, ReLU", relu(16, true, 1e-6)).widths(3, 3),
+        case("widths 40 and 59", causal()).widths(40, 59).lengths(100, 100),
+        case("widths 111 and 40, ReLU", relu(64, false, 1e-6)).widths(111, 40).lengths(90, 90),
+        case("widest head", plain()).widths(512, 512).heads(1, 1, 1),
+        case("widest values, ReLU", relu(32, true, 1e-6)).widths(32, 2048).heads(1, 1, 1).only(&[DType::F32, DType::F16]),
+        case("more keys than queries", causal()).lengths(70, 150),
+        case("more queries than keys", plain()).lengths(150, 70),
+        case("more queries than keys, ReLU", relu(32, true, 1e-6)).lengths(100, 60),
+        case("grouped heads", causal()).heads(6, 2, 2).lengths(130, 130),
+        case("grouped heads, ReLU", relu(64, true, 1e-6)).heads(4, 1, 1).lengths(130, 130).batch(2),
+        case("key mask", masked(causal(), Extra::SomeKeys)).batch(2).lengths(150, 150),
+        case("key mask, ReLU", masked(relu(64, false, 1e-6), Extra::SomeKeys)).batch(2).lengths(150, 150),
+        case("all keys masked", masked(plain(), Extra::NoKeys)).batch(2),
+        case("all keys masked, ReLU", masked(relu(64, false, 1e-6), Extra::NoKeys)).batch(2),
+        case("scale 0", DiagOptions { scale: Some(0.0), ..causal() }),
+        case("negative scale, ReLU", DiagOptions { scale: Some(-0.3), ..relu(64, false, 1e-4) }).lengths(90, 90),
+        case("large ε", relu(64, true, 10.0)).lengths(130, 130),
+        case("more than 65 535 heads", relu(64, true, 1e-6)).many_heads(),
+    ])
+}
+
+pub fn gau() -> Vec<Case> {
+    let case = |why, options: GauOptions<Extra>| Case::new(why, Operation::Gau(options)).heads(1, 1, 1);
+    let plain = |mask, norm| GauOptions { mask, norm, ..Default::default() };
+    let full = |norm| plain(Mask::Full, norm);
+    let causal = |norm| plain(CAUSAL, norm);
+    let biased = |options, bias| GauOptions { bias: Some(bias), ..options };
+    let masked = |options, key_mask| GauOptions { key_mask: Some(key_mask), ..options };
+    let (length, length_width) = (GauNorm::Length, GauNorm::LengthWidth);
+    let (row_sum, fixed) = (GauNorm::RowSum { epsilon: 1e-6 }, GauNorm::Fixed { length: 32.0 });
+    in_all_layouts(vec![
+        case("no token", full(length)).lengths(0, 0),
+        case("no key", full(length)).lengths(3, 0),
+        case("no key, row sum without ε", full(GauNorm::RowSum { epsilon: 0.0 })).lengths(3, 0),
+        case("no query", causal(fixed)).lengths(0, 7),
+        case("one token", full(length)).lengths(1, 1),
+        case("one token, row sum", causal(row_sum)).lengths(1, 1).batch(3),
+        case("a tile less one", causal(length)).lengths(63, 63).batch(2),
+        case("one tile, the paper's widths", full(length)).lengths(64, 64).widths(128, 256),
+        case("a tile and one, length and width", causal(length_width)).lengths(65, 65),
+        case("several tiles, length and width", full(length_width)).lengths(200, 200).heads(2, 2, 2),
+        case("several tiles, row sum", causal(row_sum)).lengths(200, 200).heads(2, 2, 2),
+        case("several tiles, fixed length", causal(fixed)).lengths(200, 200).batch(2),
+        case("long, one head", causal(length)).lengths(1000, 1000).widths(8, 12),
+        case("long, one head, row sum", full(row_sum)).lengths(1000, 1000).widths(8, 8),
+        case("width 1", full(fixed)).widths(1, 1),
+        case("width 3", causal(row_sum)).widths(3, 3),
+        case("widths 40 and 59", causal(length_width)).widths(40, 59).lengths(100, 100),
+        case("widths 59 and 111", full(row_sum)).widths(59, 111).lengths(80, 80),
+        case("widest head", causal(fixed)).widths(512, 64).lengths(70, 70),
+        case("widest values", causal(fixed)).widths(128, 2048).lengths(66, 66).only(&[DType::F32, DType::BF16]),
+        case("more keys than queries", causal(row_sum)).lengths(50, 140),
+        case("more queries than keys: first rows empty", causal(row_sum)).lengths(140, 50),
+        case("window", plain(window(Some(10), Some(3)), fixed)).lengths(130, 130),
+        case("causal blocks", plain(Mask::Blocks { size: 33, causal: true }, row_sum)).lengths(100, 100),
+        case("grouped heads", causal(fixed)).heads(4, 2, 2).lengths(90, 90),
+        case("bias", biased(full(fixed), Extra::Shared)).lengths(90, 90),
+        case("bias per head, row sum", biased(causal(row_sum), Extra::PerHead)).heads(4, 2, 2).lengths(130, 130).batch(2),
+        case("bias, length and width", biased(causal(length_width), Extra::Shared)).lengths(70, 130),
+        case("bias and length", biased(full(length), Extra::Shared)).heads(2, 2, 2).lengths(100, 60),
+        case("key mask", masked(causal(fixed), Extra::SomeKeys)).batch(2).lengths(150, 150),
+        case("key mask, bias, row sum", masked(biased(full(row_sum), Extra::Shared), Extra::SomeKeys))
+            .batch(2)
+            .lengths(90, 150),
+        case("all keys masked", masked(full(length), Extra::NoKeys)).batch(2),
+        case("all keys masked, row sum", masked(full(row_sum), Extra::NoKeys)).batch(2),
+        case("fixed length below 1", full(GauNorm::Fixed { length: 0.25 })).std(0.5).lengths(70, 70),
+        case("large ε of the row sum", full(GauNorm::RowSum { epsilon: 5.0 })).lengths(70, 70),
+        case("more than 65 535 heads", causal(row_sum)).many_heads(),
+    ])
+}

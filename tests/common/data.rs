@@ -1,0 +1,183 @@
+//! The numbers that a case is run on.
+
+use attn_kernels::problem::{DType, Mask};
+use attn_kernels::random_features::{FeatureKind, random_features};
+use attn_kernels::reference::{Array, State};
+
+use super::buffers::round;
+use super::cases::{Case, Extra, Operation};
+use super::options::Extras;
+use super::random::Random;
+use super::reference::state_after;
+
+/// Inputs in f64, representable in the dtype of the run; optional tensors in the shapes of the reference.
+#[derive(Debug, Clone)]
+pub struct Data {
+    pub q: Array,
+    pub k: Array,
+    pub v: Array,
+    /// q and k of the global branch of mixed chunks.
+    pub global: Option<[Array; 2]>,
+    pub extras: Extras<Array>,
+    pub omega: Option<Array>,
+    /// The tokens behind `state`.
+    pub prefix: Option<Prefix>,
+    pub state: Option<State>,
+    /// Tokens that the state has seen.
+    pub position: usize,
+    pub d_out: Array,
+    pub d_lse: Option<Array>,
+}
+
+/// Earlier tokens; never masked.
+#[derive(Debug, Clone)]
+pub struct Prefix {
+    pub k: Array,
+    pub v: Array,
+    pub log_decay: Option<Array>,
+}
+
+impl Data {
+    /// Seed 0 is what is run; other seeds give inputs of the same kind.
+    pub fn new(case: &Case, dtype: DType, seed: u64) -> Self {
+        let random = &mut Random::new(case.why, seed);
+        let mut normal = |shape: [usize; 4], std: f64, dtype| {
+            let mut array = random.array(shape, std);
+            array.data.iter_mut().for_each(|x| *x = round(dtype, *x));
+            array
+        };
+        let &Case { batch, heads: [hq, hk, hv], queries, keys, width, value_width, std, prefix, .. } = case;
+        let accumulator = dtype.accumulator();
+        let q = normal([batch, hq, queries, width], std, dtype);
+        let mut k = normal([batch, hk, keys, width], std, dtype);
+        let mut v = normal([batch, hv, keys, value_width], 1.0, dtype);
+        let mut global = matches!(case.operation, Operation::MixedChunk(_)).then(|| {
+            let width = case.global_width();
+            [normal([batch, hq, queries, width], std, dtype), normal([batch, hk, keys, width], std, dtype)]
+        });
+        let bias = bias_shape(case).map(|shape| normal(shape, 0.5, dtype));
+        let d_out = normal([batch, case.output_heads(), queries, value_width], 1.0, dtype);
+        let d_lse = case.lse_gradient.then(|| normal([batch, hq, queries, 1], 1.0, accumulator));
+        let omega = omega(case, accumulator);
+        let key_mask = case.operation.key_mask().map(|kind| key_mask(case, kind, seed));
+        if let Some(mask) = &key_mask {
+            let global_keys = global.iter_mut().map(|[_, k]| k);
+            [&mut k, &mut v].into_iter().chain(global_keys).for_each(|x| poison(x, mask));
+        }
+        let log_decay = case.operation.log_decay().map(|kind| log_decay(case, kind, keys, accumulator, seed));
+        let prefix = (prefix > 0).then(|| Prefix {
+            k: normal([batch, hk, prefix, width], std, dtype),
+            v: normal([batch, hv, prefix, value_width], 1.0, dtype),
+            log_decay: case.operation.log_decay().map(|kind| log_decay(case, kind, prefix, accumulator, seed + 100)),
+        });
+        let extras = Extras { key_mask, bias, log_decay };
+        let mut data =
+            Self { q, k, v, global, extras, omega, prefix, state: None, position: case.prefix, d_out, d_lse };
+        data.state = data.prefix.as_ref().map(|prefix| {
+            let mut state = state_after(case, prefix, data.omega.as_ref());
+            let arrays = [&mut state.s, &mut state.z].into_iter().chain(&mut state.stabilizer);
+            arrays.for_each(|array| array.data.iter_mut().for_each(|x| *x = round(accumulator, *x)));
+            state
+        });
+        data
+    }
+}
+
+fn bias_shape(case: &Case) -> Option<[usize; 4]> {
+    let heads = if case.operation.bias()? == Extra::PerHead { case.heads[0] } else { 1 };
+    let mask = match &case.operation {
+        Operation::Softmax(options) => options.mask,
+        Operation::Gau(options) => options.mask,
+        Operation::MixedChunk(options) => Mask::Blocks { size: options.chunk_size, causal: options.causal },
+        _ => unreachable!("an operation without bias"),
+    };
+    // The smallest radius that is accepted, and one that has entries to spare.
+    let reach = mask.reach(case.queries, case.keys);
+    let radius = if heads == 1 { case.queries.max(case.keys) + 2 } else { reach };
+    Some([1, 1, heads, 2 * radius + 1])
+}
+
+fn omega(case: &Case, accumulator: DType) -> Option<Array> {
+    let Operation::Performer(_, directions) = case.operation else { return None };
+    let rows = random_features(FeatureKind::Orthogonal, directions, case.width, 1).unwrap();
+    let data = rows.into_iter().map(|x| round(accumulator, x)).collect();
+    Some(Array { data, shape: [1, 1, directions, case.width] })
+}
+
+/// `[1, 1, B, M]`
+fn key_mask(case: &Case, kind: Extra, seed: u64) -> Array {
+    let mut random = Random::new("key mask", seed);
+    Array::from_fn([1, 1, case.batch, case.keys], |[_, _, b, j]| {
+        let removed = j == 0 || random.uniform() < 0.25 || (kind == Extra::NoKeys && b == 0);
+        if removed { 0.0 } else { 1.0 }
+    })
+}
+
+/// Fills the rows that the mask removes with NaN.
+fn poison(x: &mut Array, key_mask: &Array) {
+    let [batch, heads, keys, _] = x.shape;
+    for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        for j in (0..keys).filter(|&j| key_mask.row(0, 0, b)[j] == 0.0) {
+            x.row_mut(b, h, j).fill(f64::NAN);
+        }
+    }
+}
+
+fn log_decay(case: &Case, kind: Extra, keys: usize, accumulator: DType, seed: u64) -> Array {
+    let heads = case.state_heads();
+    let mut random = Random::new("log-decay", seed);
+    let shape = if kind == Extra::PerHead { [1, 1, 1, heads] } else { [1, case.batch, heads, keys] };
+    Array::from_fn(shape, |[.., last]| {
+        let g = match kind {
+            // RetNet's 1 − 2^{−5−h}
+            Extra::PerHead => (1.0 - 2f64.powi(-5 - last as i32)).ln(),
+            Extra::PerToken => -0.1 * random.normal().abs(),
+            Extra::Strong if random.uniform() < 0.2 => -30.0 * random.uniform(),
+            Extra::Strong | Extra::Zero => 0.0,
+            _ => unreachable!("not a log-decay"),
+        };
+        round(accumulator, g)
+    })
+}
+
+impl Prefix {
+    /// The prefix followed by the keys, values and log-decays of `data`; the latter per token.
+    pub fn join(&self, data: &Data) -> (Array, Array, Option<Array>) {
+        let per_token = |log_decay: &Array, keys: usize| {
+            let (batch, heads) = (data.k.shape[0], data.k.shape[1].max(data.v.shape[1]));
+            let per_head = log_decay.shape != [1, batch, heads, keys];
+            let at = |b, h, j| if per_head { log_decay.data[h] } else { log_decay.row(0, b, h)[j] };
+            Array::from_fn([1, batch, heads, keys], |[_, b, h, j]| at(b, h, j))
+        };
+        let (before, after) = (self.k.shape[2], data.k.shape[2]);
+        let log_decay = self.log_decay.as_ref().zip(data.extras.log_decay.as_ref());
+        let log_decay = log_decay.map(|(x, y)| concatenate_columns(&per_token(x, before), &per_token(y, after)));
+        (concatenate_rows(&self.k, &data.k), concatenate_rows(&self.v, &data.v), log_decay)
+    }
+}
+
+/// [.., N, D] and [.., M, D] as [.., N + M, D].
+pub fn concatenate_rows(first: &Array, second: &Array) -> Array {
+    let n = first.shape[2];
+    let shape = [first.shape[0], first.shape[1], n + second.shape[2], first.shape[3]];
+    Array::from_fn(shape, |[b, h, i, d]| if i < n { first.row(b, h, i)[d] } else { second.row(b, h, i - n)[d] })
+}
+
+/// [.., N] and [.., M] as [.., N + M].
+fn concatenate_columns(first: &Array, second: &Array) -> Array {
+    let n = first.shape[3];
+    let shape = [first.shape[0], first.shape[1], first.shape[2], n + second.shape[3]];
+    Array::from_fn(shape, |[a, b, h, j]| if j < n { first.row(a, b, h)[j] } else { second.row(a, b, h)[j - n] })
+}
+
+/// Rows `range` of an array.
+pub fn slice_rows(x: &Array, range: std::ops::Range<usize>) -> Array {
+    let shape = [x.shape[0], x.shape[1], range.len(), x.shape[3]];
+    Array::from_fn(shape, |[b, h, i, d]| x.row(b, h, range.start + i)[d])
+}
+
+/// Columns `range` of an array.
+pub fn slice_columns(x: &Array, range: std::ops::Range<usize>) -> Array {
+    let shape = [x.shape[0], x.shape[1], x.shape[2], range.len()];
+    Array::from_fn(shape, |[a, b, h, j]| x.row(a, b, h)[range.start + j])
+}
