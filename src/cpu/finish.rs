@@ -4,11 +4,14 @@ use super::simd::Real;
 use crate::problem::QuadraticFinish;
 use crate::problem::Weight;
 
-/// Turns Σ w v into the output row, given Σ w and the running maximum; returns the row's statistic: the log-sum-exp
+/// Turns Σ w v into the output row, given Σ w and the largest score times log₂ e; returns the row's statistic: the log-sum-exp
 /// for softmax, else the divisor.
 pub fn finish<T: Real>(weight: Weight, finish: QuadraticFinish, row: &mut [T], sum: T, maximum: T) -> T {
     let (factor, statistic) = match (weight, finish) {
-        (Weight::Softmax, _) => (inverse(sum), if sum == T::ZERO { T::NEG_INFINITY } else { maximum + sum.ln() }),
+        (Weight::Softmax, _) => {
+            let log_sum_exp = maximum * T::from_f64(std::f64::consts::LN_2) + sum.ln();
+            (inverse(sum), if sum == T::ZERO { T::NEG_INFINITY } else { log_sum_exp })
+        }
         (_, QuadraticFinish::None) => return T::ONE,
         (_, QuadraticFinish::Scale(scale)) => (T::from_f64(scale), T::ONE),
         (_, QuadraticFinish::RowSum { epsilon }) => {

@@ -15,9 +15,9 @@ use crate::problem::{DType, Quadratic, SliceMut, Weight};
 /// Query rows of a task.
 const BLOCK: usize = 64;
 /// Query rows whose scores are in the first-level cache at a time.
-const STRIP: usize = 8;
+const STRIP: usize = 16;
 /// Keys of a tile.
-const TILE: usize = 512;
+const TILE: usize = 256;
 /// Bytes of packed keys and values held at a time, if one head does not need more.
 const PACKED_BYTES: usize = 16 << 20;
 

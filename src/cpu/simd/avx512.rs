@@ -59,6 +59,7 @@ macro_rules! simd {
             type V = $v;
             const LANES: usize = $lanes;
             const ROWS: usize = 8;
+            const SCALES_ANY: bool = true;
 
             #[inline(always)]
             unsafe fn splat(x: $t) -> $v {

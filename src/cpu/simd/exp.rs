@@ -21,6 +21,25 @@ pub unsafe fn exp<T: Real, S: Simd<T>>(x: S::V) -> S::V {
     }
 }
 
+/// 2ˣ for x that is at most little above 0, to about one unit in the last place; 0 below [`Real::EXP2_MIN`]; NaN
+/// stays NaN.
+#[inline(always)]
+pub unsafe fn exp2<T: Real, S: Simd<T>>(x: S::V) -> S::V {
+    // SAFETY: the caller has the instruction set of S.
+    unsafe {
+        let low = S::splat(T::EXP2_MIN[S::SCALES_ANY as usize]);
+        let clamped = S::max(low, x);
+        let n = S::round(clamped);
+        let r = S::sub(clamped, n);
+        let mut p = S::splat(T::EXP2_COEFFICIENTS[0]);
+        for &c in &T::EXP2_COEFFICIENTS[1..] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        let y = S::scale_by_power_of_two(p, n);
+        if S::SCALES_ANY { y } else { S::select_less(x, low, S::splat(T::ZERO), y) }
+    }
+}
+
 /// 1/(1 + e⁻ˣ)
 #[inline(always)]
 pub unsafe fn sigmoid<T: Real, S: Simd<T>>(x: S::V) -> S::V {

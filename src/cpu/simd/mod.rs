@@ -16,7 +16,7 @@ mod portable;
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::{Avx512, Avx512Pairs};
-pub(super) use exp::{exp, sigmoid, tanh};
+pub(super) use exp::{exp, exp2, sigmoid, tanh};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
 pub(super) use portable::Portable;
@@ -142,16 +142,21 @@ pub trait Real:
     const LN_2: [Self; 2];
     /// Polynomial of eʳ for |r| ≤ ln 2/2, highest power first.
     const EXP_COEFFICIENTS: &'static [Self];
+    /// Below this 2ˣ is taken as 0, and the same where [`Simd::scale_by_power_of_two`] takes every n.
+    const EXP2_MIN: [Self; 2];
+    /// Polynomial of 2ʳ for |r| ≤ 1/2, highest power first.
+    const EXP2_COEFFICIENTS: &'static [Self];
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
     fn exp(self) -> Self;
+    fn exp2(self) -> Self;
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
     fn larger(self, other: Self) -> Self;
 }
 
 macro_rules! real {
-    ($t:ident, $min:expr, $max:expr, $ln_2:expr, $coefficients:expr) => {
+    ($t:ident, $min:expr, $max:expr, $ln_2:expr, $coefficients:expr, $min_2:expr, $coefficients_2:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -160,6 +165,8 @@ macro_rules! real {
             const EXP_MAX: Self = $max;
             const LN_2: [Self; 2] = $ln_2;
             const EXP_COEFFICIENTS: &'static [Self] = $coefficients;
+            const EXP2_MIN: [Self; 2] = $min_2;
+            const EXP2_COEFFICIENTS: &'static [Self] = $coefficients_2;
             fn from_f64(x: f64) -> Self {
                 x as $t
             }
@@ -168,6 +175,9 @@ macro_rules! real {
             }
             fn exp(self) -> Self {
                 $t::exp(self)
+            }
+            fn exp2(self) -> Self {
+                $t::exp2(self)
             }
             fn ln(self) -> Self {
                 $t::ln(self)
@@ -188,7 +198,9 @@ real!(
     -86.6,
     89.0,
     [0.693359375, -2.121_944_4e-4],
-    &[0.0013814613, 0.00836871, 0.041668388, 0.16666521, 0.49999994, 1.0, 1.0]
+    &[0.0013814613, 0.00836871, 0.041668388, 0.16666521, 0.49999994, 1.0, 1.0],
+    [-125.0, -200.0],
+    &[0.00015353362, 0.0013398874, 0.009618437, 0.055503324, 0.24022648, 0.6931472, 1.0]
 );
 real!(
     f64,
@@ -209,6 +221,22 @@ real!(
         0.5,
         1.0,
         1.0
+    ],
+    [-1021.0, -1200.0],
+    &[
+        2.5678435993488196e-11,
+        4.44553827187081e-10,
+        7.054911620801121e-9,
+        1.0178086009239696e-7,
+        1.3215486790144305e-6,
+        1.5252733804059838e-5,
+        0.00015403530393381606,
+        0.0013333558146428441,
+        0.009618129107628477,
+        0.055504108664821576,
+        0.2402265069591007,
+        std::f64::consts::LN_2,
+        1.0
     ]
 );
 
@@ -219,6 +247,8 @@ pub(super) trait Simd<T: Real>: Copy + 'static {
     const LANES: usize;
     /// Rows of a register tile of `multiply`.
     const ROWS: usize;
+    /// Whether `scale_by_power_of_two` takes every n, small ones giving 0.
+    const SCALES_ANY: bool = false;
 
     unsafe fn splat(x: T) -> Self::V;
     unsafe fn load(from: *const T) -> Self::V;

@@ -1,6 +1,8 @@
 //! Scores of a strip of query rows against a tile of keys, turned into weights and back into gradients.
 
-use super::super::simd::{Real, Simd, exp, tanh};
+use std::f64::consts::LOG2_E;
+
+use super::super::simd::{Real, Simd, exp2, tanh};
 
 /// The columns of a row that its query sees, inside a tile.
 pub type Bounds = (usize, usize);
@@ -21,15 +23,15 @@ fn cover<T: Real>(row: &mut [T], (low, high): Bounds, lanes: usize, hidden: T) -
     start..end
 }
 
-/// Online-softmax state of a strip: per row the running maximum, the running sum, and the factor that brings
-/// earlier sums to the new maximum.
+/// Online-softmax state of a strip: per row the running maximum of the scores times log₂ e, the running sum, and the
+/// factor that brings earlier sums to the new maximum.
 pub struct Online<'a, T> {
     pub maximum: &'a mut [T],
     pub sum: &'a mut [T],
     pub rescale: &'a mut [T],
 }
 
-/// Scores → exp(scale·s − maximum) in place, zero where hidden; updates the running state.
+/// Scores → exp(scale·s − largest) in place, zero where hidden; updates the running state.
 ///
 /// # Safety
 /// The processor has the instruction set of S; `width` is a multiple of its lanes.
@@ -41,6 +43,7 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
     scale: T,
     online: &mut Online<'_, T>,
 ) {
+    let scale = scale * T::from_f64(LOG2_E);
     for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
         let range = cover(row, bounds, S::LANES, T::NEG_INFINITY);
         online.rescale[r] = T::ONE;
@@ -63,12 +66,12 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
             let (scale, shift) = (S::splat(scale), S::splat(-new));
             let mut sum = S::splat(T::ZERO);
             for x in row.chunks_exact_mut(S::LANES) {
-                let p = exp::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
+                let p = exp2::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
                 sum = S::add(sum, p);
                 S::store(x.as_mut_ptr(), p);
             }
             if new != old {
-                online.rescale[r] = (old - new).exp();
+                online.rescale[r] = (old - new).exp2();
                 online.maximum[r] = new;
             }
             online.sum[r] = online.sum[r] * online.rescale[r] + S::sum(sum);
@@ -90,6 +93,7 @@ pub unsafe fn softmax_gradient<T: Real, S: Simd<T>>(
     statistic: &[T],
     delta: &[T],
 ) {
+    let log2_e = T::from_f64(LOG2_E);
     let rows = scores.chunks_exact_mut(width).zip(d_scores.chunks_exact_mut(width));
     for (r, ((row, d_row), &bounds)) in rows.zip(bounds).enumerate() {
         let bounds = if statistic[r] == T::NEG_INFINITY { (0, 0) } else { bounds };
@@ -98,9 +102,10 @@ pub unsafe fn softmax_gradient<T: Real, S: Simd<T>>(
         let (row, d_row) = (&mut row[range.clone()], &mut d_row[range]);
         // SAFETY: the rows are whole vectors.
         unsafe {
-            let (scale, shift, delta) = (S::splat(scale), S::splat(-statistic[r]), S::splat(delta[r]));
+            let (scale, shift) = (S::splat(scale * log2_e), S::splat(-statistic[r] * log2_e));
+            let delta = S::splat(delta[r]);
             for (x, d) in row.chunks_exact_mut(S::LANES).zip(d_row.chunks_exact_mut(S::LANES)) {
-                let p = exp::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
+                let p = exp2::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
                 S::store(x.as_mut_ptr(), p);
                 S::store(d.as_mut_ptr(), S::mul(p, S::sub(S::load(d.as_ptr()), delta)));
             }
