@@ -1,6 +1,8 @@
 //! Efficient attention with gradients (documentation follows).
 #![deny(missing_docs)]
 
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod cpu;
 mod error;
 pub mod gau;

@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::simd::Real;
+use super::tile::prefetch;
 use crate::problem::{Operand, Slice, SliceMut, View};
 
 /// A [`Real`] that operands are converted to and from.
@@ -15,6 +16,10 @@ pub trait Number: Real {
     /// `from` rounded into `into[at..]`.
     fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize);
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
+    /// Whether the elements are of this type.
+    fn is_type_of(slice: &SliceMut<'_>) -> bool;
+    /// The elements, if they are of this type.
+    fn elements<'a>(slice: SliceMut<'a>) -> Result<&'a mut [Self], SliceMut<'a>>;
 }
 
 fn convert<A: Copy, B>(from: &[A], into: &mut [B], f: impl Fn(A) -> B) {
@@ -60,6 +65,17 @@ impl Number for f32 {
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {
         SliceMut::F32(data)
     }
+
+    fn is_type_of(slice: &SliceMut<'_>) -> bool {
+        matches!(slice, SliceMut::F32(_))
+    }
+
+    fn elements<'a>(slice: SliceMut<'a>) -> Result<&'a mut [Self], SliceMut<'a>> {
+        match slice {
+            SliceMut::F32(elements) => Ok(elements),
+            other => Err(other),
+        }
+    }
 }
 
 impl Number for f64 {
@@ -87,6 +103,17 @@ impl Number for f64 {
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {
         SliceMut::F64(data)
     }
+
+    fn is_type_of(slice: &SliceMut<'_>) -> bool {
+        matches!(slice, SliceMut::F64(_))
+    }
+
+    fn elements<'a>(slice: SliceMut<'a>) -> Result<&'a mut [Self], SliceMut<'a>> {
+        match slice {
+            SliceMut::F64(elements) => Ok(elements),
+            other => Err(other),
+        }
+    }
 }
 
 /// One head of a [batch, heads, rows, width] operand.
@@ -105,9 +132,23 @@ impl<'a> HeadRows<'a> {
         Self { data: view.data(), start, stride: strides[2], width: view.dims()[3] }
     }
 
-    /// Loads `rows` into a tile with rows of `padded` numbers, filling up with zeros. Rows that `keep` refuses
-    /// are zeroed unread.
-    pub fn load<T: Number>(&self, rows: Range<usize>, into: &mut [T], padded: usize, keep: impl Fn(usize) -> bool) {
+    /// Loads `rows` into a tile with rows of `padded` numbers, filling up with zeros.
+    pub fn load<T: Number>(&self, rows: Range<usize>, into: &mut [T], padded: usize) {
+        if self.stride == self.width && self.width == padded {
+            T::load(self.data, self.start + rows.start * self.stride, &mut into[..rows.len() * padded]);
+        } else {
+            self.load_kept(rows, into, padded, |_| true);
+        }
+    }
+
+    /// As [`HeadRows::load`]; rows that `keep` refuses are zeroed unread.
+    pub fn load_kept<T: Number>(
+        &self,
+        rows: Range<usize>,
+        into: &mut [T],
+        padded: usize,
+        keep: impl Fn(usize) -> bool,
+    ) {
         for (row, to) in rows.zip(into.chunks_exact_mut(padded)) {
             if !keep(row) {
                 to.fill(T::ZERO);
@@ -120,8 +161,29 @@ impl<'a> HeadRows<'a> {
     }
 }
 
+impl HeadRows<'_> {
+    /// Asks for rows that will be loaded soon.
+    pub fn prefetch(&self, rows: Range<usize>) {
+        let count = if self.stride == self.width { 1 } else { rows.len() };
+        let len = if self.stride == self.width { rows.len() * self.width } else { self.width };
+        for row in rows.start..rows.start + count {
+            let range = self.start + row * self.stride..self.start + row * self.stride + len;
+            match self.data {
+                Slice::F16(x) => x.get(range).map(prefetch),
+                Slice::BF16(x) => x.get(range).map(prefetch),
+                Slice::F32(x) => x.get(range).map(prefetch),
+                Slice::F64(x) => x.get(range).map(prefetch),
+                Slice::U8(x) => x.get(range).map(prefetch),
+            };
+        }
+    }
+}
+
 /// Stores the first `width` numbers of each row of a tile at consecutive rows of `into` from row `first` on.
 pub fn store_rows<T: Number>(tile: &[T], padded: usize, width: usize, into: &mut SliceMut<'_>, first: usize) {
+    if padded == width {
+        return T::store(tile, into, first * width);
+    }
     for (r, row) in tile.chunks_exact(padded).enumerate() {
         T::store(&row[..width], into, (first + r) * width);
     }

@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use super::super::rows::{Number, store_rows};
+use super::super::rows::Number;
 use super::super::simd::Isa;
 use super::super::tile::Verbs;
 use super::super::{check_output, dispatch, parallel};
 use super::d_sums::Statistics;
+use super::gradients::Gradient;
 use super::segments::{cut, entering_states, next_pieces};
 use super::sweeps::{Sweep, Worker, entering_gradients};
 use super::tiles::{State, StateHead};
@@ -164,17 +165,14 @@ fn common_divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
-/// Gradients of a task's heads, rows padded to whole vectors, one head after the other.
-pub struct Gradients<T> {
-    pub dq: Vec<T>,
-    pub dk: Vec<T>,
-    pub dv: Vec<T>,
-    pub first_query_head: usize,
-    pub first_key_head: usize,
-    pub first_value_head: usize,
+/// The gradients of a task.
+pub struct Gradients<'o, T> {
+    pub q: Gradient<'o, T>,
+    pub k: Gradient<'o, T>,
+    pub v: Gradient<'o, T>,
 }
 
-impl<T: Number> Task<'_, '_, T> {
+impl<'o, T: Number> Task<'_, 'o, T> {
     fn run(
         mut self,
         context: &Context<'_, T>,
@@ -183,16 +181,15 @@ impl<T: Number> Task<'_, '_, T> {
         worker: &mut Worker<T>,
     ) {
         let shapes = context.shapes();
-        let (d, (_, e)) = (context.verbs.padded(shapes.width), context.padded());
-        let (queries, keys) = (context.queries(self.segment).len(), context.keys(self.segment).len());
-        let first = |heads: usize| self.heads.start * heads / shapes.state_heads();
+        let state_heads = shapes.state_heads();
+        let gradient = |out: Vec<SliceMut<'o>>, heads: usize, readers: usize, width: usize| {
+            let first = self.heads.start * heads / state_heads;
+            Gradient::new(out, first, width, context.verbs.padded(width), heads < readers)
+        };
         let mut gradients = Gradients {
-            dq: vec![T::ZERO; self.dq.len() * queries * d],
-            dk: vec![T::ZERO; self.dk.len() * keys * d],
-            dv: vec![T::ZERO; self.dv.len() * keys * e],
-            first_query_head: first(shapes.query_heads),
-            first_key_head: first(shapes.key_heads),
-            first_value_head: first(shapes.value_heads),
+            q: gradient(std::mem::take(&mut self.dq), shapes.query_heads, shapes.heads(), shapes.width),
+            k: gradient(std::mem::take(&mut self.dk), shapes.key_heads, state_heads, shapes.width),
+            v: gradient(std::mem::take(&mut self.dv), shapes.value_heads, state_heads, shapes.value_width),
         };
         for (index, head) in self.heads.clone().enumerate() {
             let at = StateHead { batch: self.batch, head };
@@ -200,13 +197,8 @@ impl<T: Number> Task<'_, '_, T> {
             let d_log = self.d_log.get_mut(index).map(|row| &mut **row);
             worker.head(&sweep, self.entering.get(index).copied(), &mut gradients, d_log);
         }
-        let store = |from: &[T], rows: usize, padded: usize, width: usize, into: &mut [SliceMut<'_>]| {
-            for (part, into) in from.chunks_exact((rows * padded).max(1)).zip(into) {
-                store_rows(part, padded, width, into, 0);
-            }
-        };
-        store(&gradients.dq, queries, d, shapes.width, &mut self.dq);
-        store(&gradients.dk, keys, d, shapes.width, &mut self.dk);
-        store(&gradients.dv, keys, e, shapes.value_width, &mut self.dv);
+        gradients.q.finish();
+        gradients.k.finish();
+        gradients.v.finish();
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::finish::{dot, inverse, unnormalize};
 use super::super::parallel;
 use super::super::rows::{HeadRows, Number, gather};
-use super::tiles::{first_row, load_queries};
+use super::tiles::{Direction, first_row, load_queries};
 use super::{Context, LinearSaved, TILE};
 use crate::problem::LinearFinish;
 use crate::transnormer::NormScope;
@@ -42,8 +42,8 @@ fn means<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>) -> Vec<T>
             for head in 0..heads {
                 let (outs, d_outs) = (HeadRows::new(&saved.out, batch, head), HeadRows::new(&saved.d_out, batch, head));
                 for (r, mean) in means.iter_mut().enumerate() {
-                    outs.load(start + r..start + r + 1, out, e, |_| true);
-                    d_outs.load(start + r..start + r + 1, d_out, e, |_| true);
+                    outs.load(start + r..start + r + 1, out, e);
+                    d_outs.load(start + r..start + r + 1, d_out, e);
                     *mean += dot(out, d_out) / T::from_f64((heads * e) as f64);
                 }
             }
@@ -58,13 +58,15 @@ pub struct SumsTile<T> {
     pub d_sums: Vec<T>,
     /// Of ⟨φ(q), z⟩.
     pub d_norms: [T; TILE],
+    pub direction: Direction,
     out: Vec<T>,
 }
 
 impl<T: Number> SumsTile<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
-        Self { d_sums: vec![T::ZERO; TILE * e], d_norms: [T::ZERO; TILE], out: vec![T::ZERO; TILE * e] }
+        let direction = Direction::Forward;
+        Self { d_sums: vec![T::ZERO; TILE * e], d_norms: [T::ZERO; TILE], direction, out: vec![T::ZERO; TILE * e] }
     }
 
     pub fn load(
@@ -78,33 +80,43 @@ impl<T: Number> SumsTile<T> {
         let shapes = context.shapes();
         let (e, (_, padded)) = (shapes.value_width, context.padded());
         let rows = tile.len() * padded;
-        load_queries(context, &HeadRows::new(&saved.d_out, batch, head), tile, &mut self.d_sums[..rows], padded);
+        let d_out = HeadRows::new(&saved.d_out, batch, head);
+        load_queries(context, &d_out, tile, &mut self.d_sums[..rows], padded, self.direction);
         self.d_norms.fill(T::ZERO);
         if context.problem.statistic_len() > 0 {
-            load_queries(context, &HeadRows::new(&saved.out, batch, head), tile, &mut self.out[..rows], padded);
+            let out = HeadRows::new(&saved.out, batch, head);
+            load_queries(context, &out, tile, &mut self.out[..rows], padded, self.direction);
         }
         let first = first_row(context, tile);
-        for (r, query) in (first..).zip(context.queries(tile)) {
-            let (d_row, out) = (&mut self.d_sums[r * padded..][..e], &self.out[r * padded..][..e]);
-            let per_head = (batch * shapes.heads() + head) * shapes.queries + query;
-            match context.problem.finish {
-                LinearFinish::None => {}
-                LinearFinish::ChunkNorm { .. } => {
-                    let factor = context.chunk_norm(tile.start + r);
-                    d_row.iter_mut().for_each(|d| *d = *d * factor);
+        let rows = first..first + context.queries(tile).len();
+        let (d_sums, out) = (&mut self.d_sums[..rows.end * padded], &self.out[..rows.end * padded]);
+        let per_head = (batch * shapes.heads() + head) * shapes.queries + context.queries(tile).start;
+        let mut factors = [T::ZERO; TILE];
+        match context.problem.finish {
+            LinearFinish::None => {}
+            LinearFinish::ChunkNorm { .. } => {
+                rows.clone().for_each(|r| factors[r] = context.chunk_norm(tile.start + r));
+                context.verbs.scale_rows(d_sums, padded, &factors);
+            }
+            LinearFinish::Normalize { .. } => {
+                rows.clone().for_each(|r| factors[r] = inverse(statistics.divisors[per_head + r - first]));
+                context.verbs.scale_rows(d_sums, padded, &factors);
+                context.verbs.row_pair_products(d_sums, out, padded, &mut self.d_norms);
+                self.d_norms.iter_mut().for_each(|d| *d = -*d);
+            }
+            LinearFinish::RmsNorm { scope: NormScope::Head, .. } => {
+                context.verbs.row_pair_products(d_sums, out, padded, &mut factors);
+                for r in rows {
+                    let mean = factors[r] / T::from_f64(e as f64);
+                    let divisor = statistics.divisors[per_head + r - first];
+                    unnormalize(&mut d_sums[r * padded..][..e], &out[r * padded..], mean, divisor);
                 }
-                LinearFinish::Normalize { .. } => {
-                    let factor = inverse(statistics.divisors[per_head]);
-                    d_row.iter_mut().for_each(|d| *d = *d * factor);
-                    self.d_norms[r] = -dot(d_row, out);
-                }
-                LinearFinish::RmsNorm { scope: NormScope::Head, .. } => {
-                    let mean = dot(d_row, out) / T::from_f64(e as f64);
-                    unnormalize(d_row, out, mean, statistics.divisors[per_head]);
-                }
-                LinearFinish::RmsNorm { scope: NormScope::AllHeads, .. } => {
-                    let token = batch * shapes.queries + query;
-                    unnormalize(d_row, out, statistics.means[token], statistics.divisors[token]);
+            }
+            LinearFinish::RmsNorm { scope: NormScope::AllHeads, .. } => {
+                let token = batch * shapes.queries + context.queries(tile).start;
+                for r in rows {
+                    let (mean, divisor) = (statistics.means[token + r - first], statistics.divisors[token + r - first]);
+                    unnormalize(&mut d_sums[r * padded..][..e], &out[r * padded..], mean, divisor);
                 }
             }
         }

@@ -49,8 +49,7 @@ impl<T: Real> Features<T> {
             Map::Plain(FeatureMap::Taylor) => self.each_row(x, phi, taylor),
             Map::Plain(FeatureMap::Cosine) => self.each_row(x, phi, cosine),
             Map::Plain(map) => {
-                phi.copy_from_slice(x);
-                self.verbs.map(phi, map);
+                self.verbs.map(phi, x, map);
                 self.clear_padding(phi, T::ZERO);
             }
             Map::Favor { map: FavorMap::Relu, directions } => {
@@ -136,10 +135,7 @@ impl<T: Real> Features<T> {
             Map::Plain(FeatureMap::Softmax) => self.each_gradient(x, phi, d_phi, d_x, softmax_gradient),
             Map::Plain(FeatureMap::Taylor) => self.each_gradient(x, phi, d_phi, d_x, taylor_gradient),
             Map::Plain(FeatureMap::Cosine) => self.each_gradient(x, phi, d_phi, d_x, cosine_gradient),
-            Map::Plain(map) => {
-                d_x.copy_from_slice(d_phi);
-                self.verbs.map_gradient(d_x, x, map);
-            }
+            Map::Plain(map) => self.verbs.map_gradient(d_x, d_phi, x, map),
             Map::Favor { map, directions } => self.favor_gradient(x, phi, d_phi, d_x, map, directions),
         }
     }

@@ -199,11 +199,8 @@ impl<T: Number> Worker<T> {
         verbs.multiply(sums, e, Left::rows(phi, features), verbs.rows(s, e), size(e, count));
         verbs.row_products(phi, features, &self.state.z, norms);
         if context.decays() && !context.is_full() {
-            for (r, (row, norm)) in sums.chunks_exact_mut(e).zip(norms.iter_mut()).enumerate() {
-                let decay = self.keys.decay_from_start(r);
-                row.iter_mut().for_each(|x| *x = *x * decay);
-                *norm = *norm * decay;
-            }
+            verbs.scale_rows(sums, e, &self.keys.from_start);
+            norms.iter_mut().zip(&self.keys.from_start).for_each(|(norm, &decay)| *norm = *norm * decay);
         }
         if context.is_inclusive() {
             let width = verbs.padded(rows);

@@ -7,6 +7,7 @@ mod backward;
 mod d_sums;
 mod features;
 mod forward;
+mod gradients;
 mod segments;
 mod sweeps;
 mod tiles;
@@ -24,7 +25,7 @@ use crate::{Error, Result};
 use features::Features;
 
 /// Positions of a tile.
-const TILE: usize = 64;
+const TILE: usize = 32;
 
 /// A state handed in: the sums over the tokens before this call.
 #[derive(Debug, Clone, Copy)]
@@ -184,6 +185,11 @@ impl<'a, T: Number> Context<'a, T> {
     /// Output heads that read one state head.
     fn readers(&self) -> usize {
         self.shapes().heads() / self.shapes().state_heads()
+    }
+
+    /// Whether outputs are divided by ⟨φ(q), z⟩ + ε.
+    fn normalizes(&self) -> bool {
+        matches!(self.problem.finish, LinearFinish::Normalize { .. })
     }
 
     /// Scale of the sums read at a position, for FLASH's global branch.

@@ -17,7 +17,7 @@ use super::super::tile::{Band, Left, Product};
 use super::backward::Gradients;
 use super::d_sums::{Statistics, SumsTile};
 use super::segments::{absorb_segment, head_at};
-use super::tiles::{KeyTile, QueryTile, State, StateHead, first_row};
+use super::tiles::{Direction, KeyTile, QueryTile, State, StateHead, first_row};
 use super::{Context, LinearSaved, TILE};
 
 /// What a sweep reads.
@@ -88,7 +88,7 @@ impl<T: Number> Worker<T> {
         &mut self,
         sweep: &Sweep<'_, T>,
         entering: Option<(&State<T>, &State<T>)>,
-        gradients: &mut Gradients<T>,
+        gradients: &mut Gradients<'_, T>,
         mut d_log: Option<&mut [f64]>,
     ) {
         let context = sweep.context;
@@ -109,6 +109,7 @@ impl<T: Number> Worker<T> {
         let mut stabilizer = state.stabilizer;
         let tiles = context.tiles(sweep.segment.clone());
         let mut stabilizers = Vec::with_capacity(tiles.len());
+        self.face(Direction::Forward);
         for tile in &tiles {
             stabilizers.push(stabilizer);
             self.begin_tile(sweep, tile, &mut stabilizer);
@@ -123,9 +124,16 @@ impl<T: Number> Worker<T> {
                 self.absorb_keys(context, tile.len());
             }
         }
+        self.face(Direction::Backward);
         for (tile, mut stabilizer) in tiles.iter().zip(stabilizers).rev() {
             self.key_gradient(sweep, tile, &mut stabilizer, gradients, d_log.as_deref_mut());
         }
+    }
+
+    fn face(&mut self, direction: Direction) {
+        self.keys.direction = direction;
+        self.queries.direction = direction;
+        self.sums.direction = direction;
     }
 
     /// Keeps S as its transpose.
@@ -169,8 +177,8 @@ impl<T: Number> Worker<T> {
         let size = Product { m: rows, n: width, k: shapes.value_width, accumulate: false, band: Band::Result(1) };
         let right = verbs.panels(&self.v_panels, shapes.value_width);
         verbs.multiply(weights, width, Left::rows(&self.sums.d_sums, e), right, size);
-        for (r, row) in weights.chunks_exact_mut(width).enumerate() {
-            row[..=r].iter_mut().for_each(|x| *x += self.sums.d_norms[r]);
+        if context.normalizes() {
+            verbs.add_outer(weights, width, &self.sums.d_norms, &[T::ONE; TILE]);
         }
         let cumulative = context.decays().then_some(&self.keys.cumulative[..]);
         verbs.causal_weights(weights, width, cumulative, &mut [T::ZERO; TILE][..rows]);
@@ -182,7 +190,7 @@ impl<T: Number> Worker<T> {
         sweep: &Sweep<'_, T>,
         reader: usize,
         tile: &Range<usize>,
-        gradients: &mut Gradients<T>,
+        gradients: &mut Gradients<'_, T>,
         d_log: Option<&mut [f64]>,
     ) {
         let (context, verbs, shapes) = (sweep.context, sweep.context.verbs, sweep.context.shapes());
@@ -191,12 +199,11 @@ impl<T: Number> Worker<T> {
         let d_phi = &mut self.d_phi[..rows * features];
         let size = Product { m: rows, n: features, k: shapes.value_width, accumulate: false, band: Band::Full };
         verbs.multiply(d_phi, features, Left::rows(&self.sums.d_sums, e), verbs.rows(s, features), size);
-        for (r, row) in d_phi.chunks_exact_mut(features).enumerate() {
-            add_multiple(row, self.sums.d_norms[r], &self.z);
-            if context.decays() && !context.is_full() {
-                let decay = self.keys.decay_from_start(r);
-                row.iter_mut().for_each(|x| *x = *x * decay);
-            }
+        if context.normalizes() {
+            verbs.add_outer(d_phi, features, &self.sums.d_norms, &self.z);
+        }
+        if context.decays() && !context.is_full() {
+            verbs.scale_rows(d_phi, features, &self.keys.from_start);
         }
         if context.is_inclusive() {
             self.weight_gradients(context, rows);
@@ -213,10 +220,9 @@ impl<T: Number> Worker<T> {
         let d = verbs.padded(shapes.width);
         let (x, phi) = (&self.queries.x[..rows * d], &self.queries.phi[..rows * features]);
         context.features.gradient(x, phi, &mut self.d_phi[..rows * features], &mut self.d_x[..rows * d]);
-        let head = sweep.reader(reader) * shapes.query_heads / shapes.heads() - gradients.first_query_head;
-        let segment = context.queries(sweep.segment);
-        let to = (head * segment.len() + queries.start - segment.start) * d;
-        add(&mut gradients.dq[to..][..queries.len() * d], &self.d_x[first * d..]);
+        let head = sweep.reader(reader) * shapes.query_heads / shapes.heads();
+        let start = context.queries(sweep.segment).start;
+        gradients.q.put(head, queries.start - start..queries.end - start, &self.d_x[first * d..]);
     }
 
     /// S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v, transposed.
@@ -232,7 +238,9 @@ impl<T: Number> Worker<T> {
             Product { m: context.shapes().value_width, n: features, k: rows, accumulate: true, band: Band::Full };
         let right = context.verbs.rows(phi, features);
         context.verbs.multiply(&mut self.s, features, Left::transposed(&self.keys.v, e), right, size);
-        phi.chunks_exact(features).for_each(|row| add(&mut self.z, row));
+        if context.normalizes() {
+            context.verbs.add_rows(&mut self.z, phi, features, &[T::ONE; TILE]);
+        }
     }
 
     /// R += (φ(q) e^G)ᵀ dT and r += (φ(q) e^G)ᵀ dn of the loaded reader, whose features are used up.
@@ -240,16 +248,13 @@ impl<T: Number> Worker<T> {
         let (features, e) = context.padded();
         let phi = &mut self.queries.phi[..rows * features];
         if context.decays() && !context.is_full() {
-            for (r, row) in phi.chunks_exact_mut(features).enumerate() {
-                let decay = self.keys.decay_from_start(r);
-                row.iter_mut().for_each(|x| *x = *x * decay);
-            }
+            context.verbs.scale_rows(phi, features, &self.keys.from_start);
         }
         let size = Product { m: context.features.count, n: e, k: rows, accumulate: true, band: Band::Full };
         let right = context.verbs.rows(&self.sums.d_sums, e);
         context.verbs.multiply(&mut self.d_state.s, e, Left::transposed(phi, features), right, size);
-        for (row, &d_norm) in phi.chunks_exact(features).zip(&self.sums.d_norms) {
-            add_multiple(&mut self.d_state.z, d_norm, row);
+        if context.normalizes() {
+            context.verbs.add_rows(&mut self.d_state.z, phi, features, &self.sums.d_norms);
         }
     }
 
@@ -259,21 +264,20 @@ impl<T: Number> Worker<T> {
         sweep: &Sweep<'_, T>,
         tile: &Range<usize>,
         stabilizer: &mut T,
-        gradients: &mut Gradients<T>,
+        gradients: &mut Gradients<'_, T>,
         d_log: Option<&mut [f64]>,
     ) {
         let (context, rows) = (sweep.context, tile.len());
-        let features = context.features.padded;
+        let (features, e) = context.padded();
         if context.starts_chunk(tile.end) || tile.end == sweep.segment.end {
             self.chunk_d_s.clone_from(&self.d_state.s);
         }
         self.keys.load(context, sweep.at, tile, stabilizer);
         self.gradient_from_later(context, rows);
         self.move_back(sweep, tile);
-        for (r, row) in self.d_phi[..rows * features].chunks_exact_mut(features).enumerate() {
-            if !self.keys.present[r] {
-                row.fill(T::ZERO);
-            }
+        for r in (0..rows).filter(|&r| !self.keys.present[r]) {
+            self.d_phi[r * features..][..features].fill(T::ZERO);
+            self.dv[r * e..][..e].fill(T::ZERO);
         }
         if let Some(d_log) = d_log {
             self.add_log(sweep, tile, &self.keys.phi, -T::ONE, d_log);
@@ -292,13 +296,13 @@ impl<T: Number> Worker<T> {
         verbs.multiply(&mut self.dv, e, Left::rows(phi, features), verbs.rows(d_s, e), size(e, count));
         let right = verbs.panels(&self.d_s_panels, value_width);
         verbs.multiply(&mut self.d_phi, features, Left::rows(&self.keys.v, e), right, size(features, value_width));
-        let tiles = self.d_phi.chunks_exact_mut(features).zip(self.dv.chunks_exact_mut(e)).take(rows);
-        for (r, (d_phi, dv)) in tiles.enumerate() {
-            add(d_phi, &self.d_state.z);
-            if context.decays() {
-                let decay = self.keys.decay_to_end(r);
-                d_phi.iter_mut().chain(dv).for_each(|x| *x = *x * decay);
-            }
+        let (d_phi, dv) = (&mut self.d_phi[..rows * features], &mut self.dv[..rows * e]);
+        if context.normalizes() {
+            verbs.add_outer(d_phi, features, &[T::ONE; TILE], &self.d_state.z);
+        }
+        if context.decays() {
+            verbs.scale_rows(d_phi, features, &self.keys.to_end);
+            verbs.scale_rows(dv, e, &self.keys.to_end);
         }
     }
 
@@ -347,22 +351,17 @@ impl<T: Number> Worker<T> {
     }
 
     /// Turns dφ(k) into dk and adds the rows that have a key to the gradients.
-    fn store_keys(&mut self, sweep: &Sweep<'_, T>, tile: &Range<usize>, gradients: &mut Gradients<T>) {
+    fn store_keys(&mut self, sweep: &Sweep<'_, T>, tile: &Range<usize>, gradients: &mut Gradients<'_, T>) {
         let (context, shapes, rows) = (sweep.context, sweep.context.shapes(), tile.len());
         let (d, (features, e)) = (context.verbs.padded(shapes.width), context.padded());
         let (x, phi) = (&self.keys.x[..rows * d], &self.keys.phi[..rows * features]);
         context.features.gradient(x, phi, &mut self.d_phi[..rows * features], &mut self.d_x[..rows * d]);
         let (keys, segment) = (context.keys(tile), context.keys(sweep.segment));
         let first = (keys.start + context.first_key()).saturating_sub(tile.start).min(rows);
-        let of = |heads: usize, first: usize| sweep.at.head * heads / shapes.state_heads() - first;
-        let k_row = of(shapes.key_heads, gradients.first_key_head) * segment.len() + keys.start - segment.start;
-        let v_row = of(shapes.value_heads, gradients.first_value_head) * segment.len() + keys.start - segment.start;
-        for (r, row) in (first..first + keys.len()).zip(0..) {
-            if self.keys.present[r] {
-                add(&mut gradients.dk[(k_row + row) * d..][..d], &self.d_x[r * d..]);
-                add(&mut gradients.dv[(v_row + row) * e..][..e], &self.dv[r * e..]);
-            }
-        }
+        let rows = keys.start - segment.start..keys.end - segment.start;
+        let of = |heads: usize| sweep.at.head * heads / shapes.state_heads();
+        gradients.k.put(of(shapes.key_heads), rows.clone(), &self.d_x[first * d..]);
+        gradients.v.put(of(shapes.value_heads), rows, &self.dv[first * e..]);
     }
 
     /// Adds ±⟨φ, dφ⟩ of the tile's rows to those of their positions that have a key.
@@ -445,20 +444,6 @@ impl<T: Number> Worker<T> {
                 self.load_reader(sweep, reader, tile);
                 self.absorb_queries(context, tile.len());
             }
-        }
-    }
-}
-
-fn add<T: Number>(to: &mut [T], from: &[T]) {
-    for (to, &x) in to.iter_mut().zip(from) {
-        *to += x;
-    }
-}
-
-fn add_multiple<T: Number>(to: &mut [T], factor: T, from: &[T]) {
-    if factor != T::ZERO {
-        for (to, &x) in to.iter_mut().zip(from) {
-            *to += factor * x;
         }
     }
 }

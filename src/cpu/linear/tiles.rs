@@ -15,14 +15,35 @@ pub struct StateHead {
     pub head: usize,
 }
 
+/// In which order tiles are visited, so that the next one can be fetched early.
+#[derive(Clone, Copy)]
+pub enum Direction {
+    Forward,
+    Backward,
+}
+
+impl Direction {
+    fn next(self, rows: &Range<usize>) -> Range<usize> {
+        match self {
+            Self::Forward => rows.end..rows.end + rows.len(),
+            Self::Backward => rows.start.saturating_sub(rows.len())..rows.start,
+        }
+    }
+}
+
 /// Keys of a tile; rows without a key, or whose key is masked, have zero features and values.
 pub struct KeyTile<T> {
     pub x: Vec<T>,
     pub phi: Vec<T>,
     pub v: Vec<T>,
     pub present: [bool; TILE],
+    pub direction: Direction,
     /// Log-decay summed from the tile's start through each row.
     pub cumulative: [f64; TILE],
+    /// e^{G}: what is left at each row of the sums entering the tile.
+    pub from_start: [T; TILE],
+    /// e^{G_C − G}: what is left of each row at the tile's end.
+    pub to_end: [T; TILE],
 }
 
 impl<T: Number> KeyTile<T> {
@@ -33,7 +54,10 @@ impl<T: Number> KeyTile<T> {
             phi: vec![T::ZERO; TILE * features],
             v: vec![T::ZERO; TILE * e],
             present: [false; TILE],
+            direction: Direction::Forward,
             cumulative: [0.0; TILE],
+            from_start: [T::ONE; TILE],
+            to_end: [T::ONE; TILE],
         }
     }
 
@@ -51,10 +75,16 @@ impl<T: Number> KeyTile<T> {
             *present = keep(key);
         }
         let of = |heads: usize| at.head * heads / shapes.state_heads();
+        let next = self.direction.next(&keys);
         let load = |view: &View<'_>, heads: usize, into: &mut [T], padded: usize| {
             into[..first * padded].fill(T::ZERO);
             into[last * padded..].fill(T::ZERO);
-            HeadRows::new(view, at.batch, of(heads)).load(keys.clone(), &mut into[first * padded..], padded, keep);
+            let (rows, into) = (HeadRows::new(view, at.batch, of(heads)), &mut into[first * padded..]);
+            match &context.key_mask {
+                None => rows.load(keys.clone(), into, padded),
+                Some(_) => rows.load_kept(keys.clone(), into, padded, keep),
+            }
+            rows.prefetch(next.clone());
         };
         let rows = tile.len();
         load(&context.inputs.k, shapes.key_heads, &mut self.x[..rows * d], d);
@@ -81,34 +111,32 @@ impl<T: Number> KeyTile<T> {
                 row.fill(T::ZERO);
             }
         }
+        if context.decays() {
+            self.decay_rows(&logs);
+        }
+    }
+
+    fn decay_rows(&mut self, logs: &[f64; TILE]) {
         let mut sum = 0.0;
         for (cumulative, log) in self.cumulative.iter_mut().zip(logs) {
             sum += log;
             *cumulative = sum;
         }
-    }
-
-    /// e^{G} of the rows: what is left at each row of the sums entering the tile.
-    pub fn decay_from_start(&self, row: usize) -> T {
-        T::from_f64(self.cumulative[row].exp())
+        for (r, &cumulative) in self.cumulative.iter().enumerate() {
+            self.from_start[r] = T::from_f64(cumulative.exp());
+            self.to_end[r] = T::from_f64((sum - cumulative).exp());
+        }
     }
 
     /// e^{G_C}: what is left at the tile's end of the sums entering it.
     pub fn decay(&self) -> T {
-        T::from_f64(self.cumulative[TILE - 1].exp())
+        self.from_start[TILE - 1]
     }
 
     /// Multiplies the features by what is left of them at the tile's end.
     pub fn scale_to_end(&mut self, context: &Context<'_, T>, rows: usize) {
-        for (r, row) in self.phi.chunks_exact_mut(context.features.padded).take(rows).enumerate() {
-            let decay = T::from_f64((self.cumulative[TILE - 1] - self.cumulative[r]).exp());
-            row.iter_mut().for_each(|x| *x = *x * decay);
-        }
-    }
-
-    /// e^{G_C − G} of the rows: what is left of them at the tile's end.
-    pub fn decay_to_end(&self, row: usize) -> T {
-        T::from_f64((self.cumulative[TILE - 1] - self.cumulative[row]).exp())
+        let features = context.features.padded;
+        context.verbs.scale_rows(&mut self.phi[..rows * features], features, &self.to_end);
     }
 }
 
@@ -116,12 +144,14 @@ impl<T: Number> KeyTile<T> {
 pub struct QueryTile<T> {
     pub x: Vec<T>,
     pub phi: Vec<T>,
+    pub direction: Direction,
 }
 
 impl<T: Number> QueryTile<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let d = context.verbs.padded(context.shapes().width);
-        Self { x: vec![T::ZERO; TILE * d], phi: vec![T::ZERO; TILE * context.features.padded] }
+        let phi = vec![T::ZERO; TILE * context.features.padded];
+        Self { x: vec![T::ZERO; TILE * d], phi, direction: Direction::Forward }
     }
 
     /// Loads the queries of output head `head` at `tile`.
@@ -130,7 +160,7 @@ impl<T: Number> QueryTile<T> {
         let d = context.verbs.padded(shapes.width);
         let rows = tile.len();
         let source = HeadRows::new(&context.inputs.q, batch, head * shapes.query_heads / shapes.heads());
-        load_queries(context, &source, tile, &mut self.x[..rows * d], d);
+        load_queries(context, &source, tile, &mut self.x[..rows * d], d, self.direction);
         context.features.apply(&self.x[..rows * d], &mut self.phi[..rows * context.features.padded], |_| ());
     }
 }
@@ -142,12 +172,14 @@ pub fn load_queries<T: Number>(
     tile: &Range<usize>,
     into: &mut [T],
     padded: usize,
+    direction: Direction,
 ) {
     let queries = context.queries(tile);
     let first = first_row(context, tile);
     into[..first * padded].fill(T::ZERO);
     into[(first + queries.len()) * padded..].fill(T::ZERO);
-    source.load(queries, &mut into[first * padded..], padded, |_| true);
+    source.prefetch(direction.next(&queries));
+    source.load(queries, &mut into[first * padded..], padded);
 }
 
 /// The tile's first row with a query.
@@ -176,7 +208,7 @@ impl<T: Number> State<T> {
         if let Some(given) = &context.inputs.state {
             let (_, e) = context.padded();
             let count = context.features.count;
-            HeadRows::new(&given.s, at.batch, at.head).load(0..count, &mut state.s, e, |_| true);
+            HeadRows::new(&given.s, at.batch, at.head).load(0..count, &mut state.s, e);
             let element = |view: &View<'_>| at.batch * view.strides()[0] + at.head * view.strides()[1];
             T::load(given.z.data(), element(&given.z), &mut state.z[..count]);
             if let Some(stabilizer) = &given.stabilizer {
@@ -198,11 +230,7 @@ impl<T: Number> State<T> {
         let phi = &keys.phi[..rows * features];
         let size = Product { m: context.features.count, n: e, k: rows, accumulate: true, band: Band::Full };
         context.verbs.multiply(&mut self.s, e, Left::transposed(phi, features), context.verbs.rows(&keys.v, e), size);
-        for row in phi.chunks_exact(features) {
-            for (z, &p) in self.z.iter_mut().zip(row) {
-                *z += p;
-            }
-        }
+        context.verbs.add_rows(&mut self.z, phi, features, &[T::ONE; TILE]);
     }
 
     /// Adds the sums of a later segment that started empty and lets these decay by `log_decay`.

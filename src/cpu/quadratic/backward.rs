@@ -227,11 +227,10 @@ impl<T: Number> Worker<T> {
     fn load_keys(&mut self, context: &Context<'_, T>, task: &Task<'_>) {
         let (shapes, verbs, inputs) = (context.shapes(), context.verbs, context.inputs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
-        let keep = |key| context.keeps(task.batch, key);
-        HeadRows::new(&inputs.k, task.batch, task.key_head).load(task.keys.clone(), &mut self.k, d, keep);
+        context.load_keys(&inputs.k, task.batch, task.key_head, task.keys.clone(), &mut self.k, d);
         verbs.transpose(&mut self.k_panels, &self.k, d, task.keys.len(), shapes.width);
         // The sums of dv hold the values for a moment.
-        HeadRows::new(&inputs.v, task.batch, task.key_head).load(task.keys.clone(), &mut self.dv, e, keep);
+        context.load_keys(&inputs.v, task.batch, task.key_head, task.keys.clone(), &mut self.dv, e);
         verbs.transpose(&mut self.v_panels, &self.dv, e, task.keys.len(), shapes.value_width);
         self.dv.fill(T::ZERO);
     }
@@ -240,10 +239,10 @@ impl<T: Number> Worker<T> {
     fn load_queries(&mut self, context: &Context<'_, T>, saved: &QuadraticSaved<'_>, batch: usize, head: usize) {
         let (shapes, verbs, problem) = (context.shapes(), context.verbs, context.problem);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
-        HeadRows::new(&context.inputs.q, batch, head).load(0..shapes.queries, &mut self.q, d, |_| true);
+        HeadRows::new(&context.inputs.q, batch, head).load(0..shapes.queries, &mut self.q, d);
         multiply_by(&mut self.q, context.sign);
         self.dq.fill(T::ZERO);
-        HeadRows::new(&saved.d_out, batch, head).load(0..shapes.queries, &mut self.d_out, e, |_| true);
+        HeadRows::new(&saved.d_out, batch, head).load(0..shapes.queries, &mut self.d_out, e);
         load_statistic(&saved.statistic, batch, head, &mut self.statistic);
         match &saved.d_statistic {
             Some(view) => load_statistic(view, batch, head, &mut self.delta),
@@ -252,7 +251,7 @@ impl<T: Number> Worker<T> {
         let out = HeadRows::new(&saved.out, batch, head);
         let mut row = vec![T::ZERO; e];
         for (i, d_row) in self.d_out.chunks_exact_mut(e).enumerate() {
-            out.load(i..i + 1, &mut row, e, |_| true);
+            out.load(i..i + 1, &mut row, e);
             let (d_row, row) = (&mut d_row[..shapes.value_width], &row[..shapes.value_width]);
             self.delta[i] = unfinish(problem.weight, problem.finish, d_row, row, self.statistic[i], self.delta[i]);
         }

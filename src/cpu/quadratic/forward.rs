@@ -120,11 +120,10 @@ fn pack<T: Number, P: Precision<T>>(context: &Context<'_, T>, precision: P, firs
     }
     let scratch = || vec![T::ZERO; TILE * d.max(e)];
     parallel::run(tasks, scratch, |rows, (batch, head, keys, k, v)| {
-        let keep = |key| context.keeps(batch, key);
-        HeadRows::new(&inputs.k, batch, head).load(keys.clone(), rows, d, keep);
+        context.load_keys(&inputs.k, batch, head, keys.clone(), rows, d);
         precision.keys(verbs, k, rows, d, keys.len(), shapes.width);
         let rows = &mut rows[..keys.len() * e];
-        HeadRows::new(&inputs.v, batch, head).load(keys, rows, e, keep);
+        context.load_keys(&inputs.v, batch, head, keys, rows, e);
         precision.values(v, rows, e);
     });
 }
@@ -159,7 +158,7 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
     fn block(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, P::X>) {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let d = verbs.padded(shapes.width);
-        HeadRows::new(&context.inputs.q, task.batch, task.head).load(task.queries.clone(), &mut self.q, d, |_| true);
+        HeadRows::new(&context.inputs.q, task.batch, task.head).load(task.queries.clone(), &mut self.q, d);
         if context.sign != T::ONE {
             super::multiply_by(&mut self.q, context.sign);
         }

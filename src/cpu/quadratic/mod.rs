@@ -7,7 +7,9 @@ mod precision;
 pub use backward::{QuadraticGradients, QuadraticSaved, backward};
 pub use forward::forward;
 
-use super::rows::{Number, gather};
+use std::ops::Range;
+
+use super::rows::{HeadRows, Number, gather};
 use super::simd::Real;
 use super::tile::{Bounds, Verbs};
 use crate::problem::{Quadratic, QuadraticShapes, View, Weight};
@@ -82,18 +84,22 @@ impl<'a, T: Number> Context<'a, T> {
         self.shapes().heads / self.shapes().key_heads
     }
 
-    /// Whether a key of this batch entry takes part.
-    fn keeps(&self, batch: usize, key: usize) -> bool {
-        self.key_mask.as_ref().is_none_or(|mask| mask[batch * self.shapes().keys + key] != 0)
+    /// Loads rows of k or v into a tile; keys that the mask removes are zeros, unread.
+    fn load_keys(&self, view: &View<'_>, batch: usize, head: usize, keys: Range<usize>, into: &mut [T], padded: usize) {
+        let rows = HeadRows::new(view, batch, head);
+        match &self.key_mask {
+            None => rows.load(keys, into, padded),
+            Some(mask) => rows.load_kept(keys, into, padded, |key| mask[batch * self.shapes().keys + key] != 0),
+        }
     }
 
     /// Keys that query `i` sees, key mask aside.
-    fn visible(&self, i: usize) -> std::ops::Range<usize> {
+    fn visible(&self, i: usize) -> Range<usize> {
         self.problem.mask.visible(i as i64 + self.shapes().offset(), self.shapes().keys)
     }
 
     /// The visible columns of row `i` in a tile of keys.
-    fn bounds(&self, i: usize, tile: &std::ops::Range<usize>) -> Bounds {
+    fn bounds(&self, i: usize, tile: &Range<usize>) -> Bounds {
         let visible = self.visible(i);
         let low = visible.start.clamp(tile.start, tile.end) - tile.start;
         let high = visible.end.clamp(tile.start, tile.end) - tile.start;

@@ -51,9 +51,9 @@ impl Avx512Pairs {
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 macro_rules! simd {
-    ($t:ty, $v:ty, $lanes:literal, $set1:ident, $loadu:ident, $storeu:ident, $add:ident, $sub:ident, $mul:ident,
+    ($t:ty, $v:ty, $lanes:literal => $set1:ident, $loadu:ident, $storeu:ident, $add:ident, $sub:ident, $mul:ident,
      $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $scalef:ident,
-     $sum:ident, $largest:ident) => {
+     $sum:ident, $largest:ident, $($transpose:ident)?) => {
         // SAFETY of all: the caller has AVX-512, and its pointers are valid for LANES elements.
         impl Simd<$t> for Avx512 {
             type V = $v;
@@ -121,49 +121,53 @@ macro_rules! simd {
             unsafe fn largest(x: $v) -> $t {
                 unsafe { $largest(x) }
             }
+            $(
+                #[inline(always)]
+                unsafe fn transpose(from: *const $t, row: usize, to: *mut $t, to_row: usize) {
+                    unsafe { $transpose(from, row, to, to_row) }
+                }
+            )?
         }
     };
 }
 
 simd!(
-    f32,
-    __m512,
-    16,
-    _mm512_set1_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_add_ps,
-    _mm512_sub_ps,
-    _mm512_mul_ps,
-    _mm512_div_ps,
-    _mm512_fmadd_ps,
-    _mm512_max_ps,
-    _mm512_min_ps,
-    _mm512_cmp_ps_mask,
-    _mm512_mask_blend_ps,
-    _mm512_roundscale_ps,
-    _mm512_scalef_ps,
-    _mm512_reduce_add_ps,
-    _mm512_reduce_max_ps
+    f32, __m512, 16 => _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps,
+    _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_max_ps, _mm512_min_ps, _mm512_cmp_ps_mask,
+    _mm512_mask_blend_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
+    transpose_f32
 );
 simd!(
-    f64,
-    __m512d,
-    8,
-    _mm512_set1_pd,
-    _mm512_loadu_pd,
-    _mm512_storeu_pd,
-    _mm512_add_pd,
-    _mm512_sub_pd,
-    _mm512_mul_pd,
-    _mm512_div_pd,
-    _mm512_fmadd_pd,
-    _mm512_max_pd,
-    _mm512_min_pd,
-    _mm512_cmp_pd_mask,
-    _mm512_mask_blend_pd,
-    _mm512_roundscale_pd,
-    _mm512_scalef_pd,
-    _mm512_reduce_add_pd,
-    _mm512_reduce_max_pd
+    f64, __m512d, 8 => _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_sub_pd,
+    _mm512_mul_pd, _mm512_div_pd, _mm512_fmadd_pd, _mm512_max_pd, _mm512_min_pd, _mm512_cmp_pd_mask,
+    _mm512_mask_blend_pd, _mm512_roundscale_pd, _mm512_scalef_pd, _mm512_reduce_add_pd, _mm512_reduce_max_pd,
 );
+
+/// Transposes 16 × 16: four numbers of four rows into each quarter, then the quarters.
+#[inline(always)]
+unsafe fn transpose_f32(from: *const f32, row: usize, to: *mut f32, to_row: usize) {
+    // SAFETY: the caller has AVX-512 and vouches for both squares.
+    unsafe {
+        let mut fours = [_mm512_setzero_ps(); 16];
+        for g in 0..4 {
+            let r: [__m512; 4] = std::array::from_fn(|i| _mm512_loadu_ps(from.add((4 * g + i) * row)));
+            let [a, b] = [_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1])].map(|x| _mm512_castps_pd(x));
+            let [c, d] = [_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3])].map(|x| _mm512_castps_pd(x));
+            fours[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+            fours[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+            fours[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+            fours[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+        }
+        // Quarter q of fours[4g + c] holds column 4q + c of rows 4g to 4g + 3.
+        for c in 0..4 {
+            let even_low = _mm512_shuffle_f32x4::<0x88>(fours[c], fours[4 + c]);
+            let odd_low = _mm512_shuffle_f32x4::<0xdd>(fours[c], fours[4 + c]);
+            let even_high = _mm512_shuffle_f32x4::<0x88>(fours[8 + c], fours[12 + c]);
+            let odd_high = _mm512_shuffle_f32x4::<0xdd>(fours[8 + c], fours[12 + c]);
+            _mm512_storeu_ps(to.add(c * to_row), _mm512_shuffle_f32x4::<0x88>(even_low, even_high));
+            _mm512_storeu_ps(to.add((4 + c) * to_row), _mm512_shuffle_f32x4::<0x88>(odd_low, odd_high));
+            _mm512_storeu_ps(to.add((8 + c) * to_row), _mm512_shuffle_f32x4::<0xdd>(even_low, even_high));
+            _mm512_storeu_ps(to.add((12 + c) * to_row), _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high));
+        }
+    }
+}

@@ -270,6 +270,17 @@ pub(super) trait Simd<T: Real>: Copy + 'static {
     unsafe fn scale_by_power_of_two(x: Self::V, n: Self::V) -> Self::V;
     unsafe fn sum(x: Self::V) -> T;
     unsafe fn largest(x: Self::V) -> T;
+
+    /// Transposes a square of LANES rows at distances `row` and `to_row`.
+    #[inline(always)]
+    unsafe fn transpose(from: *const T, row: usize, to: *mut T, to_row: usize) {
+        for i in 0..Self::LANES {
+            for j in 0..Self::LANES {
+                // SAFETY: the caller vouches for both squares.
+                unsafe { *to.add(j * to_row + i) = *from.add(i * row + j) };
+            }
+        }
+    }
 }
 
 /// The multiply-add of a product: operands X, sums in the vectors of S.

@@ -3,13 +3,13 @@
 use super::super::simd::{Real, Simd, exp, sigmoid};
 use crate::linear::FeatureMap;
 
-/// φ of the maps that act on single numbers, in place; other maps leave the tile as it is.
+/// φ of the maps that act on single numbers; other maps copy.
 ///
 /// # Safety
-/// The processor has the instruction set of S; the length is a multiple of its lanes.
+/// The processor has the instruction set of S; the lengths are multiples of its lanes.
 #[inline(always)]
-pub unsafe fn map<T: Real, S: Simd<T>>(tile: &mut [T], map: FeatureMap) {
-    for x in tile.chunks_exact_mut(S::LANES) {
+pub unsafe fn map<T: Real, S: Simd<T>>(into: &mut [T], from: &[T], map: FeatureMap) {
+    for (to, x) in into.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
         // SAFETY: a whole vector.
         unsafe {
             let (zero, one) = (S::splat(T::ZERO), S::splat(T::ONE));
@@ -22,18 +22,19 @@ pub unsafe fn map<T: Real, S: Simd<T>>(tile: &mut [T], map: FeatureMap) {
                 FeatureMap::Exp => exp::<T, S>(value),
                 FeatureMap::Identity | FeatureMap::Softmax | FeatureMap::Taylor | FeatureMap::Cosine => value,
             };
-            S::store(x.as_mut_ptr(), image);
+            S::store(to.as_mut_ptr(), image);
         }
     }
 }
 
-/// d ← d ⊙ φ′(x) for the same maps.
+/// dx = dφ ⊙ φ′(x) for the same maps.
 ///
 /// # Safety
-/// As [`map`], for both tiles.
+/// As [`map`], for all three tiles.
 #[inline(always)]
-pub unsafe fn map_gradient<T: Real, S: Simd<T>>(d_tile: &mut [T], tile: &[T], map: FeatureMap) {
-    for (d, x) in d_tile.chunks_exact_mut(S::LANES).zip(tile.chunks_exact(S::LANES)) {
+pub unsafe fn map_gradient<T: Real, S: Simd<T>>(d_x: &mut [T], d_phi: &[T], x: &[T], map: FeatureMap) {
+    let rows = d_x.chunks_exact_mut(S::LANES).zip(d_phi.chunks_exact(S::LANES));
+    for ((d_x, d_phi), x) in rows.zip(x.chunks_exact(S::LANES)) {
         // SAFETY: whole vectors.
         unsafe {
             let (zero, one) = (S::splat(T::ZERO), S::splat(T::ONE));
@@ -49,7 +50,7 @@ pub unsafe fn map_gradient<T: Real, S: Simd<T>>(d_tile: &mut [T], tile: &[T], ma
                 FeatureMap::Exp => exp::<T, S>(value),
                 FeatureMap::Identity | FeatureMap::Softmax | FeatureMap::Taylor | FeatureMap::Cosine => one,
             };
-            S::store(d.as_mut_ptr(), S::mul(S::load(d.as_ptr()), slope));
+            S::store(d_x.as_mut_ptr(), S::mul(S::load(d_phi.as_ptr()), slope));
         }
     }
 }
@@ -103,6 +104,60 @@ pub unsafe fn row_products<T: Real, S: Simd<T>>(tile: &[T], width: usize, vector
                 sum = S::fma(S::load(x.as_ptr()), S::load(y.as_ptr()), sum);
             }
             *product = S::sum(sum);
+        }
+    }
+}
+
+/// Inner products of the rows of two tiles.
+///
+/// # Safety
+/// As [`row_maxima`], for both tiles.
+#[inline(always)]
+pub unsafe fn row_pair_products<T: Real, S: Simd<T>>(a: &[T], b: &[T], width: usize, products: &mut [T]) {
+    for ((a, b), product) in a.chunks_exact(width).zip(b.chunks_exact(width)).zip(products) {
+        // SAFETY: whole vectors.
+        unsafe { row_products::<T, S>(a, width, b, std::slice::from_mut(product)) }
+    }
+}
+
+/// Adds factors\[r\]·vector to row r.
+///
+/// # Safety
+/// As [`row_products`].
+#[inline(always)]
+pub unsafe fn add_outer<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, factors: &[T], vector: &[T]) {
+    for (row, &factor) in tile.chunks_exact_mut(width).zip(factors) {
+        for (x, y) in row.chunks_exact_mut(S::LANES).zip(vector.chunks_exact(S::LANES)) {
+            // SAFETY: whole vectors.
+            unsafe { S::store(x.as_mut_ptr(), S::fma(S::splat(factor), S::load(y.as_ptr()), S::load(x.as_ptr()))) }
+        }
+    }
+}
+
+/// Adds factors\[r\] times row r to a vector.
+///
+/// # Safety
+/// As [`row_products`].
+#[inline(always)]
+pub unsafe fn add_rows<T: Real, S: Simd<T>>(vector: &mut [T], tile: &[T], width: usize, factors: &[T]) {
+    for (row, &factor) in tile.chunks_exact(width).zip(factors) {
+        for (x, y) in vector.chunks_exact_mut(S::LANES).zip(row.chunks_exact(S::LANES)) {
+            // SAFETY: whole vectors.
+            unsafe { S::store(x.as_mut_ptr(), S::fma(S::splat(factor), S::load(y.as_ptr()), S::load(x.as_ptr()))) }
+        }
+    }
+}
+
+/// Multiplies row r by factors\[r\].
+///
+/// # Safety
+/// As [`row_maxima`].
+#[inline(always)]
+pub unsafe fn scale_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, factors: &[T]) {
+    for (row, &factor) in tile.chunks_exact_mut(width).zip(factors) {
+        for x in row.chunks_exact_mut(S::LANES) {
+            // SAFETY: a whole vector.
+            unsafe { S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), S::splat(factor))) }
         }
     }
 }

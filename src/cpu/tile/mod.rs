@@ -13,7 +13,6 @@ use multiply::PANEL_VECTORS;
 pub use multiply::{Band, Left, Product, Right};
 pub use pairs::Pairs;
 pub use scores::{Bounds, Online};
-use transpose::transpose;
 
 #[cfg(target_arch = "aarch64")]
 use super::simd::Neon;
@@ -87,6 +86,7 @@ macro_rules! tables {
 
 verbs! {
     multiply = multiply::plain(out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product);
+    transpose = transpose::vectors(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
         scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: &[T]
@@ -96,11 +96,15 @@ verbs! {
         scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, delta: &[T]
     );
     scaled_tanh = scores::scaled_tanh(row: &mut [T], scale: T);
-    map = maps::map(tile: &mut [T], map: FeatureMap);
-    map_gradient = maps::map_gradient(d_tile: &mut [T], tile: &[T], map: FeatureMap);
+    map = maps::map(into: &mut [T], from: &[T], map: FeatureMap);
+    map_gradient = maps::map_gradient(d_x: &mut [T], d_phi: &[T], x: &[T], map: FeatureMap);
     row_maxima = maps::row_maxima(tile: &[T], width: usize, maxima: &mut [T]);
     exp_rows = maps::exp_rows(tile: &mut [T], width: usize, shifts: &[T], factor: T);
     row_products = maps::row_products(tile: &[T], width: usize, vector: &[T], products: &mut [T]);
+    row_pair_products = maps::row_pair_products(a: &[T], b: &[T], width: usize, products: &mut [T]);
+    add_outer = maps::add_outer(tile: &mut [T], width: usize, factors: &[T], vector: &[T]);
+    add_rows = maps::add_rows(vector: &mut [T], tile: &[T], width: usize, factors: &[T]);
+    scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
     causal_weights = maps::causal_weights(tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]);
 }
 
@@ -156,7 +160,7 @@ impl<T: Real> Verbs<T> {
 
     /// Writes the panels of the transpose of `rows` rows of `width` numbers.
     pub fn transpose(&self, into: &mut [T], from: &[T], row: usize, rows: usize, width: usize) {
-        transpose(into, from, row, rows, width, self.panel);
+        unsafe { (self.transpose)(into, from, row, rows, width) }
     }
 
     /// See [`scores::softmax`].
@@ -210,14 +214,14 @@ impl<T: Real> Verbs<T> {
         unsafe { (self.scaled_tanh)(row, scale) }
     }
 
-    /// φ of the maps that act on single numbers; other maps leave the tile as it is.
-    pub fn map(&self, tile: &mut [T], map: FeatureMap) {
-        unsafe { (self.map)(tile, map) }
+    /// φ of the maps that act on single numbers; other maps copy.
+    pub fn map(&self, into: &mut [T], from: &[T], map: FeatureMap) {
+        unsafe { (self.map)(into, from, map) }
     }
 
-    /// d ← d ⊙ φ′(x) for the same maps.
-    pub fn map_gradient(&self, d_tile: &mut [T], tile: &[T], map: FeatureMap) {
-        unsafe { (self.map_gradient)(d_tile, tile, map) }
+    /// dx = dφ ⊙ φ′(x) for the same maps.
+    pub fn map_gradient(&self, d_x: &mut [T], d_phi: &[T], x: &[T], map: FeatureMap) {
+        unsafe { (self.map_gradient)(d_x, d_phi, x, map) }
     }
 
     /// Each row's largest number.
@@ -235,6 +239,26 @@ impl<T: Real> Verbs<T> {
         unsafe { (self.row_products)(tile, width, vector, products) }
     }
 
+    /// Inner products of the rows of two tiles.
+    pub fn row_pair_products(&self, a: &[T], b: &[T], width: usize, products: &mut [T]) {
+        unsafe { (self.row_pair_products)(a, b, width, products) }
+    }
+
+    /// Adds factors\[r\]·vector to row r.
+    pub fn add_outer(&self, tile: &mut [T], width: usize, factors: &[T], vector: &[T]) {
+        unsafe { (self.add_outer)(tile, width, factors, vector) }
+    }
+
+    /// Adds factors\[r\] times row r to a vector.
+    pub fn add_rows(&self, vector: &mut [T], tile: &[T], width: usize, factors: &[T]) {
+        unsafe { (self.add_rows)(vector, tile, width, factors) }
+    }
+
+    /// Multiplies row r by factors\[r\].
+    pub fn scale_rows(&self, tile: &mut [T], width: usize, factors: &[T]) {
+        unsafe { (self.scale_rows)(tile, width, factors) }
+    }
+
     /// See [`maps::causal_weights`].
     pub fn causal_weights(&self, tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]) {
         assert!(width <= 64 && tile.len() <= width * width);
@@ -246,4 +270,15 @@ impl<T: Real> Verbs<T> {
         assert!(width.is_multiple_of(self.lanes) && scores.len() == width * bounds.len());
         assert!(bounds.iter().all(|&(low, high)| low >= high || high <= width));
     }
+}
+
+/// Asks for elements that will be read soon.
+pub fn prefetch<X>(elements: &[X]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in elements.chunks((64 / size_of::<X>()).max(1)) {
+        // SAFETY: a prefetch reads nothing.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = elements;
 }

@@ -138,7 +138,7 @@ pub unsafe fn multiply<T: Real, S: Simd<T>, M: MultiplyAdd<T, S>>(
                         k,
                         accumulate: size.accumulate,
                     };
-                    if size.n - column >= width {
+                    if n - column > S::LANES {
                         strip.run::<S, M, PANEL_VECTORS>(rows)
                     } else {
                         strip.run::<S, M, 1>(rows)

@@ -3,7 +3,7 @@
 
 use super::super::simd::Isa;
 use super::multiply::{self, Left, Product, Right};
-use super::transpose::transpose;
+use super::transpose::elements;
 
 /// Proof that the processor has bf16 dot products.
 #[derive(Clone, Copy)]
@@ -43,7 +43,7 @@ impl Pairs {
     pub fn transpose(self, into: &mut [u32], from: &[f32], row: usize, rows: usize, width: usize) {
         let mut pairs = vec![0; rows * row / 2];
         self.narrow(&from[..rows * row], &mut pairs);
-        transpose(into, &pairs, row / 2, rows, width.div_ceil(2), Self::PANEL);
+        elements(into, &pairs, row / 2, rows, width.div_ceil(2), Self::PANEL);
     }
 
     /// Rounds rows to pairs of one row and the next; the row after the last counts as zeros.

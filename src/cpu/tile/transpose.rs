@@ -1,25 +1,72 @@
 //! Row-major tiles into column panels of their transpose.
 
+use super::super::simd::{Real, Simd};
+use super::multiply::PANEL_VECTORS;
+
 /// Writes the transpose of `rows` × `width` numbers as panels: row j of `from` becomes column j, and `into` holds for
-/// every `panel` columns their `width` rows of numbers, the last panel filled up with zeros.
-pub fn transpose<X: Copy + Default>(into: &mut [X], from: &[X], row: usize, rows: usize, width: usize, panel: usize) {
-    for (index, columns) in into[..rows.div_ceil(panel) * panel * width].chunks_exact_mut(panel * width).enumerate() {
+/// each panel of columns its `width` rows, the last panel filled up with zeros.
+///
+/// # Safety
+/// The processor has the instruction set of S.
+#[inline(always)]
+pub unsafe fn vectors<T: Real, S: Simd<T>>(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize) {
+    let panel = PANEL_VECTORS * S::LANES;
+    for (index, columns) in panels(into, rows, width, panel).enumerate() {
         let first = index * panel;
         let count = (rows - first).min(panel);
-        if count < panel {
-            columns.fill(X::default());
-        }
-        let mut p = 0;
-        while p < width {
-            // Eight columns of eight rows at a time keep both sides in few cache lines.
-            let depth = (width - p).min(8);
-            for j in 0..count {
-                let source = &from[(first + j) * row + p..][..depth];
-                for (d, &x) in source.iter().enumerate() {
-                    columns[(p + d) * panel + j] = x;
-                }
+        let from = &from[first * row..];
+        let (whole_rows, whole_width) = (count - count % S::LANES, width - width % S::LANES);
+        for j in (0..whole_rows).step_by(S::LANES) {
+            for p in (0..whole_width).step_by(S::LANES) {
+                let (square, to) = (&from[j * row + p..], &mut columns[p * panel + j..]);
+                assert!(
+                    square.len() >= (S::LANES - 1) * row + S::LANES && to.len() >= (S::LANES - 1) * panel + S::LANES
+                );
+                // SAFETY: both squares are inside their slices.
+                unsafe { S::transpose(square.as_ptr(), row, to.as_mut_ptr(), panel) }
             }
-            p += depth;
         }
+        scalars(columns, from, row, 0..whole_rows, whole_width..width, panel);
+        scalars(columns, from, row, whole_rows..count, 0..width, panel);
+        clear(columns, count, panel);
+    }
+}
+
+/// [`vectors`] for any element, one by one.
+pub fn elements<X: Copy + Default>(into: &mut [X], from: &[X], row: usize, rows: usize, width: usize, panel: usize) {
+    for (index, columns) in panels(into, rows, width, panel).enumerate() {
+        let count = (rows - index * panel).min(panel);
+        scalars(columns, &from[index * panel * row..], row, 0..count, 0..width, panel);
+        clear(columns, count, panel);
+    }
+}
+
+fn panels<X>(into: &mut [X], rows: usize, width: usize, panel: usize) -> std::slice::ChunksExactMut<'_, X> {
+    into[..rows.div_ceil(panel) * panel * width].chunks_exact_mut((panel * width).max(1))
+}
+
+/// Moves the given rows and columns, eight columns at a time so that both sides stay in few cache lines.
+#[inline(always)]
+fn scalars<X: Copy>(
+    columns: &mut [X],
+    from: &[X],
+    row: usize,
+    rows: std::ops::Range<usize>,
+    width: std::ops::Range<usize>,
+    panel: usize,
+) {
+    for p in width.clone().step_by(8) {
+        for j in rows.clone() {
+            let source = &from[j * row + p..j * row + (p + 8).min(width.end)];
+            for (d, &x) in source.iter().enumerate() {
+                columns[(p + d) * panel + j] = x;
+            }
+        }
+    }
+}
+
+fn clear<X: Copy + Default>(columns: &mut [X], count: usize, panel: usize) {
+    if count < panel {
+        columns.chunks_exact_mut(panel).for_each(|row| row[count..].fill(X::default()));
     }
 }

@@ -1,0 +1,154 @@
+//! Results as nodes of candle's graph.
+//!
+//! A candle operation has at most three inputs. When a fourth one (bias or log-decay) is tracked, q and k enter
+//! through a token: a tensor without elements, of the shape of both gradients end to end, which hands them on.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Error, Layout, Result, Shape, Tensor};
+
+use super::tensors::{buffer, slice_mut, tensor};
+use crate::problem::SliceMut;
+
+/// The way back of a computation, with everything it needs.
+pub trait Node: Send + Sync + 'static {
+    /// Name of the public function.
+    fn name(&self) -> &'static str;
+
+    /// The inputs that may receive a gradient.
+    fn inputs(&self) -> Inputs<'_>;
+
+    /// The gradients of the inputs, given the result and its gradient.
+    fn backward(&self, result: &Tensor, gradient: &Tensor) -> Result<Gradients>;
+}
+
+/// Differentiable inputs of either engine.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub q: &'a Tensor,
+    pub k: &'a Tensor,
+    pub v: &'a Tensor,
+    /// Bias or log-decay, if tracked.
+    pub extra: Option<&'a Tensor>,
+}
+
+/// Room for one gradient per input.
+pub struct Gradients {
+    /// Of q, then of k.
+    qk: CpuStorage,
+    v: CpuStorage,
+    extra: Option<CpuStorage>,
+}
+
+/// Where the gradients go.
+pub struct GradientSlices<'a> {
+    pub q: SliceMut<'a>,
+    pub k: SliceMut<'a>,
+    pub v: SliceMut<'a>,
+    pub extra: Option<SliceMut<'a>>,
+}
+
+impl Gradients {
+    pub fn new(inputs: Inputs<'_>) -> Result<Self> {
+        let Inputs { q, k, v, extra } = inputs;
+        Ok(Self {
+            qk: buffer(q.dtype(), q.elem_count() + k.elem_count())?,
+            v: buffer(v.dtype(), v.elem_count())?,
+            extra: extra.map(|extra| buffer(extra.dtype(), extra.elem_count())).transpose()?,
+        })
+    }
+
+    pub fn slices(&mut self, inputs: Inputs<'_>) -> Result<GradientSlices<'_>> {
+        let mut k = slice_mut(&mut self.qk)?;
+        let q = k.take(inputs.q.elem_count());
+        let extra = self.extra.as_mut().map(slice_mut).transpose()?;
+        Ok(GradientSlices { q, k, v: slice_mut(&mut self.v)?, extra })
+    }
+}
+
+/// Puts a result of the given shape into the graph, behind the inputs of `node`.
+pub fn attach(node: impl Node, result: CpuStorage, shape: impl Into<Shape>) -> Result<Tensor> {
+    let Inputs { q, k, v, extra } = node.inputs();
+    let (q, k, v, extra) = (q.clone(), k.clone(), v.clone(), extra.cloned());
+    let join = Join { node, result: Mutex::new(Some(result)), shape: shape.into() };
+    match extra {
+        None => q.apply_op3(&k, &v, join),
+        Some(extra) => q.apply_op2(&k, Token)?.apply_op3(&v, &extra, join),
+    }
+}
+
+/// The operation on (q, k, v) or (token of q and k, v, extra).
+struct Join<N> {
+    node: N,
+    /// Until candle asks for it.
+    result: Mutex<Option<CpuStorage>>,
+    shape: Shape,
+}
+
+impl<N: Node> CustomOp3 for Join<N> {
+    fn name(&self) -> &'static str {
+        self.node.name()
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let result = result.ok_or_else(|| Error::msg(format!("{}: asked twice for its result", self.name())))?;
+        Ok((result, self.shape.clone()))
+    }
+
+    fn bwd(
+        &self,
+        first: &Tensor,
+        second: &Tensor,
+        third: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let inputs = self.node.inputs();
+        let Gradients { qk, v, extra } = self.node.backward(result, gradient)?;
+        let (qk, v) = (tensor(qk, inputs.q.elem_count() + inputs.k.elem_count()), tensor(v, inputs.v.shape()));
+        let gradients = match extra {
+            Some(extra) => (qk, v, tensor(extra, third.shape())),
+            None => {
+                let (q, k) = split(&qk, first, second)?;
+                (q, k, v)
+            }
+        };
+        let tracked = |input: &Tensor, gradient| input.track_op().then_some(gradient);
+        Ok((tracked(first, gradients.0), tracked(second, gradients.1), tracked(third, gradients.2)))
+    }
+}
+
+/// q and k as one input.
+struct Token;
+
+impl CustomOp2 for Token {
+    fn name(&self) -> &'static str {
+        "token"
+    }
+
+    fn cpu_fwd(&self, q: &CpuStorage, lq: &Layout, _: &CpuStorage, lk: &Layout) -> Result<(CpuStorage, Shape)> {
+        let len = lq.shape().elem_count() + lk.shape().elem_count();
+        Ok((buffer(q.dtype(), 0)?, Shape::from(len)))
+    }
+
+    fn bwd(&self, q: &Tensor, k: &Tensor, _: &Tensor, qk: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (d_q, d_k) = split(qk, q, k)?;
+        Ok((q.track_op().then_some(d_q), k.track_op().then_some(d_k)))
+    }
+}
+
+/// Cuts gradients end to end into the shapes of their inputs.
+fn split(qk: &Tensor, q: &Tensor, k: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (q_len, k_len) = (q.elem_count(), k.elem_count());
+    Ok((qk.narrow(0, 0, q_len)?.reshape(q.shape())?, qk.narrow(0, q_len, k_len)?.reshape(k.shape())?))
+}

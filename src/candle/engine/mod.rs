@@ -1,0 +1,13 @@
+//! The engines as operations of candle's graph.
+//!
+//! A call holds a problem with its tensors, computes, and puts its result into the graph with a node that knows the
+//! way back.
+
+mod graph;
+mod linear;
+mod quadratic;
+mod tensors;
+
+pub use linear::{LinearCall, LinearTensors};
+pub use quadratic::QuadraticCall;
+pub use tensors::accumulator;

@@ -1,0 +1,37 @@
+//! The operations on candle tensors, with gradients.
+//!
+//! What holds for all of them:
+//!
+//! | | |
+//! | --- | --- |
+//! | shapes | q `[B, H, N, D]`, k `[B, Hk, M, D]`, v `[B, Hk, M, E]`, output `[B, H, N, E]`; query head h reads key head ⌊h·Hk/H⌋, H a multiple of Hk. In the linear family v may have more heads than q and k, or fewer: see each function |
+//! | layout | any strides, offsets and broadcasts, read in place; only a last dimension that is not contiguous is copied. A `[B, N, H, D]` tensor is passed as `.transpose(1, 2)` |
+//! | dtypes | f32, f64, f16, bf16, the same for q, k, v and bias; key masks are u8; log-decay, ω and states have the dtype of sums |
+//! | sums | f32, f64 for f64 inputs; one rounding to the dtype of q at the end |
+//! | lengths | N ≠ M is causal from the bottom right: query i stands at key i + M − N |
+//! | gradients | first order, for q, k, v, a bias and a log-decay per token. Other inputs receive none and are refused when tracked ([`Error::NoGradient`](crate::Error::NoGradient)): detach them |
+//! | devices | the CPU; tensors elsewhere are refused |
+//! | memory | O(N) beside inputs and outputs, forward and backward: no N×M matrix exists |
+//! | results | bit-identical from run to run with the same number of threads |
+//! | errors | a [`crate::Error`] in a [`candle_core::Error`], which names the function and the argument; checked before anything is computed |
+//!
+//! Rows without a visible key give 0, log-sum-exp −∞ and no gradient. Masked positions never reach an output, not even
+//! as NaN.
+
+mod engine;
+mod gau;
+mod linear;
+mod performer;
+mod softmax;
+mod state;
+mod transnormer;
+
+pub use gau::{gau_attention, mixed_chunk_attention, mixed_chunk_attention_with_state};
+pub use linear::{linear_attention, linear_attention_with_state};
+pub use performer::{performer_attention, performer_attention_with_state};
+pub use softmax::{softmax_attention, softmax_attention_with_lse};
+pub use state::LinearState;
+pub use transnormer::{diag_attention, norm_attention, norm_attention_with_state};
+
+#[cfg(test)]
+mod tests;
