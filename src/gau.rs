@@ -78,7 +78,7 @@ pub enum GlobalNorm {
 /// Choices of `mixed_chunk_attention`: with chunks of C positions,
 ///
 /// ```text
-/// local_i  = Σ_j relu²(c ⟨q_i, k_j⟩ + bias[j − i]) v_j           j in the chunk of i, and j ≤ i when causal
+/// local_i  = Σ_j relu²(c ⟨q_i, k_j⟩ + bias[j − p]) v_j           j in the chunk of i, and j ≤ i when causal
 /// global_i = norm_g · q'_i Σ_{chunks h < g} K'_hᵀ V_h             causal, i in chunk g
 /// global_i = norm   · q'_i Σ_{all chunks}  K'_hᵀ V_h              not causal
 /// o_i      = local_i + global_i

@@ -1,5 +1,32 @@
-//! Efficient attention with gradients (documentation follows).
+//! Efficient attention with gradients, for candle tensors and for plain slices.
+//!
+//! | operation | mechanism | options |
+//! | --- | --- | --- |
+//! | `softmax_attention` | softmax, never N×M in memory | [`SoftmaxOptions`] |
+//! | `linear_attention` | prefix sums of φ(K)ᵀV, optional decay | [`LinearOptions`] |
+//! | `performer_attention` | FAVOR+ random features | [`PerformerOptions`] |
+//! | `norm_attention` | TransNormer: RMS norm instead of a denominator | [`NormOptions`] |
+//! | `diag_attention` | TransNormer: attention inside blocks | [`DiagOptions`] |
+//! | `gau_attention` | gated attention unit: squared ReLU | [`GauOptions`] |
+//! | `mixed_chunk_attention` | FLASH: squared ReLU inside chunks, linear across | [`MixedChunkOptions`] |
+//!
+//! With the feature `candle` (default) the operations take and return candle tensors and give gradients to every
+//! differentiable input; they are in the module `candle` and at the crate's root. Without it, and beneath it, an
+//! options struct describes a problem ([`problem`]) and an engine of the backend ([`cpu`]) computes it on slices.
+//! [`mod@reference`] holds the same operations as plain f64 loops: the definition that everything is tested against.
+//!
+//! # Conventions
+//!
+//! * q is [B, H, N, D], k [B, Hk, M, D], v [B, Hk, M, E], any strides with a contiguous last dimension; a tensor
+//!   [B, N, H, D] is passed as `.transpose(1, 2)` without a copy. H is a multiple of Hk (grouped queries); the linear
+//!   family also takes more value heads than query and key heads.
+//! * Query i of N stands at position i + M − N: causal masks align at the end when lengths differ.
+//! * A query that sees no key gives 0, log-sum-exp −∞ and gradient 0. NaN in masked keys or values reaches nothing.
+//! * f32, f16 and bf16 are summed in f32, f64 in f64; outputs are rounded once; statistics and states are f32 (f64).
+//! * Results are bit-identical on repeat, forward and backward.
+//! * Gradients are of first order. An input that can receive none but is tracked is an error.
 #![deny(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "candle")]
 pub mod candle;
@@ -14,4 +41,17 @@ pub mod reference;
 pub mod softmax;
 pub mod transnormer;
 
+#[cfg(feature = "candle")]
+pub use candle::{
+    LinearState, diag_attention, gau_attention, linear_attention, linear_attention_with_state, mixed_chunk_attention,
+    mixed_chunk_attention_with_state, norm_attention, norm_attention_with_state, performer_attention,
+    performer_attention_with_state, softmax_attention, softmax_attention_with_lse,
+};
 pub use error::{Error, Result};
+pub use gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
+pub use linear::{FeatureMap, LinearOptions};
+pub use performer::{FavorMap, PerformerOptions};
+pub use problem::Mask;
+pub use random_features::{FeatureKind, random_features};
+pub use softmax::SoftmaxOptions;
+pub use transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};

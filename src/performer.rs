@@ -1,5 +1,4 @@
-//! Performer attention with FAVOR+ random features (Choromanski et al. 2020; hyperbolic and optimal
-//! variants after Likhosherstov et al. 2022).
+//! Performer attention with FAVOR+ random features (Choromanski et al. 2020).
 
 use crate::Result;
 use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Operand, Scan};

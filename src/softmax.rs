@@ -6,7 +6,7 @@ use crate::problem::{Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes,
 /// Choices of `softmax_attention`:
 ///
 /// ```text
-/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[j − i],   cap(x) = c·tanh(x/c)
+/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[j − p],   cap(x) = c·tanh(x/c)
 /// o_i  = Σ_j softmax_j(s_ij) v_j            over the keys j that query i sees
 /// ```
 ///
@@ -22,7 +22,7 @@ pub struct SoftmaxOptions<T> {
     pub soft_cap: Option<f64>,
     /// `[B, M]` of u8: 0 removes the key for every query. Default: none.
     pub key_mask: Option<T>,
-    /// `[1 or H, 2R + 1]`: added to the score of a key at distance d = j − i from entry `R + d`.
+    /// `[1 or H, 2R + 1]`: added to the score of a key at distance d = j − p from the query's position p, from entry `R + d`.
     /// Every visible distance must be within R. Default: none.
     pub bias: Option<T>,
 }

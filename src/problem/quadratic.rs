@@ -118,7 +118,7 @@ fn check_bias<T: Operand>(function: &'static str, bias: &T, heads: usize, dtype:
 /// One computation of the quadratic engine:
 ///
 /// ```text
-/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[j − i]
+/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[j − p]
 /// o_i  = finish_i(Σ_j weight(s_ij) v_j)        over the visible j
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]

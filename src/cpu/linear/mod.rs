@@ -1,6 +1,6 @@
 //! The linear engine: prefix sums S = Σ φ(k)vᵀ carried through tiles of positions, in time and memory O(N).
 //!
-//! Queries and keys lie on one line of positions, ends aligned; a tile is [`TILE`] positions. Long sequences of few
+//! Queries and keys lie on one line of positions, ends aligned; a tile is a few dozen positions. Long sequences of few
 //! heads are cut into segments, whose sums are made first and then handed from segment to segment.
 
 mod backward;

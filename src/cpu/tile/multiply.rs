@@ -200,6 +200,7 @@ impl<T: Real, X: Copy> Strip<T, X> {
         }
     }
 
+    #[allow(clippy::needless_range_loop)] // plain indices unroll, so that the sums stay in registers
     /// The result tile of ROWS rows × N vectors, kept in registers over the inner dimension.
     #[inline(always)]
     unsafe fn tile<S: Simd<T>, M: MultiplyAdd<T, S, X = X>, const ROWS: usize, const N: usize>(&self) {
