@@ -54,6 +54,11 @@ pub fn unit(dtype: DType) -> f64 {
     }
 }
 
+/// Half the smallest positive number, the error of rounding next to 0, where that matters.
+pub fn smallest(dtype: DType) -> f64 {
+    if dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 }
+}
+
 /// Owned elements of one type.
 #[derive(Debug, Clone)]
 pub enum Buffer {

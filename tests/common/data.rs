@@ -38,9 +38,8 @@ pub struct Prefix {
 }
 
 impl Data {
-    /// Seed 0 is what is run; other seeds give inputs of the same kind.
-    pub fn new(case: &Case, dtype: DType, seed: u64) -> Self {
-        let random = &mut Random::new(case.why, seed);
+    pub fn new(case: &Case, dtype: DType) -> Self {
+        let random = &mut Random::new(case.why);
         let mut normal = |shape: [usize; 4], std: f64, dtype| {
             let mut array = random.array(shape, std);
             array.data.iter_mut().for_each(|x| *x = round(dtype, *x));
@@ -58,17 +57,17 @@ impl Data {
         let bias = bias_shape(case).map(|shape| normal(shape, 0.5, dtype));
         let d_out = normal([batch, case.output_heads(), queries, value_width], 1.0, dtype);
         let d_lse = case.lse_gradient.then(|| normal([batch, hq, queries, 1], 1.0, accumulator));
-        let omega = omega(case, accumulator);
-        let key_mask = case.operation.key_mask().map(|kind| key_mask(case, kind, seed));
+        let omega = make_omega(case, accumulator);
+        let key_mask = case.operation.key_mask().map(|kind| make_key_mask(case, kind));
         if let Some(mask) = &key_mask {
             let global_keys = global.iter_mut().map(|[_, k]| k);
-            [&mut k, &mut v].into_iter().chain(global_keys).for_each(|x| poison(x, mask));
+            [&mut k, &mut v].into_iter().chain(global_keys).for_each(|x| fill_masked(x, mask, f64::NAN));
         }
-        let log_decay = case.operation.log_decay().map(|kind| log_decay(case, kind, keys, accumulator, seed));
+        let log_decay = case.operation.log_decay().map(|kind| make_log_decay(case, kind, keys, accumulator));
         let prefix = (prefix > 0).then(|| Prefix {
             k: normal([batch, hk, prefix, width], std, dtype),
             v: normal([batch, hv, prefix, value_width], 1.0, dtype),
-            log_decay: case.operation.log_decay().map(|kind| log_decay(case, kind, prefix, accumulator, seed + 100)),
+            log_decay: case.operation.log_decay().map(|kind| make_log_decay(case, kind, prefix, accumulator)),
         });
         let extras = Extras { key_mask, bias, log_decay };
         let mut data =
@@ -97,7 +96,7 @@ fn bias_shape(case: &Case) -> Option<[usize; 4]> {
     Some([1, 1, heads, 2 * radius + 1])
 }
 
-fn omega(case: &Case, accumulator: DType) -> Option<Array> {
+fn make_omega(case: &Case, accumulator: DType) -> Option<Array> {
     let Operation::Performer(_, directions) = case.operation else { return None };
     let rows = random_features(FeatureKind::Orthogonal, directions, case.width, 1).unwrap();
     let data = rows.into_iter().map(|x| round(accumulator, x)).collect();
@@ -105,27 +104,24 @@ fn omega(case: &Case, accumulator: DType) -> Option<Array> {
 }
 
 /// `[1, 1, B, M]`
-fn key_mask(case: &Case, kind: Extra, seed: u64) -> Array {
-    let mut random = Random::new("key mask", seed);
+fn make_key_mask(case: &Case, kind: Extra) -> Array {
+    let mut random = Random::new("key mask");
     Array::from_fn([1, 1, case.batch, case.keys], |[_, _, b, j]| {
         let removed = j == 0 || random.uniform() < 0.25 || (kind == Extra::NoKeys && b == 0);
         if removed { 0.0 } else { 1.0 }
     })
 }
 
-/// Fills the rows that the mask removes with NaN.
-fn poison(x: &mut Array, key_mask: &Array) {
-    let [batch, heads, keys, _] = x.shape;
-    for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        for j in (0..keys).filter(|&j| key_mask.row(0, 0, b)[j] == 0.0) {
-            x.row_mut(b, h, j).fill(f64::NAN);
-        }
+/// Fills the rows that the mask removes.
+pub fn fill_masked(x: &mut Array, key_mask: &Array, value: f64) {
+    for [b, h, j] in rows(x).filter(|&[b, _, j]| key_mask.row(0, 0, b)[j] == 0.0) {
+        x.row_mut(b, h, j).fill(value);
     }
 }
 
-fn log_decay(case: &Case, kind: Extra, keys: usize, accumulator: DType, seed: u64) -> Array {
+fn make_log_decay(case: &Case, kind: Extra, keys: usize, accumulator: DType) -> Array {
     let heads = case.state_heads();
-    let mut random = Random::new("log-decay", seed);
+    let mut random = Random::new(if keys == case.prefix { "earlier log-decay" } else { "log-decay" });
     let shape = if kind == Extra::PerHead { [1, 1, 1, heads] } else { [1, case.batch, heads, keys] };
     Array::from_fn(shape, |[.., last]| {
         let g = match kind {
@@ -140,19 +136,38 @@ fn log_decay(case: &Case, kind: Extra, keys: usize, accumulator: DType, seed: u6
     })
 }
 
-impl Prefix {
-    /// The prefix followed by the keys, values and log-decays of `data`; the latter per token.
-    pub fn join(&self, data: &Data) -> (Array, Array, Option<Array>) {
-        let per_token = |log_decay: &Array, keys: usize| {
-            let (batch, heads) = (data.k.shape[0], data.k.shape[1].max(data.v.shape[1]));
-            let per_head = log_decay.shape != [1, batch, heads, keys];
-            let at = |b, h, j| if per_head { log_decay.data[h] } else { log_decay.row(0, b, h)[j] };
-            Array::from_fn([1, batch, heads, keys], |[_, b, h, j]| at(b, h, j))
+impl Data {
+    /// The same run with the tokens behind the state as part of the keys, and with the log-decay per token; queries
+    /// stay those of the new tokens.
+    pub fn joined(&self, case: &Case) -> Self {
+        let expand = |g: &Array, keys| if case.has_decay_per_head() { self.per_token(g, keys) } else { g.clone() };
+        let keys = self.k.shape[2];
+        let log_decay = self.extras.log_decay.as_ref().map(|g| expand(g, keys));
+        let Some(prefix) = &self.prefix else {
+            return Self { extras: Extras { log_decay, ..self.extras.clone() }, ..self.clone() };
         };
-        let (before, after) = (self.k.shape[2], data.k.shape[2]);
-        let log_decay = self.log_decay.as_ref().zip(data.extras.log_decay.as_ref());
-        let log_decay = log_decay.map(|(x, y)| concatenate_columns(&per_token(x, before), &per_token(y, after)));
-        (concatenate_rows(&self.k, &data.k), concatenate_rows(&self.v, &data.v), log_decay)
+        assert!(self.q.shape[2] <= keys, "a query before the first key would see keys behind the state");
+        let before = prefix.k.shape[2];
+        let earlier = prefix.log_decay.as_ref().map(|g| expand(g, before));
+        let key_mask = self.extras.key_mask.as_ref().map(|mask| {
+            let kept = Array::filled([1, 1, mask.shape[2], before], 1.0);
+            concatenate_columns(&kept, mask)
+        });
+        let log_decay = earlier.zip(log_decay).map(|(first, second)| concatenate_columns(&first, &second));
+        Self {
+            k: concatenate_rows(&prefix.k, &self.k),
+            v: concatenate_rows(&prefix.v, &self.v),
+            extras: Extras { key_mask, bias: None, log_decay },
+            state: None,
+            prefix: None,
+            ..self.clone()
+        }
+    }
+
+    /// `[1, 1, 1, Hs]` as `[1, B, Hs, keys]`.
+    fn per_token(&self, log_decay: &Array, keys: usize) -> Array {
+        let shape = [1, self.k.shape[0], log_decay.shape[3], keys];
+        Array::from_fn(shape, |[_, _, h, _]| log_decay.data[h])
     }
 }
 
@@ -168,6 +183,12 @@ fn concatenate_columns(first: &Array, second: &Array) -> Array {
     let n = first.shape[3];
     let shape = [first.shape[0], first.shape[1], first.shape[2], n + second.shape[3]];
     Array::from_fn(shape, |[a, b, h, j]| if j < n { first.row(a, b, h)[j] } else { second.row(a, b, h)[j - n] })
+}
+
+/// Every `[b, h, i]` of an array.
+pub fn rows(x: &Array) -> impl Iterator<Item = [usize; 3]> + use<> {
+    let [batch, heads, rows, _] = x.shape;
+    (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..rows).map(move |i| [b, h, i])))
 }
 
 /// Rows `range` of an array.

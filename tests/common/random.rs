@@ -6,10 +6,11 @@ use attn_kernels::reference::Array;
 pub struct Random(u64);
 
 impl Random {
-    /// A stream of its own for every name and seed.
-    pub fn new(name: &str, seed: u64) -> Self {
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, b| (hash ^ b as u64).wrapping_mul(0x100_0000_01b3));
-        Self(hash ^ seed.wrapping_mul(0x2545_f491_4f6c_dd1d))
+    /// A stream of its own for every name.
+    pub fn new(name: &str) -> Self {
+        let hash =
+            name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, b| (hash ^ b as u64).wrapping_mul(0x100_0000_01b3));
+        Self(hash)
     }
 
     fn bits(&mut self) -> u64 {

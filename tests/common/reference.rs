@@ -2,7 +2,7 @@
 
 use attn_kernels::reference::{self, Array, Gradients, MixedChunkGradients, State};
 
-use super::cases::{Case, Extra, Operation};
+use super::cases::{Case, Operation};
 use super::data::{Data, Prefix, slice_columns, slice_rows};
 use super::options::{Extras, With};
 
@@ -118,9 +118,7 @@ fn recurrent(
     state: Option<&State>,
 ) -> (Array, State) {
     match operation {
-        Operation::Linear(options) => {
-            reference::linear_attention_with_state(q, k, v, &options.with(extras), state)
-        }
+        Operation::Linear(options) => reference::linear_attention_with_state(q, k, v, &options.with(extras), state),
         Operation::Norm(options) => reference::norm_attention_with_state(q, k, v, &options.with(extras), state),
         Operation::Performer(options, _) => {
             let omega = omega.expect("ω of a Performer");
@@ -145,7 +143,7 @@ fn dense(case: &Case, data: &Data) -> Array {
 
 /// Gradients with the state held fixed: those of the tokens behind the state and the new ones in one sequence.
 fn linear_gradients(case: &Case, data: &Data) -> Gradients {
-    let joined = join_prefix(data);
+    let joined = if data.prefix.is_some() { data.joined(case) } else { data.clone() };
     let Data { q, k, v, extras, d_out, .. } = &joined;
     let mut gradients = match &case.operation {
         Operation::Linear(options) => {
@@ -162,30 +160,10 @@ fn linear_gradients(case: &Case, data: &Data) -> Gradients {
         let (before, all) = (prefix.k.shape[2], k.shape[2]);
         gradients.k = slice_rows(&gradients.k, before..all);
         gradients.v = slice_rows(&gradients.v, before..all);
-        let per_head = case.operation.log_decay() == Some(Extra::PerHead);
-        let d_log_decay = gradients.log_decay.map(|d| slice_columns(&d, before..all));
-        gradients.log_decay = d_log_decay.map(|d| if per_head { sum_over_tokens(&d) } else { d });
+        gradients.log_decay = gradients.log_decay.map(|d| slice_columns(&d, before..all));
+    }
+    if case.has_decay_per_head() {
+        gradients.log_decay = None;
     }
     gradients
-}
-
-/// The same run with the tokens behind the state as part of the keys; queries stay those of the new tokens.
-pub fn join_prefix(data: &Data) -> Data {
-    let Some(prefix) = &data.prefix else { return data.clone() };
-    assert!(data.q.shape[2] <= data.k.shape[2], "a query before the first key would see keys behind the state");
-    let (k, v, log_decay) = prefix.join(data);
-    let key_mask = data.extras.key_mask.as_ref().map(|mask| {
-        let before = k.shape[2] - mask.shape[3];
-        let shape = [1, 1, mask.shape[2], k.shape[2]];
-        Array::from_fn(shape, |[_, _, b, j]| if j < before { 1.0 } else { mask.row(0, 0, b)[j - before] })
-    });
-    let extras = Extras { key_mask, bias: None, log_decay };
-    Data { k, v, extras, state: None, prefix: None, ..data.clone() }
-}
-
-/// `[1, B, Hs, M]` as `[1, 1, 1, Hs]`.
-pub fn sum_over_tokens(d_log_decay: &Array) -> Array {
-    let [_, batch, heads, _] = d_log_decay.shape;
-    let sum = |h| (0..batch).flat_map(|b| d_log_decay.row(0, b, h)).sum();
-    Array::from_fn([1, 1, 1, heads], |[.., h]| sum(h))
 }

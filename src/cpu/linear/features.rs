@@ -159,36 +159,28 @@ impl<T: Real> Features<T> {
     fn favor_gradient(&self, x: &[T], phi: &[T], d_phi: &mut [T], d_x: &mut [T], map: FavorMap, directions: usize) {
         let padded = self.verbs.padded(self.width);
         let rows = phi.len() / self.padded;
-        let relu_factor = T::from_f64((directions as f64).powf(-0.5));
         let mut sums = [T::ZERO; TILE];
-        for ((row, phi), sum) in d_phi.chunks_exact_mut(self.padded).zip(phi.chunks_exact(self.padded)).zip(&mut sums) {
-            if map == FavorMap::Relu {
-                let offset = T::from_f64(FavorMap::RELU_OFFSET);
-                for (d, &p) in row.iter_mut().zip(phi) {
-                    *d = if p > offset { *d * relu_factor } else { T::ZERO };
-                }
-                continue;
+        if map == FavorMap::Relu {
+            let (offset, factor) = (T::from_f64(FavorMap::RELU_OFFSET), T::from_f64((directions as f64).powf(-0.5)));
+            for (d, &p) in d_phi.iter_mut().zip(phi) {
+                *d = if p > offset { *d * factor } else { T::ZERO };
             }
-            for (d, &p) in row.iter_mut().zip(phi) {
-                *d = *d * p;
-            }
-            *sum = row[..self.count].iter().copied().sum();
-            if map == FavorMap::Hyperbolic {
+        } else {
+            self.verbs.row_pair_products(d_phi, phi, self.padded, &mut sums);
+            self.verbs.multiply_elements(d_phi, phi);
+        }
+        if map == FavorMap::Hyperbolic {
+            for row in d_phi.chunks_exact_mut(self.padded) {
                 let (positive, negative) = row.split_at_mut(directions);
-                for (p, &n) in positive.iter_mut().zip(&*negative) {
-                    *p = *p - n;
-                }
+                positive.iter_mut().zip(&*negative).for_each(|(p, &n)| *p = *p - n);
             }
         }
         let size = Product { m: rows, n: padded, k: directions, accumulate: false, band: Band::Full };
         let right = self.verbs.rows(&self.omega, padded);
         self.verbs.multiply(d_x, padded, Left::rows(d_phi, self.padded), right, size);
-        let factor = T::from_f64(1.0 / (self.width as f64).sqrt());
-        for ((d_x, x), &sum) in d_x.chunks_exact_mut(padded).zip(x.chunks_exact(padded)).zip(&sums) {
-            for (d, &x) in d_x.iter_mut().zip(x) {
-                *d = *d - sum * factor * x;
-            }
-        }
+        let factor = T::from_f64(-1.0 / (self.width as f64).sqrt());
+        sums.iter_mut().for_each(|sum| *sum = *sum * factor);
+        self.verbs.add_scaled(d_x, x, padded, &sums);
     }
 }
 

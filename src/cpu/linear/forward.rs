@@ -198,7 +198,7 @@ impl<T: Number> Worker<T> {
         let size = |n, k| Product { m: rows, n, k, accumulate: false, band: Band::Full };
         verbs.multiply(sums, e, Left::rows(phi, features), verbs.rows(s, e), size(e, count));
         verbs.row_products(phi, features, &self.state.z, norms);
-        if context.decays() && !context.is_full() {
+        if self.keys.decays && !context.is_full() {
             verbs.scale_rows(sums, e, &self.keys.from_start);
             norms.iter_mut().zip(&self.keys.from_start).for_each(|(norm, &decay)| *norm = *norm * decay);
         }
@@ -207,7 +207,7 @@ impl<T: Number> Worker<T> {
             let scores = &mut self.scores[..rows * width];
             let product = Product { band: Band::Result(1), ..size(width, count) };
             verbs.multiply(scores, width, Left::rows(phi, features), verbs.panels(&self.panels, count), product);
-            let cumulative = context.decays().then_some(&self.keys.cumulative[..]);
+            let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
             let mut inside = [T::ZERO; TILE];
             verbs.causal_weights(scores, width, cumulative, &mut inside[..rows]);
             for (norm, inside) in norms.iter_mut().zip(inside) {

@@ -180,7 +180,7 @@ impl<T: Number> Worker<T> {
         if context.normalizes() {
             verbs.add_outer(weights, width, &self.sums.d_norms, &[T::ONE; TILE]);
         }
-        let cumulative = context.decays().then_some(&self.keys.cumulative[..]);
+        let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
         verbs.causal_weights(weights, width, cumulative, &mut [T::ZERO; TILE][..rows]);
     }
 
@@ -202,7 +202,7 @@ impl<T: Number> Worker<T> {
         if context.normalizes() {
             verbs.add_outer(d_phi, features, &self.sums.d_norms, &self.z);
         }
-        if context.decays() && !context.is_full() {
+        if self.keys.decays && !context.is_full() {
             verbs.scale_rows(d_phi, features, &self.keys.from_start);
         }
         if context.is_inclusive() {
@@ -228,7 +228,7 @@ impl<T: Number> Worker<T> {
     /// S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v, transposed.
     fn absorb_keys(&mut self, context: &Context<'_, T>, rows: usize) {
         let (features, e) = context.padded();
-        if context.decays() {
+        if self.keys.decays {
             let decay = self.keys.decay();
             self.s.iter_mut().chain(&mut self.z).for_each(|x| *x = *x * decay);
             self.keys.scale_to_end(context, rows);
@@ -247,7 +247,7 @@ impl<T: Number> Worker<T> {
     fn absorb_queries(&mut self, context: &Context<'_, T>, rows: usize) {
         let (features, e) = context.padded();
         let phi = &mut self.queries.phi[..rows * features];
-        if context.decays() && !context.is_full() {
+        if self.keys.decays && !context.is_full() {
             context.verbs.scale_rows(phi, features, &self.keys.from_start);
         }
         let size = Product { m: context.features.count, n: e, k: rows, accumulate: true, band: Band::Full };
@@ -300,7 +300,7 @@ impl<T: Number> Worker<T> {
         if context.normalizes() {
             verbs.add_outer(d_phi, features, &[T::ONE; TILE], &self.d_state.z);
         }
-        if context.decays() {
+        if self.keys.decays {
             verbs.scale_rows(d_phi, features, &self.keys.to_end);
             verbs.scale_rows(dv, e, &self.keys.to_end);
         }
@@ -313,10 +313,7 @@ impl<T: Number> Worker<T> {
             return;
         }
         let (features, e) = context.padded();
-        if context.decays() {
-            let decay = self.keys.decay();
-            self.d_state.s.iter_mut().chain(&mut self.d_state.z).for_each(|x| *x = *x * decay);
-        }
+        self.shrink_d_state();
         if context.is_inclusive() {
             verbs.transpose(&mut self.phi_panels, &self.keys.phi, features, rows, context.features.count);
             verbs.transpose(&mut self.v_panels, &self.keys.v, e, rows, context.shapes().value_width);
@@ -330,6 +327,14 @@ impl<T: Number> Worker<T> {
         }
     }
 
+    /// R ← e^{G_C} R and r ← e^{G_C} r.
+    fn shrink_d_state(&mut self) {
+        if self.keys.decays {
+            let decay = self.keys.decay();
+            self.d_state.s.iter_mut().chain(&mut self.d_state.z).for_each(|x| *x = *x * decay);
+        }
+    }
+
     /// dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
     fn gradient_from_tile(&mut self, context: &Context<'_, T>, rows: usize) {
         let (verbs, count) = (context.verbs, context.features.count);
@@ -339,7 +344,7 @@ impl<T: Number> Worker<T> {
         let weights = &mut self.weights[..rows * width];
         let size = Product { m: rows, n: width, k: count, accumulate: false, band: Band::Result(1) };
         verbs.multiply(weights, width, Left::rows(phi, features), verbs.panels(&self.phi_panels, count), size);
-        let cumulative = context.decays().then_some(&self.keys.cumulative[..]);
+        let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
         verbs.causal_weights(weights, width, cumulative, &mut [T::ZERO; TILE][..rows]);
         let down = |n| Product { m: rows, n, k: rows, accumulate: true, band: Band::Transposed(1) };
         let right = verbs.rows(&self.sums.d_sums, e);
@@ -437,8 +442,7 @@ impl<T: Number> Worker<T> {
         for (tile, mut stabilizer) in tiles.iter().zip(stabilizers).rev() {
             if context.decays() && !context.is_full() {
                 self.keys.load(context, sweep.at, tile, &mut stabilizer);
-                let decay = self.keys.decay();
-                self.d_state.s.iter_mut().chain(&mut self.d_state.z).for_each(|x| *x = *x * decay);
+                self.shrink_d_state();
             }
             for reader in 0..context.readers() {
                 self.load_reader(sweep, reader, tile);

@@ -38,6 +38,8 @@ pub struct KeyTile<T> {
     pub v: Vec<T>,
     pub present: [bool; TILE],
     pub direction: Direction,
+    /// Whether anything shrinks on the way through the tile; what follows is only set if so.
+    pub decays: bool,
     /// Log-decay summed from the tile's start through each row.
     pub cumulative: [f64; TILE],
     /// e^{G}: what is left at each row of the sums entering the tile.
@@ -55,6 +57,7 @@ impl<T: Number> KeyTile<T> {
             v: vec![T::ZERO; TILE * e],
             present: [false; TILE],
             direction: Direction::Forward,
+            decays: false,
             cumulative: [0.0; TILE],
             from_start: [T::ONE; TILE],
             to_end: [T::ONE; TILE],
@@ -111,7 +114,8 @@ impl<T: Number> KeyTile<T> {
                 row.fill(T::ZERO);
             }
         }
-        if context.decays() {
+        self.decays = logs.iter().any(|&log| log != 0.0);
+        if self.decays {
             self.decay_rows(&logs);
         }
     }
@@ -222,7 +226,7 @@ impl<T: Number> State<T> {
     /// Adds the keys of a tile of `rows`, scaling their features by their decay on the way.
     pub fn absorb(&mut self, context: &Context<'_, T>, keys: &mut KeyTile<T>, rows: usize) {
         let (features, e) = context.padded();
-        if context.decays() {
+        if keys.decays {
             let decay = keys.decay();
             self.s.iter_mut().chain(&mut self.z).for_each(|x| *x = *x * decay);
             keys.scale_to_end(context, rows);

@@ -134,6 +134,30 @@ pub unsafe fn add_outer<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, facto
     }
 }
 
+/// Adds factors\[r\] times row r of another tile.
+///
+/// # Safety
+/// As [`row_maxima`], for both tiles.
+#[inline(always)]
+pub unsafe fn add_scaled<T: Real, S: Simd<T>>(tile: &mut [T], other: &[T], width: usize, factors: &[T]) {
+    for ((row, other), factor) in tile.chunks_exact_mut(width).zip(other.chunks_exact(width)).zip(factors) {
+        // SAFETY: whole vectors.
+        unsafe { add_outer::<T, S>(row, width, std::slice::from_ref(factor), other) }
+    }
+}
+
+/// tile ← tile ⊙ other
+///
+/// # Safety
+/// As [`row_maxima`], for both tiles.
+#[inline(always)]
+pub unsafe fn multiply_elements<T: Real, S: Simd<T>>(tile: &mut [T], other: &[T]) {
+    for (x, y) in tile.chunks_exact_mut(S::LANES).zip(other.chunks_exact(S::LANES)) {
+        // SAFETY: whole vectors.
+        unsafe { S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), S::load(y.as_ptr()))) }
+    }
+}
+
 /// Adds factors\[r\] times row r to a vector.
 ///
 /// # Safety

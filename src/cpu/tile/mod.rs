@@ -103,6 +103,8 @@ verbs! {
     row_products = maps::row_products(tile: &[T], width: usize, vector: &[T], products: &mut [T]);
     row_pair_products = maps::row_pair_products(a: &[T], b: &[T], width: usize, products: &mut [T]);
     add_outer = maps::add_outer(tile: &mut [T], width: usize, factors: &[T], vector: &[T]);
+    add_scaled = maps::add_scaled(tile: &mut [T], other: &[T], width: usize, factors: &[T]);
+    multiply_elements = maps::multiply_elements(tile: &mut [T], other: &[T]);
     add_rows = maps::add_rows(vector: &mut [T], tile: &[T], width: usize, factors: &[T]);
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
     causal_weights = maps::causal_weights(tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]);
@@ -247,6 +249,16 @@ impl<T: Real> Verbs<T> {
     /// Adds factors\[r\]·vector to row r.
     pub fn add_outer(&self, tile: &mut [T], width: usize, factors: &[T], vector: &[T]) {
         unsafe { (self.add_outer)(tile, width, factors, vector) }
+    }
+
+    /// Adds factors\[r\] times row r of another tile.
+    pub fn add_scaled(&self, tile: &mut [T], other: &[T], width: usize, factors: &[T]) {
+        unsafe { (self.add_scaled)(tile, other, width, factors) }
+    }
+
+    /// tile ← tile ⊙ other
+    pub fn multiply_elements(&self, tile: &mut [T], other: &[T]) {
+        unsafe { (self.multiply_elements)(tile, other) }
     }
 
     /// Adds factors\[r\] times row r to a vector.

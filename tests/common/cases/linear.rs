@@ -28,7 +28,11 @@ pub fn linear() -> Vec<Case> {
         case("a tile and one", causal(EluPlusOne)).lengths(65, 65),
         case("several tiles", causal(EluPlusOne)).lengths(200, 200).batch(2).heads(3, 3, 3),
         case("one head in segments", causal(EluPlusOne)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
-        case("one head in segments after a state", causal(Relu)).lengths(1400, 1400).heads(1, 1, 1).widths(3, 5).after(70),
+        case("one head in segments after a state", causal(Relu))
+            .lengths(1400, 1400)
+            .heads(1, 1, 1)
+            .widths(3, 5)
+            .after(70),
         case("full, one head in segments", full(EluPlusOne)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
         case("full", full(EluPlusOne)).lengths(130, 200),
         case("full after a state", full(EluPlusOne)).lengths(70, 130).after(33),
@@ -57,7 +61,9 @@ pub fn linear() -> Vec<Case> {
             .heads(1, 1, 1)
             .only(&[DType::F32, DType::F16]),
         case("decay per head", decayed(EluPlusOne, Extra::PerHead)).lengths(200, 200),
-        case("RetNet: decay per head, no map or norm", raw(decayed(Identity, Extra::PerHead))).lengths(130, 130).after(20),
+        case("RetNet: decay per head, no map or norm", raw(decayed(Identity, Extra::PerHead)))
+            .lengths(130, 130)
+            .after(20),
         case("decay per token", decayed(EluPlusOne, Extra::PerToken)).lengths(200, 200).batch(2),
         case("SSD: shared q and k, many value heads", raw(decayed(Identity, Extra::PerToken)))
             .heads(1, 1, 4)
@@ -67,7 +73,10 @@ pub fn linear() -> Vec<Case> {
             .lengths(1100, 1100)
             .heads(1, 1, 1)
             .widths(6, 8),
-        case("decay per head, in segments", decayed(Relu, Extra::PerHead)).lengths(1100, 1100).heads(1, 1, 1).widths(6, 8),
+        case("decay per head, in segments", decayed(Relu, Extra::PerHead))
+            .lengths(1100, 1100)
+            .heads(1, 1, 1)
+            .widths(6, 8),
         case("decay that underflows", decayed(EluPlusOne, Extra::Strong)).lengths(150, 150),
         case("decay that underflows, after a state", raw(decayed(Identity, Extra::Strong))).lengths(90, 90).after(40),
         case("decay of 0", decayed(EluPlusOne, Extra::Zero)).lengths(130, 130),
@@ -85,8 +94,11 @@ pub fn linear() -> Vec<Case> {
         case("key mask", masked(causal(EluPlusOne), Extra::SomeKeys)).batch(2).lengths(140, 140),
         case("key mask, full, not normalised", raw(masked(full(Exp), Extra::SomeKeys))).batch(2).lengths(70, 140),
         case("all keys masked", masked(causal(EluPlusOne), Extra::NoKeys)).batch(2),
-        case("all keys masked, full, ε 0", masked(LinearOptions { normalizer: Some(0.0), ..full(Relu) }, Extra::NoKeys))
-            .batch(2),
+        case(
+            "all keys masked, full, ε 0",
+            masked(LinearOptions { normalizer: Some(0.0), ..full(Relu) }, Extra::NoKeys),
+        )
+        .batch(2),
         case("large ε", LinearOptions { normalizer: Some(10.0), ..causal(EluPlusOne) }),
         case("more than 65 535 heads", causal(EluPlusOne)).many_heads(),
     ])

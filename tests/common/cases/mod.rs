@@ -193,6 +193,11 @@ impl Case {
         self.heads[0].max(self.heads[2])
     }
 
+    /// Whether the log-decay is one number per head.
+    pub fn has_decay_per_head(&self) -> bool {
+        self.operation.log_decay() == Some(Extra::PerHead)
+    }
+
     /// Width of the global branch of mixed chunks.
     pub fn global_width(&self) -> usize {
         self.width + 3
@@ -217,7 +222,12 @@ fn in_all_layouts(cases: Vec<Case>) -> Vec<Case> {
     cases.into_iter().zip(layouts).map(|(case, layout)| Case { layout, ..case }).collect()
 }
 
+/// The cases of every operation.
+pub fn lists() -> [Vec<Case>; 7] {
+    [softmax(), diag(), gau(), linear(), performer(), norm(), mixed_chunk()]
+}
+
 /// All cases of all operations.
 pub fn all() -> Vec<Case> {
-    [softmax(), diag(), gau(), linear(), performer(), norm(), mixed_chunk()].concat()
+    lists().concat()
 }

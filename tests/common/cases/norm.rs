@@ -38,12 +38,18 @@ pub fn norm() -> Vec<Case> {
         case("softmax over features", causal(Softmax)).lengths(90, 90),
         case("Taylor", causal(Taylor)).lengths(90, 90).widths(7, 20),
         case("cosine, all heads", together(causal(Cosine))).lengths(90, 90).widths(59, 40),
-        case("width 1", causal(EluPlusOne)).widths(1, 1).lengths(70, 70),
+        case("width 1: outputs are ±1, all but their rounding cancels", causal(EluPlusOne))
+            .widths(1, 1)
+            .lengths(70, 70)
+            .only(&[DType::F32, DType::F64]),
+        case("width 1, two values", causal(EluPlusOne)).widths(1, 2).lengths(70, 70),
         case("width 3, all heads", together(causal(EluPlusOne))).widths(3, 3).lengths(130, 130),
         case("widths 40 and 59", causal(EluPlusOne)).widths(40, 59).lengths(100, 100),
         case("widths 111 and 40", together(full(EluPlusOne))).widths(111, 40).lengths(100, 100),
         case("widest head", causal(Identity)).widths(512, 512).lengths(70, 70).heads(1, 1, 1),
-        case("widest values, all heads", together(causal(EluPlusOne))).widths(32, 2048).only(&[DType::F32, DType::BF16]),
+        case("widest values, all heads", together(causal(EluPlusOne)))
+            .widths(32, 2048)
+            .only(&[DType::F32, DType::BF16]),
         case("decay per head", decayed(Identity, Extra::PerHead)).lengths(200, 200).after(20),
         case("decay per token, all heads", together(decayed(EluPlusOne, Extra::PerToken))).lengths(200, 200).batch(2),
         case("decay per token, in segments", decayed(Silu, Extra::PerToken))
@@ -54,7 +60,9 @@ pub fn norm() -> Vec<Case> {
         case("grouped heads", together(causal(EluPlusOne))).heads(6, 2, 2).lengths(130, 130).batch(2),
         case("more value heads than key heads", together(causal(EluPlusOne))).heads(4, 2, 4).lengths(90, 90),
         case("key mask", masked(causal(EluPlusOne), Extra::SomeKeys)).batch(2).lengths(140, 140).after(9),
-        case("key mask, all heads, full", together(masked(full(EluPlusOne), Extra::SomeKeys))).batch(2).lengths(70, 140),
+        case("key mask, all heads, full", together(masked(full(EluPlusOne), Extra::SomeKeys)))
+            .batch(2)
+            .lengths(70, 140),
         case("all keys masked", masked(causal(EluPlusOne), Extra::NoKeys)).batch(2),
         case("all keys masked, all heads", together(masked(full(EluPlusOne), Extra::NoKeys))).batch(2),
         case("large ε", NormOptions { epsilon: 100.0, ..causal(EluPlusOne) }),

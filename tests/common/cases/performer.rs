@@ -7,9 +7,8 @@ use super::{Case, Extra, Operation, in_all_layouts};
 
 pub fn performer() -> Vec<Case> {
     use FavorMap::*;
-    let case = |why, directions, options: PerformerOptions<Extra>| {
-        Case::new(why, Operation::Performer(options, directions))
-    };
+    let case =
+        |why, directions, options: PerformerOptions<Extra>| Case::new(why, Operation::Performer(options, directions));
     let full = |map| PerformerOptions { map, ..Default::default() };
     let causal = |map| PerformerOptions { causal: true, ..full(map) };
     let masked = |options, key_mask| PerformerOptions { key_mask: Some(key_mask), ..options };
@@ -40,8 +39,11 @@ pub fn performer() -> Vec<Case> {
         case("hyperbolic, full", 33, full(Hyperbolic)).lengths(130, 70),
         case("ReLU features", 50, causal(Relu)).lengths(130, 130),
         case("ReLU features, full, after a state", 32, full(Relu)).lengths(70, 70).after(20),
-        case("ReLU features in segments", 16, causal(Relu)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
-        case("small entries, where softmax is approximated", 256, causal(Positive)).std(0.25).lengths(130, 130).widths(64, 64),
+        case("ReLU features in segments", 48, causal(Relu)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
+        case("small entries, where softmax is approximated", 256, causal(Positive))
+            .std(0.25)
+            .lengths(130, 130)
+            .widths(64, 64),
         case("large entries: the stabiliser moves", 32, causal(Positive)).std(3.0).lengths(150, 150),
         case("large entries, hyperbolic", 16, causal(Hyperbolic)).std(3.0).lengths(150, 150).after(30),
         case("one direction", 1, causal(Positive)).lengths(70, 70),

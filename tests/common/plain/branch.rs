@@ -1,0 +1,324 @@
+//! One engine's share of an operation, dense.
+
+use attn_kernels::reference::{Array, State};
+use attn_kernels::transnormer::NormScope;
+
+use super::features::Features;
+use super::rows::{Round, Rows, add_scaled, dot};
+use super::weights::{Place, Row, Weights};
+
+/// What turns t = Σ w v and Σ w into an output row.
+#[derive(Clone, Copy)]
+pub enum Finish {
+    /// Nothing; the weights are those of a softmax, whose backward takes the mean of the gradient off.
+    Softmax,
+    None,
+    Scale(f32),
+    /// Divided by Σ w + ε.
+    Sum(f32),
+    Rms(f32, NormScope),
+}
+
+pub struct Branch<'a> {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub key_mask: Option<&'a Array>,
+    pub features: Features,
+    pub weights: Weights,
+    pub finish: Finish,
+    pub round: Round,
+}
+
+/// φ of all rows.
+struct Mapped {
+    q: Rows,
+    k: Rows,
+    exponents: Rows,
+}
+
+pub struct Gradients {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub bias: Option<Rows>,
+    /// Per token, `[1, B, Hs, M]`.
+    pub log_decay: Option<Rows>,
+}
+
+/// The gradient by φ on the way.
+struct Sweep {
+    q: Rows,
+    k: Rows,
+    v: Rows,
+    bias: Option<Rows>,
+    decay: Option<DecaySweep>,
+}
+
+/// What the gradient of the log-decay is made of, per output head.
+struct DecaySweep {
+    /// Gradient by φ(k).
+    k: Rows,
+    /// ⟨φ(q_s), dφ(q_s)⟩ − ⟨φ(k_s), dφ(k_s)⟩ at position s, `[1, B, H, M]`.
+    differences: Rows,
+}
+
+/// Sums of the rows: t, Σ w and, for softmax, the log-sum-exp.
+struct Sums {
+    t: Rows,
+    weight: Rows,
+    log_sum_exp: Rows,
+}
+
+impl Branch<'_> {
+    fn heads(&self) -> usize {
+        self.q.shape[1].max(self.v.shape[1])
+    }
+
+    fn keeps(&self, b: usize, j: usize) -> bool {
+        self.key_mask.is_none_or(|mask| mask.row(0, 0, b)[j] != 0.0)
+    }
+
+    /// Row `j` of the head of `x` that output head `h` reads.
+    fn at(&self, x: &Rows, b: usize, h: usize, j: usize) -> [usize; 3] {
+        [b, h * x.shape[1] / self.heads(), j]
+    }
+
+    /// Output, log-sum-exp and gradients.
+    pub fn run(&self, d_out: &Rows, d_lse: Option<&Rows>) -> (Rows, Rows, Gradients) {
+        let mapped = self.map();
+        let sums = self.sums(&mapped);
+        let divisors = self.divisors(&sums);
+        let mut out = sums.t;
+        for at in out.indices() {
+            let divisor = divisors.row(at)[0];
+            let inverse = |x: f32| if divisor == 0.0 { 0.0 } else { x / divisor };
+            out.row_mut(at).iter_mut().for_each(|x| *x = (self.round)(inverse(*x)));
+        }
+        let gradients = self.backward(&mapped, &out, &divisors, d_out, d_lse);
+        (out, sums.log_sum_exp, gradients)
+    }
+
+    fn map(&self) -> Mapped {
+        let mut mapped = Mapped { q: self.phi(&self.q), k: self.phi(&self.k), exponents: Rows::zeros([0; 4]) };
+        let [batch, heads, keys, _] = self.k.shape;
+        mapped.exponents = Rows::zeros([batch, heads, keys, 1]);
+        for at in self.q.indices() {
+            mapped.q.row_mut(at).copy_from_slice(&self.features.apply(self.q.row(at), self.round).0);
+        }
+        for at in self.k.indices().filter(|&[b, _, j]| self.keeps(b, j)) {
+            let (phi, exponent) = self.features.apply(self.k.row(at), self.round);
+            mapped.k.row_mut(at).copy_from_slice(&phi);
+            mapped.exponents.row_mut(at)[0] = exponent;
+        }
+        mapped
+    }
+
+    fn phi(&self, x: &Rows) -> Rows {
+        let [batch, heads, rows, width] = x.shape;
+        let width = self.features.apply(&vec![0.0; width], self.round).0.len();
+        Rows::zeros([batch, heads, rows, width])
+    }
+
+    fn row(&self, mapped: &Mapped, [b, h, i]: [usize; 3]) -> (Place, Row) {
+        let keys = self.k.shape[2];
+        let position = i as i64 + keys as i64 - self.q.shape[2] as i64;
+        let place = Place { b, h, heads: self.heads(), i, position, keys };
+        let visible: Vec<usize> = self.weights.visible(place).filter(|&j| self.keeps(b, j)).collect();
+        let q = mapped.q.row(self.at(&mapped.q, b, h, i));
+        let product = |&j: &usize| (self.round)(dot(q, mapped.k.row(self.at(&mapped.k, b, h, j))));
+        let x: Vec<f32> = visible.iter().map(product).collect();
+        let exponents: Vec<f32> =
+            visible.iter().map(|&j| mapped.exponents.row(self.at(&mapped.exponents, b, h, j))[0]).collect();
+        (place, self.weights.row(place, visible, &x, &exponents, self.round))
+    }
+
+    fn sums(&self, mapped: &Mapped) -> Sums {
+        let [batch, _, queries, _] = self.q.shape;
+        let scalars = || Rows::zeros([batch, self.heads(), queries, 1]);
+        let t = Rows::zeros([batch, self.heads(), queries, self.v.shape[3]]);
+        let mut sums = Sums { t, weight: scalars(), log_sum_exp: scalars() };
+        for [b, h, i] in sums.t.indices() {
+            let (_, row) = self.row(mapped, [b, h, i]);
+            let t = sums.t.row_mut([b, h, i]);
+            for (&j, &weight) in row.keys.iter().zip(&row.weights) {
+                add_scaled(t, weight, self.v.row(self.at(&self.v, b, h, j)));
+            }
+            t.iter_mut().for_each(|t| *t = (self.round)(*t));
+            sums.weight.row_mut([b, h, i])[0] = (self.round)(row.weights.iter().sum());
+            sums.log_sum_exp.row_mut([b, h, i])[0] = (self.round)(row.log_sum_exp);
+        }
+        sums
+    }
+
+    fn divisors(&self, sums: &Sums) -> Rows {
+        let mut divisors = Rows::zeros(sums.weight.shape);
+        let heads = self.heads();
+        for [b, h, i] in divisors.indices() {
+            divisors.row_mut([b, h, i])[0] = (self.round)(match self.finish {
+                Finish::Softmax | Finish::None => 1.0,
+                Finish::Scale(scale) => 1.0 / scale,
+                Finish::Sum(epsilon) => sums.weight.row([b, h, i])[0] + epsilon,
+                Finish::Rms(epsilon, scope) => {
+                    let members = if scope == NormScope::Head { h..h + 1 } else { 0..heads };
+                    let count = (members.len() * sums.t.shape[3]) as f32;
+                    let square = |h| dot(sums.t.row([b, h, i]), sums.t.row([b, h, i]));
+                    (members.map(square).sum::<f32>() / count + epsilon).sqrt()
+                }
+            });
+        }
+        divisors
+    }
+
+    /// dt, and what is added to every dw of the row.
+    fn unfinish(&self, out: &Rows, divisors: &Rows, d_out: &Rows, d_lse: Option<&Rows>) -> (Rows, Rows) {
+        let (mut d_t, mut d_sum) = (d_out.clone(), Rows::zeros(divisors.shape));
+        let product = |at: [usize; 3]| dot(d_out.row(at), out.row(at));
+        for [b, h, i] in d_out.indices() {
+            let at = [b, h, i];
+            let divisor = divisors.row(at)[0];
+            let inverse = if divisor == 0.0 { 0.0 } else { 1.0 / divisor };
+            let row = d_t.row_mut(at);
+            match self.finish {
+                Finish::Softmax => {
+                    d_sum.row_mut(at)[0] = d_lse.map_or(0.0, |d| d.row(at)[0]) - product(at);
+                    continue;
+                }
+                Finish::None => continue,
+                Finish::Sum(_) => d_sum.row_mut(at)[0] = (self.round)(-product(at) * inverse),
+                Finish::Scale(_) => {}
+                Finish::Rms(_, scope) => {
+                    let members = if scope == NormScope::Head { h..h + 1 } else { 0..self.heads() };
+                    let count = (members.len() * out.shape[3]) as f32;
+                    let mean = members.map(|h| product([b, h, i])).sum::<f32>() / count;
+                    row.iter_mut().zip(out.row(at)).for_each(|(d, o)| *d -= o * mean);
+                }
+            }
+            row.iter_mut().for_each(|d| *d = (self.round)(*d * inverse));
+        }
+        (d_t, d_sum)
+    }
+
+    fn backward(&self, mapped: &Mapped, out: &Rows, divisors: &Rows, d_out: &Rows, d_lse: Option<&Rows>) -> Gradients {
+        let (d_t, d_sum) = self.unfinish(out, divisors, d_out, d_lse);
+        let [batch, _, keys, features] = mapped.k.shape;
+        let zeros = |x: &Rows| Rows::zeros(x.shape);
+        let (bias, decay) = match &self.weights {
+            Weights::Scores { bias, .. } => (bias.as_ref().map(zeros), None),
+            Weights::Decayed { log_decay: Some(_), .. } => {
+                let k = Rows::zeros([batch, self.heads(), keys, features]);
+                (None, Some(DecaySweep { k, differences: Rows::zeros([1, batch, self.heads(), keys]) }))
+            }
+            _ => (None, None),
+        };
+        let mut d = Sweep { q: zeros(&mapped.q), k: zeros(&mapped.k), v: zeros(&self.v), bias, decay };
+        for at in d_out.indices() {
+            self.row_backward(mapped, at, d_t.row(at), d_sum.row(at)[0], &mut d);
+        }
+        let keeps = |b, j| self.keeps(b, j);
+        Gradients {
+            q: self.map_backward(&self.q, &mapped.q, d.q, |_, _| true),
+            k: self.map_backward(&self.k, &mapped.k, d.k, keeps),
+            v: d.v.round(self.round),
+            bias: d.bias.map(|bias| bias.round(self.round)),
+            log_decay: d.decay.map(|decay| self.decay_gradient(mapped, decay)),
+        }
+    }
+
+    fn row_backward(&self, mapped: &Mapped, [b, h, i]: [usize; 3], d_t: &[f32], d_sum: f32, d: &mut Sweep) {
+        let (place, row) = self.row(mapped, [b, h, i]);
+        let d_weight = |&j: &usize| (self.round)(dot(d_t, self.v.row(self.at(&self.v, b, h, j))) + d_sum);
+        let d_weights: Vec<f32> = row.keys.iter().map(d_weight).collect();
+        let d_scores: Vec<f32> = row.slopes.iter().zip(&d_weights).map(|(s, d)| (self.round)(s * d)).collect();
+        for (a, &j) in row.keys.iter().enumerate() {
+            let d_x = (self.round)(row.inner[a] * d_scores[a]);
+            let (query, key) = (self.at(&mapped.q, b, h, i), self.at(&mapped.k, b, h, j));
+            add_scaled(d.v.row_mut(self.at(&self.v, b, h, j)), row.recomputed[a], d_t);
+            add_scaled(d.q.row_mut(query), d_x, mapped.k.row(key));
+            add_scaled(d.k.row_mut(key), d_x, mapped.q.row(query));
+        }
+        if let Some(d_bias) = &mut d.bias {
+            let d_bias = d_bias.row_mut([0, 0, if d_bias.shape[2] == 1 { 0 } else { h }]);
+            let first = d_bias.len() as i64 / 2 - place.position;
+            row.keys.iter().zip(&d_scores).for_each(|(&j, d)| d_bias[(first + j as i64) as usize] += d);
+        }
+        if let Some(decay) = &mut d.decay {
+            let mut d_q = vec![0.0; mapped.q.shape[3]];
+            for (a, &j) in row.keys.iter().enumerate() {
+                let d_x = (self.round)(row.inner[a] * d_scores[a]);
+                add_scaled(&mut d_q, d_x, mapped.k.row(self.at(&mapped.k, b, h, j)));
+                add_scaled(decay.k.row_mut([b, h, j]), d_x, mapped.q.row(self.at(&mapped.q, b, h, i)));
+            }
+            if place.position >= 0 {
+                let at_query = &mut decay.differences.row_mut([0, b, h])[place.position as usize];
+                *at_query += dot(mapped.q.row(self.at(&mapped.q, b, h, i)), &d_q);
+            }
+        }
+    }
+
+    /// dg_t = Σ_{s ≥ t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩), summed over the heads that share a decay.
+    fn decay_gradient(&self, mapped: &Mapped, mut decay: DecaySweep) -> Rows {
+        let state_heads = self.k.shape[1].max(self.v.shape[1]);
+        let [_, batch, heads, keys] = decay.differences.shape;
+        let mut gradient = Rows::zeros([1, batch, state_heads, keys]);
+        for [b, h, j] in decay.k.indices() {
+            let product = dot(mapped.k.row(self.at(&mapped.k, b, h, j)), decay.k.row([b, h, j]));
+            decay.differences.row_mut([0, b, h])[j] -= product;
+        }
+        for [_, b, h] in decay.differences.indices() {
+            let mut sum = 0.0;
+            let row = gradient.row_mut([0, b, h * state_heads / heads]);
+            for (d, difference) in row.iter_mut().zip(decay.differences.row([0, b, h])).rev() {
+                sum += difference;
+                *d += sum;
+            }
+        }
+        gradient
+    }
+
+    fn map_backward(&self, x: &Rows, phi: &Rows, d_phi: Rows, keeps: impl Fn(usize, usize) -> bool) -> Rows {
+        let d_phi = d_phi.round(self.round);
+        let mut d_x = Rows::zeros(x.shape);
+        for at in x.indices().filter(|&[b, _, j]| keeps(b, j)) {
+            let d = self.features.backward(x.row(at), phi.row(at), d_phi.row(at), self.round);
+            d_x.row_mut(at).copy_from_slice(&d);
+        }
+        d_x
+    }
+
+    /// The state after all keys, token by token.
+    pub fn state(&self) -> State {
+        let mapped = self.map();
+        let [batch, _, keys, features] = mapped.k.shape;
+        let heads = self.k.shape[1].max(self.v.shape[1]);
+        let mut s = Rows::zeros([batch, heads, features, self.v.shape[3]]);
+        let mut z = Rows::zeros([batch, 1, heads, features]);
+        let mut stabilizer = Rows::zeros([1, 1, batch, heads]);
+        for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+            let head = |x: &Rows| h * x.shape[1] / heads;
+            let mut max = f32::NEG_INFINITY;
+            for j in 0..keys {
+                let mut carry = self.weights.log_decay(b, h, j).exp();
+                let mut enter = 0.0;
+                if self.keeps(b, j) {
+                    let exponent = mapped.exponents.row([b, head(&self.k), j])[0];
+                    let grown = max.max(exponent);
+                    carry *= (max - grown).exp();
+                    enter = (exponent - grown).exp();
+                    max = grown;
+                }
+                let value: &[f32] = if enter == 0.0 { &[] } else { self.v.row([b, head(&self.v), j]) };
+                for (f, phi) in mapped.k.row([b, head(&self.k), j]).iter().enumerate() {
+                    let z = &mut z.row_mut([b, 0, h])[f];
+                    *z = (self.round)(*z * carry + phi * enter);
+                    let s = s.row_mut([b, h, f]);
+                    s.iter_mut().for_each(|s| *s = (self.round)(*s * carry));
+                    add_scaled(s, (self.round)(phi * enter), value);
+                }
+            }
+            stabilizer.row_mut([0, 0, b])[h] = max;
+        }
+        let stabilizer = self.features.is_stabilized().then(|| stabilizer.array());
+        State { s: s.array(), z: z.array(), stabilizer }
+    }
+}

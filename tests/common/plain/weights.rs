@@ -1,0 +1,208 @@
+//! Weights of the visible pairs and their derivatives, row by row in f32.
+
+use attn_kernels::gau::{GlobalNorm, MixedChunkOptions};
+use attn_kernels::problem::Mask;
+use attn_kernels::reference::Array;
+
+use super::super::cases::Extra;
+use super::rows::{Round, Rows};
+
+/// How a score becomes a weight.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Rule {
+    Softmax,
+    Relu,
+    ReluSquared,
+}
+
+/// The pairs of the linear family.
+#[derive(Clone, Copy)]
+pub enum Window {
+    Full,
+    Exclusive { chunk: usize },
+}
+
+pub enum Weights {
+    /// rule(cap(scale·x) + bias)
+    Scores { mask: Mask, scale: f32, cap: Option<f32>, bias: Option<Rows>, rule: Rule },
+    /// x times the decay between key and query; `[1, B, Hs, M]`. With `chunk`, decays are made of sums that start anew
+    /// in every chunk, else each is summed up by itself.
+    Decayed { causal: bool, log_decay: Option<Rows>, chunk: Option<usize> },
+    /// x·norm
+    Chunks { window: Window, norm: GlobalNorm, chunk: usize },
+}
+
+/// Where a row of weights stands.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub b: usize,
+    pub h: usize,
+    /// Heads of the output.
+    pub heads: usize,
+    pub i: usize,
+    /// Position of the query among the keys.
+    pub position: i64,
+    pub keys: usize,
+}
+
+/// The weights of one query: `weights[a]` is that of key `keys[a]`, `slopes[a]` its derivative by the score (for
+/// softmax, where the mean of the gradient has been taken off already), `inner[a]` that of the score by x.
+pub struct Row {
+    pub keys: Vec<usize>,
+    pub weights: Vec<f32>,
+    /// The weights as the backward pass has them: softmax from the saved log-sum-exp.
+    pub recomputed: Vec<f32>,
+    pub slopes: Vec<f32>,
+    pub inner: Vec<f32>,
+    pub log_sum_exp: f32,
+}
+
+impl Row {
+    /// Weights that are the scores.
+    fn new(keys: Vec<usize>, weights: Vec<f32>, slopes: Vec<f32>) -> Self {
+        Self { recomputed: weights.clone(), inner: vec![1.0; keys.len()], keys, weights, slopes, log_sum_exp: 0.0 }
+    }
+}
+
+impl Weights {
+    pub fn linear(causal: bool, log_decay: Option<&Array>, chunk: Option<usize>) -> Self {
+        Self::Decayed { causal, log_decay: log_decay.map(Rows::new), chunk }
+    }
+
+    /// The local and the global branch.
+    pub fn mixed_chunk(options: &MixedChunkOptions<Extra>, bias: Option<&Array>) -> [Self; 2] {
+        let chunk = options.chunk_size;
+        let scale = options.scale.map_or(1.0 / chunk as f32, |scale| scale as f32);
+        let mask = Mask::Blocks { size: chunk, causal: options.causal };
+        let window = if options.causal { Window::Exclusive { chunk } } else { Window::Full };
+        [
+            Self::Scores { mask, scale, cap: None, bias: bias.map(Rows::new), rule: Rule::ReluSquared },
+            Self::Chunks { window, norm: options.global_norm, chunk },
+        ]
+    }
+
+    /// g of a state head at key `t`, or 0.
+    pub fn log_decay(&self, b: usize, state_head: usize, t: usize) -> f32 {
+        match self {
+            Self::Decayed { log_decay: Some(log_decay), .. } => log_decay.row([0, b, state_head])[t],
+            _ => 0.0,
+        }
+    }
+
+    /// Keys that the query sees, key mask aside.
+    pub fn visible(&self, at: Place) -> std::ops::Range<usize> {
+        match self {
+            Self::Scores { mask, .. } => mask.visible(at.position, at.keys),
+            Self::Decayed { causal: true, .. } => Mask::Causal.visible(at.position, at.keys),
+            Self::Chunks { window: Window::Exclusive { chunk }, .. } => 0..at.i / chunk * chunk,
+            _ => 0..at.keys,
+        }
+    }
+
+    /// Turns x = ⟨φ(q), φ(k_j)⟩ for `keys` into weights. `exponents` of the keys, less the largest, are those of
+    /// FAVOR+ features.
+    pub fn row(&self, at: Place, keys: Vec<usize>, x: &[f32], exponents: &[f32], round: Round) -> Row {
+        match self {
+            Self::Scores { scale, cap, bias, rule, .. } => {
+                let bias = bias.as_ref().map(|bias| {
+                    let row = bias.row([0, 0, if bias.shape[2] == 1 { 0 } else { at.h }]);
+                    (row, row.len() as i64 / 2 - at.position)
+                });
+                score_row(keys, x, *scale, *cap, bias, *rule, round)
+            }
+            Self::Decayed { log_decay, chunk, .. } => {
+                let max = exponents.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let mut factors: Vec<f32> = exponents.iter().map(|e| round((e - max).exp())).collect();
+                if let Some(log_decay) = log_decay {
+                    let sums = decay_sums(log_decay, at, *chunk);
+                    keys.iter()
+                        .zip(&mut factors)
+                        .for_each(|(&j, factor)| *factor = round(*factor * round(sums[j].exp())));
+                }
+                let weights: Vec<f32> = x.iter().zip(&factors).map(|(x, factor)| round(x * factor)).collect();
+                Row::new(keys, weights, factors)
+            }
+            Self::Chunks { window, norm, chunk } => {
+                let count = match (norm, window) {
+                    (GlobalNorm::Mean, Window::Exclusive { chunk }) => at.i / chunk * chunk,
+                    (GlobalNorm::Chunk, _) => *chunk,
+                    _ => at.keys,
+                };
+                let norm = 1.0 / count.max(1) as f32;
+                let slopes = vec![norm; keys.len()];
+                Row::new(keys, x.iter().map(|x| round(x * norm)).collect(), slopes)
+            }
+        }
+    }
+}
+
+/// Σ_{j < t ≤ position} g_t for every key j.
+fn decay_sums(log_decay: &Rows, at: Place, chunk: Option<usize>) -> Vec<f32> {
+    let decay = log_decay.row([0, at.b, at.h * log_decay.shape[2] / at.heads]);
+    let mut sums = vec![0.0; at.keys];
+    let seen = (at.position + 1).clamp(0, at.keys as i64) as usize;
+    let Some(chunk) = chunk else {
+        for j in (0..seen.saturating_sub(1)).rev() {
+            sums[j] = sums[j + 1] + decay[j + 1];
+        }
+        return sums;
+    };
+    // G_i, then G_C of the chunks between, less G_j of the chunk of j.
+    let mut after = 0.0;
+    for start in (0..seen).step_by(chunk).rev() {
+        let end = (start + chunk).min(seen);
+        let mut running = 0.0;
+        for j in start..end {
+            running += decay[j];
+            sums[j] = running;
+        }
+        sums[start..end].iter_mut().for_each(|sum| *sum = (running - *sum) + after);
+        after += running;
+    }
+    sums
+}
+
+fn score_row(
+    keys: Vec<usize>,
+    x: &[f32],
+    scale: f32,
+    cap: Option<f32>,
+    bias: Option<(&[f32], i64)>,
+    rule: Rule,
+    round: Round,
+) -> Row {
+    let mut inner = vec![scale; keys.len()];
+    let mut scores: Vec<f32> = x.iter().map(|x| round(scale * x)).collect();
+    if let Some(cap) = cap {
+        for (score, inner) in scores.iter_mut().zip(&mut inner) {
+            let tanh = (*score / cap).tanh();
+            *inner *= 1.0 - tanh * tanh;
+            *score = round(cap * tanh);
+        }
+    }
+    if let Some((bias, shift)) = bias {
+        keys.iter().zip(&mut scores).for_each(|(&j, s)| *s = round(*s + bias[(j as i64 + shift) as usize]));
+    }
+    let mut log_sum_exp = f32::NEG_INFINITY;
+    let weights: Vec<f32> = match rule {
+        Rule::Softmax => {
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let powers: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
+            let sum: f32 = powers.iter().sum();
+            log_sum_exp = max + sum.ln();
+            powers.iter().map(|power| round(power / sum)).collect()
+        }
+        Rule::Relu => scores.iter().map(|s| s.max(0.0)).collect(),
+        Rule::ReluSquared => scores.iter().map(|s| round(s.max(0.0) * s.max(0.0))).collect(),
+    };
+    let recomputed = match rule {
+        Rule::Softmax => scores.iter().map(|s| round((s - log_sum_exp).exp())).collect(),
+        _ => weights.clone(),
+    };
+    let slopes = match rule {
+        Rule::Softmax => recomputed.clone(),
+        Rule::Relu => scores.iter().map(|&s| f32::from(s > 0.0)).collect(),
+        Rule::ReluSquared => scores.iter().map(|s| 2.0 * s.max(0.0)).collect(),
+    };
+    Row { keys, weights, recomputed, slopes, inner, log_sum_exp }
+}

@@ -1,0 +1,114 @@
+//! The engines' gradients against central differences of the engines' own outputs, in f64.
+//!
+//! The loss is L = Σ ⟨d_out, out⟩ + Σ ⟨d_lse, log-sum-exp⟩. For every input x and a random direction u, ⟨dL/dx, u⟩ is
+//! compared with (L(x + hu) − L(x − hu))/2h. h is so small that the kinks of ReLU between the two points do not count.
+
+use attn_kernels::problem::DType;
+use attn_kernels::reference::Array;
+
+use crate::common::backends::{self, Backend, Pass};
+use crate::common::cases::{self, Case, Operation};
+use crate::common::data::{Data, rows};
+use crate::common::random::Random;
+use crate::common::reference::Results;
+
+const STEP: f64 = 1e-6;
+/// Of the norm of the gradient; rounding of L is 1e-16·|L|/h.
+const TOLERANCE: f64 = 3e-7;
+
+fn loss(case: &Case, data: &Data) -> f64 {
+    let results = backends::default().run(case, data, DType::F64, Pass::Forward).unwrap();
+    let product = |x: &Array, d: &Array| -> f64 {
+        x.data.iter().zip(&d.data).filter(|(x, _)| x.is_finite()).map(|(x, d)| x * d).sum()
+    };
+    let lse = results.get("log_sum_exp").zip(data.d_lse.as_ref()).map_or(0.0, |(lse, d)| product(lse, d));
+    product(results.out(), &data.d_out) + lse
+}
+
+/// The differentiable input that belongs to a gradient.
+fn input<'a>(data: &'a mut Data, gradient: &str) -> &'a mut Array {
+    let [q_global, k_global] = match &mut data.global {
+        Some([q, k]) => [Some(q), Some(k)],
+        None => [None, None],
+    };
+    let input = match gradient {
+        "d_q" => Some(&mut data.q),
+        "d_k" => Some(&mut data.k),
+        "d_v" => Some(&mut data.v),
+        "d_q_global" => q_global,
+        "d_k_global" => k_global,
+        "d_bias" => data.extras.bias.as_mut(),
+        "d_log_decay" => data.extras.log_decay.as_mut(),
+        _ => None,
+    };
+    input.unwrap_or_else(|| panic!("no input for {gradient}"))
+}
+
+/// A random direction that leaves out what cannot be moved: masked rows, and log-decays that would turn positive.
+fn direction(data: &mut Data, gradient: &str) -> Array {
+    let mut random = Random::new(gradient);
+    let mask = data.extras.key_mask.clone();
+    let x = input(data, gradient);
+    let mut u = random.array(x.shape, 1.0);
+    if gradient == "d_log_decay" {
+        u.data.iter_mut().zip(&x.data).filter(|(_, g)| **g > -1e-3).for_each(|(u, _)| *u = 0.0);
+    }
+    if let Some(mask) = mask.filter(|_| matches!(gradient, "d_k" | "d_v" | "d_k_global")) {
+        for [b, h, j] in rows(&u).filter(|&[b, _, j]| mask.row(0, 0, b)[j] == 0.0) {
+            u.row_mut(b, h, j).fill(0.0);
+        }
+    }
+    u
+}
+
+fn check(case: &Case, checked: &mut usize) -> Vec<String> {
+    let data = Data::new(case, DType::F64);
+    let results: Results = backends::default().run(case, &data, DType::F64, Pass::Both).unwrap();
+    let mut complaints = Vec::new();
+    for (name, gradient) in results.0.iter().filter(|(name, x)| name.starts_with("d_") && !x.data.is_empty()) {
+        let u = direction(&mut data.clone(), name);
+        let at = |h: f64| {
+            let mut moved = data.clone();
+            input(&mut moved, name)
+                .data
+                .iter_mut()
+                .zip(&u.data)
+                .filter(|(_, u)| **u != 0.0)
+                .for_each(|(x, u)| *x += h * u);
+            loss(case, &moved)
+        };
+        let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+        let product: f64 = gradient.data.iter().zip(&u.data).map(|(d, u)| d * u).sum();
+        let norm = gradient.data.iter().map(|d| d * d).sum::<f64>().sqrt();
+        let noise = 1e-15 * loss_size(&data, &results) / STEP;
+        *checked += 1;
+        if (product - difference).abs() > TOLERANCE * norm + noise {
+            complaints.push(format!("{case}: {name} gives {product:e}, differences {difference:e}, norm {norm:e}"));
+        }
+    }
+    complaints
+}
+
+/// Σ |d_out·out|, whose roundings are those of L.
+fn loss_size(data: &Data, results: &Results) -> f64 {
+    let out = results.out();
+    out.data.iter().zip(&data.d_out.data).map(|(x, d)| (x * d).abs()).sum::<f64>().max(1.0)
+}
+
+#[test]
+fn gradients_are_differences() {
+    let mut complaints = Vec::new();
+    let mut checked = 0;
+    for mut case in cases::all() {
+        if !case.dtypes.contains(&DType::F64) || case.queries * case.keys > 600 * 600 {
+            continue;
+        }
+        if let Operation::Performer(options, _) = &mut case.operation {
+            // The stabiliser, whose gradient is left out by definition, cancels without ε.
+            options.epsilon = 0.0;
+        }
+        complaints.extend(check(&case, &mut checked));
+    }
+    assert!(checked > 700, "{checked}");
+    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
+}

@@ -1,0 +1,245 @@
+//! What must not matter: strides, the order of heads, what masked rows hold, sharing a head or repeating it, a decay
+//! of 0, the number of threads.
+
+use attn_kernels::linear::LinearOptions;
+use attn_kernels::performer::PerformerOptions;
+use attn_kernels::problem::{DType, Mask};
+use attn_kernels::reference::Array;
+use attn_kernels::softmax::SoftmaxOptions;
+use attn_kernels::transnormer::{NormOptions, NormScope};
+
+use crate::common::backends::{self, Backend, Pass};
+use crate::common::buffers::Layout;
+use crate::common::cases::{self, Case, Extra, Operation};
+use crate::common::compare::Judge;
+use crate::common::data::{Data, fill_masked, rows};
+use crate::common::reference::Results;
+
+fn run(case: &Case, data: &Data) -> Results {
+    backends::default().run(case, data, DType::F32, Pass::Both).unwrap()
+}
+
+#[track_caller]
+fn assert_same_bits(first: &Results, second: &Results, what: &str) {
+    for ((name, x), (_, y)) in first.0.iter().zip(&second.0) {
+        assert_eq!(x.shape, y.shape, "{what}: {name}");
+        let differs = x.data.iter().zip(&y.data).position(|(x, y)| x.to_bits() != y.to_bits());
+        assert!(differs.is_none(), "{what}: {name} differs at element {differs:?}");
+    }
+}
+
+/// Every case but those of very many heads.
+fn cases() -> impl Iterator<Item = Case> {
+    cases::all().into_iter().filter(|case| case.batch < 100)
+}
+
+#[test]
+fn strides() {
+    for case in cases() {
+        let data = Data::new(&case, DType::F32);
+        let in_layout = |layout| run(&Case { layout, ..case.clone() }, &data);
+        let contiguous = in_layout(Layout::Contiguous);
+        assert_same_bits(&contiguous, &in_layout(Layout::Tokens), &format!("{case}, as tokens"));
+        assert_same_bits(&contiguous, &in_layout(Layout::Gaps), &format!("{case}, with gaps"));
+    }
+}
+
+#[test]
+fn what_masked_rows_hold() {
+    let mut count = 0;
+    for case in cases().filter(|case| case.operation.key_mask().is_some()) {
+        let mut data = Data::new(&case, DType::F32);
+        let mask = data.extras.key_mask.clone().unwrap();
+        let mut filled = |value| {
+            let global = data.global.iter_mut().map(|[_, k]| k);
+            [&mut data.k, &mut data.v].into_iter().chain(global).for_each(|x| fill_masked(x, &mask, value));
+            run(&case, &data)
+        };
+        let zero = filled(0.0);
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 3e38, -7.0] {
+            assert_same_bits(&zero, &filled(value), &format!("{case}, {value} in masked rows"));
+        }
+        count += 1;
+    }
+    assert!(count >= 20, "{count}");
+}
+
+/// The head `order[h]` of `x` as head h.
+fn permuted(x: &Array, axis: usize, order: &[usize]) -> Array {
+    Array::from_fn(x.shape, |mut at| {
+        at[axis] = order[at[axis]];
+        let [_, b, c, d] = x.shape;
+        x.data[((at[0] * b + at[1]) * c + at[2]) * d + at[3]]
+    })
+}
+
+#[test]
+fn order_of_heads() {
+    let order = [2, 0, 3, 1];
+    let mut count = 0;
+    for case in cases() {
+        // A norm over all heads sums in their order.
+        let together = matches!(&case.operation, Operation::Norm(o) if o.norm == NormScope::AllHeads);
+        let case = Case { prefix: 0, ..case.heads(4, 4, 4) };
+        if together || case.queries.max(case.keys) > 400 || case.value_width > 1000 {
+            continue;
+        }
+        count += 1;
+        let data = Data::new(&case, DType::F32);
+        let mut other = data.clone();
+        let heads = |x: &mut Array| *x = permuted(x, 1, &order);
+        [&mut other.q, &mut other.k, &mut other.v, &mut other.d_out].into_iter().for_each(heads);
+        other.global.iter_mut().flatten().chain(&mut other.d_lse).for_each(heads);
+        let per_head = |x: &mut Array, axis| {
+            if x.shape[axis] == 4 {
+                *x = permuted(x, axis, &order);
+            }
+        };
+        other.extras.bias.iter_mut().for_each(|x| per_head(x, 2));
+        other.extras.log_decay.iter_mut().for_each(|x| per_head(x, if case.has_decay_per_head() { 3 } else { 2 }));
+        let mut expected = run(&case, &data);
+        // One row of bias for all heads sums their gradients in their order.
+        expected.0.retain(|(name, x)| *name != "d_bias" || x.shape[2] == 4);
+        for (name, x) in &mut expected.0 {
+            match *name {
+                "state.z" | "d_log_decay" | "d_bias" => *x = permuted(x, 2, &order),
+                "state.stabilizer" => *x = permuted(x, 3, &order),
+                _ => *x = permuted(x, 1, &order),
+            }
+        }
+        assert_same_bits(&expected, &run(&case, &other), &format!("{case}, heads in another order"));
+    }
+    assert!(count >= 200, "{count}");
+}
+
+/// Every head of `x` `times` times.
+fn repeated(x: &Array, times: usize) -> Array {
+    let [batch, heads, rows, width] = x.shape;
+    Array::from_fn([batch, heads * times, rows, width], |[b, h, i, d]| x.row(b, h / times, i)[d])
+}
+
+/// The sums over `times` consecutive heads.
+fn summed(x: &Array, times: usize) -> Array {
+    let [batch, heads, rows, width] = x.shape;
+    let sum = |[b, h, i, d]: [usize; 4]| (0..times).map(|member| x.row(b, h * times + member, i)[d]).sum();
+    Array::from_fn([batch, heads / times, rows, width], sum)
+}
+
+#[test]
+fn grouped_heads_are_repeated_heads() {
+    let grouped = |case: &Case| case.heads[0] > case.heads[1] && case.heads[1] == case.heads[2] && case.prefix == 0;
+    let mut operations = Vec::new();
+    for case in cases().filter(grouped) {
+        operations.push(case.operation.name());
+        let times = case.heads[0] / case.heads[1];
+        let data = Data::new(&case, DType::F32);
+        let mut wide = data.clone();
+        for x in [&mut wide.k, &mut wide.v].into_iter().chain(wide.global.iter_mut().map(|[_, k]| k)) {
+            *x = repeated(x, times);
+        }
+        if let Some(g) = &mut wide.extras.log_decay {
+            let axis = if case.has_decay_per_head() { 3 } else { 2 };
+            let mut shape = g.shape;
+            shape[axis] *= times;
+            *g = Array::from_fn(shape, |mut at| {
+                at[axis] /= times;
+                g.row(at[0], at[1], at[2])[at[3]]
+            });
+        }
+        let heads = case.heads[0];
+        let mut results = run(&case.clone().heads(heads, heads, heads), &wide);
+        // The states of equal heads are equal; the gradients add up.
+        results.0.retain(|(name, _)| !name.starts_with("state."));
+        for (name, x) in &mut results.0 {
+            match *name {
+                "d_k" | "d_v" | "d_k_global" => *x = summed(x, times),
+                "d_log_decay" => {
+                    let [_, batch, heads, keys] = x.shape;
+                    let by_head = Array { data: x.data.clone(), shape: [batch, heads, 1, keys] };
+                    *x = Array { shape: [1, batch, heads / times, keys], ..summed(&by_head, times) };
+                }
+                _ => {}
+            }
+        }
+        let complaints = Judge::new(&case, &data, DType::F32).complaints(&results);
+        assert!(complaints.is_empty(), "{case}, heads repeated: {complaints:?}");
+    }
+    operations.sort_unstable();
+    operations.dedup();
+    assert_eq!(operations.len(), 7, "{operations:?}");
+}
+
+#[test]
+fn decay_of_zero() {
+    let with = |causal, log_decay| {
+        let linear = LinearOptions { causal, log_decay, ..Default::default() };
+        let norm = NormOptions { causal, log_decay, ..Default::default() };
+        [Operation::Linear(linear), Operation::Norm(norm)].map(|o| Case::new("decay of 0", o).lengths(150, 150))
+    };
+    for (plain, decayed) in with(true, None).into_iter().zip(with(true, Some(Extra::Zero))) {
+        let data = Data::new(&decayed, DType::F32);
+        let mut results = run(&decayed, &data);
+        results.0.retain(|(name, _)| *name != "d_log_decay");
+        let data = Data::new(&plain, DType::F32);
+        let complaints = Judge::new(&plain, &data, DType::F32).complaints(&results);
+        assert!(complaints.is_empty(), "{decayed}: {complaints:?}");
+    }
+}
+
+#[test]
+fn rows_without_a_key() {
+    let mut count = 0;
+    for case in cases().filter(|case| case.prefix == 0) {
+        let blind = match case.operation.key_mask() {
+            Some(Extra::NoKeys) => 1,
+            _ if case.keys == 0 => case.batch,
+            _ => continue,
+        };
+        count += 1;
+        let results = run(&case, &Data::new(&case, DType::F32));
+        for (name, x) in results.0.iter().filter(|(name, _)| *name == "out" || *name == "d_q") {
+            let mut rows = rows(x).filter(|&[b, ..]| b < blind);
+            assert!(rows.all(|[b, h, i]| x.row(b, h, i).iter().all(|&x| x == 0.0)), "{case}: {name}");
+        }
+        if let Some(lse) = results.get("log_sum_exp") {
+            let mut rows = rows(lse).filter(|&[b, ..]| b < blind);
+            assert!(rows.all(|[b, h, i]| lse.row(b, h, i) == [f64::NEG_INFINITY]), "{case}");
+        }
+    }
+    assert!(count >= 14, "{count}");
+}
+
+#[test]
+fn number_of_threads() {
+    let causal = SoftmaxOptions { mask: Mask::Causal, bias: Some(Extra::Shared), ..Default::default() };
+    let linear = LinearOptions { causal: true, log_decay: Some(Extra::PerToken), ..Default::default() };
+    let performer = PerformerOptions { causal: true, ..Default::default() };
+    let norm = NormOptions { norm: NormScope::AllHeads, causal: true, ..Default::default() };
+    for operation in [
+        Operation::Softmax(causal),
+        Operation::Linear(linear),
+        Operation::Performer(performer, 20),
+        Operation::Norm(norm),
+        Operation::MixedChunk(attn_kernels::gau::MixedChunkOptions {
+            causal: true,
+            chunk_size: 48,
+            ..Default::default()
+        }),
+    ] {
+        let case =
+            Case::new("one head on any number of threads", operation).heads(1, 1, 1).lengths(900, 900).widths(6, 8);
+        let data = Data::new(&case, DType::F32);
+        let judge = Judge::new(&case, &data, DType::F32);
+        for threads in [1, 2, 3, 7] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let results = pool.install(|| run(&case, &data));
+            assert_same_bits(
+                &results,
+                &pool.install(|| run(&case, &data)),
+                &format!("{case}, {threads} threads, twice"),
+            );
+            let complaints = judge.complaints(&results);
+            assert!(complaints.is_empty(), "{case} on {threads} threads: {complaints:?}");
+        }
+    }
+}

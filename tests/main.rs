@@ -1,0 +1,9 @@
+//! One binary for all tests; see `common` for what they share.
+
+mod agreement;
+mod anything;
+mod causality;
+mod common;
+mod differences;
+mod invariance;
+mod streaming;

@@ -1,0 +1,125 @@
+//! A sequence cut into pieces, with the state handed on, gives what it gives at once.
+
+use attn_kernels::problem::DType;
+use attn_kernels::reference::Array;
+
+use crate::common::backends::{self, Backend, Pass};
+use crate::common::cases::{self, Case, Operation};
+use crate::common::compare::Judge;
+use crate::common::data::{Data, concatenate_rows, slice_columns, slice_rows};
+use crate::common::reference::Results;
+
+fn is_causal(case: &Case) -> bool {
+    match &case.operation {
+        Operation::Linear(o) => o.causal,
+        Operation::Performer(o, _) => o.causal,
+        Operation::Norm(o) => o.causal,
+        _ => false,
+    }
+}
+
+/// Queries and keys `range` of a run, without a state.
+fn piece(case: &Case, data: &Data, queries: std::ops::Range<usize>, keys: std::ops::Range<usize>) -> (Case, Data) {
+    let small = case.clone().lengths(queries.len(), keys.len());
+    let mut part = data.clone();
+    part.q = slice_rows(&data.q, queries.clone());
+    part.d_out = slice_rows(&data.d_out, queries);
+    part.k = slice_rows(&data.k, keys.clone());
+    part.v = slice_rows(&data.v, keys.clone());
+    part.extras.key_mask = data.extras.key_mask.as_ref().map(|mask| slice_columns(mask, keys.clone()));
+    let log_decay = data.extras.log_decay.as_ref();
+    part.extras.log_decay =
+        log_decay.map(|g| if case.has_decay_per_head() { g.clone() } else { slice_columns(g, keys.clone()) });
+    (small, part)
+}
+
+/// Output and last state of `backend` over pieces of the given lengths.
+fn in_pieces(backend: &dyn Backend, case: &Case, data: &Data, dtype: DType, lengths: &[usize]) -> Results {
+    let mut out: Option<Array> = None;
+    let (mut state, mut start) = (data.state.clone(), 0);
+    for &length in lengths {
+        let (case, mut part) = piece(case, data, start..start + length, start..start + length);
+        part.state = state;
+        part.position = data.position + start;
+        let results = backend.run(&case, &part, dtype, Pass::Forward).unwrap();
+        out = Some(match &out {
+            Some(out) => concatenate_rows(out, results.out()),
+            None => results.out().clone(),
+        });
+        state = results.state();
+        start += length;
+    }
+    assert_eq!(start, data.q.shape[2]);
+    let mut results = Results::default();
+    results.push("out", out);
+    results.push_state(state.expect("the linear family has states"));
+    results
+}
+
+/// Ways to cut `length` tokens.
+fn cuts(length: usize) -> Vec<Vec<usize>> {
+    let mut odd = Vec::new();
+    let mut rest = length;
+    for piece in [1, 0, 3, 64, 7, 65, 2, 128, 33, 5].into_iter().cycle() {
+        let piece = piece.min(rest);
+        odd.push(piece);
+        rest -= piece;
+        if rest == 0 {
+            break;
+        }
+    }
+    let mut cuts = vec![vec![length], vec![length / 2, length - length / 2], odd];
+    if length <= 200 {
+        cuts.push(vec![1; length]);
+    }
+    cuts
+}
+
+#[test]
+fn pieces_are_the_whole() {
+    let mut complaints = Vec::new();
+    let mut counts = [0; 3];
+    for (index, list) in [cases::linear(), cases::performer(), cases::norm()].iter().enumerate() {
+        let cuttable =
+            |case: &&Case| is_causal(case) && case.queries == case.keys && case.queries > 1 && case.batch < 100;
+        for case in list.iter().filter(cuttable) {
+            for dtype in [DType::F32, DType::BF16].into_iter().filter(|dtype| case.dtypes.contains(dtype)) {
+                let data = Data::new(case, dtype);
+                let judge = Judge::new(case, &data, dtype);
+                for lengths in cuts(case.queries) {
+                    counts[index] += 1;
+                    let results = in_pieces(&backends::default(), case, &data, dtype, &lengths);
+                    let found = judge.complaints(&results);
+                    complaints.extend(found.iter().map(|found| format!("{dtype} {case} in {lengths:?}: {found}")));
+                }
+            }
+        }
+    }
+    assert!(counts.iter().all(|&count| count >= 100), "{counts:?}");
+    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
+}
+
+/// Not causal, a query reads what came so far: keys first, then the queries.
+#[test]
+fn keys_in_pieces_then_queries() {
+    let mut complaints = Vec::new();
+    let mut count = 0;
+    for list in [cases::linear(), cases::performer(), cases::norm()] {
+        for case in list.iter().filter(|case| !is_causal(case) && case.keys > 1) {
+            let data = Data::new(case, DType::F32);
+            let judge = Judge::new(case, &data, DType::F32);
+            for cut in [1, case.keys / 2, case.keys] {
+                count += 1;
+                let (small, first) = piece(case, &data, 0..0, 0..cut);
+                let run = |case, data| backends::default().run(case, data, DType::F32, Pass::Forward).unwrap();
+                let state = run(&small, &first).state();
+                let (small, mut second) = piece(case, &data, 0..case.queries, cut..case.keys);
+                second.state = state;
+                let found = judge.complaints(&run(&small, &second));
+                complaints.extend(found.iter().map(|found| format!("{case} after {cut} keys: {found}")));
+            }
+        }
+    }
+    assert!(count >= 30, "{count}");
+    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
+}
