@@ -2,6 +2,7 @@
 
 mod agreement;
 mod anything;
+mod bad_input;
 mod causality;
 mod common;
 mod differences;

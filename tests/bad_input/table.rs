@@ -183,8 +183,18 @@ fn decays(rows: &mut Rows) {
     rows.bad("decay of rank 2", "log_decay", &["[2, 6]", "[batch, heads, keys]"], with(float(&[2, 6])));
     rows.bad("decay of query heads", "log_decay", &["[2, 4, 6]", "[2, 2, 6]"], with(float(&[2, 4, 6])));
     rows.bad("decay of other keys", "log_decay", &["[2, 2, 5]", "[2, 2, 6]"], with(float(&[2, 2, 5])));
-    rows.bad("decay in f64", "log_decay", &["dtype f64", "needs f32"], with(Tensor { dtype: DType::F64, ..log_decay() }));
-    rows.bad("decay in f16", "log_decay", &["dtype f16", "needs f32"], with(Tensor { dtype: DType::F16, ..log_decay() }));
+    rows.bad(
+        "decay in f64",
+        "log_decay",
+        &["dtype f64", "needs f32"],
+        with(Tensor { dtype: DType::F64, ..log_decay() }),
+    );
+    rows.bad(
+        "decay in f16",
+        "log_decay",
+        &["dtype f16", "needs f32"],
+        with(Tensor { dtype: DType::F16, ..log_decay() }),
+    );
     let needs = &["at most 0"];
     rows.bad("growth", "log_decay", &["is 0.5", "at most 0"], with(Tensor { fill: 0.5, ..log_decay() }));
     rows.bad("growth per head", "log_decay", &["is 0.25", "at most 0"], with(Tensor { fill: 0.25, ..float(&[2]) }));
@@ -305,7 +315,8 @@ fn linear_options() -> Vec<Bad> {
     }
     let mut all = rows.rows;
     let mut rows = Rows::of(norm());
-    for (why, epsilon, words) in [("ε 0", 0.0, &["is 0", "above 0"]), ("ε ∞", f64::INFINITY, &["is inf", "finite"])] {
+    for (why, epsilon, words) in [("ε 0", 0.0, &["is 0", "above 0"]), ("ε ∞", f64::INFINITY, &["is inf", "finite"])]
+    {
         let options = NormOptions { epsilon, causal: true, ..Default::default() };
         rows.bad(why, "epsilon", words, |c| c.operation = Operation::Norm(options.clone()));
     }

@@ -135,7 +135,7 @@ impl<T: Real> Features<T> {
             Map::Plain(FeatureMap::Softmax) => self.each_gradient(x, phi, d_phi, d_x, softmax_gradient),
             Map::Plain(FeatureMap::Taylor) => self.each_gradient(x, phi, d_phi, d_x, taylor_gradient),
             Map::Plain(FeatureMap::Cosine) => self.each_gradient(x, phi, d_phi, d_x, cosine_gradient),
-            Map::Plain(map) => self.verbs.map_gradient(d_x, d_phi, x, map),
+            Map::Plain(map) => self.verbs.map_gradient(d_x, d_phi, x, phi, map),
             Map::Favor { map, directions } => self.favor_gradient(x, phi, d_phi, d_x, map, directions),
         }
     }

@@ -97,7 +97,7 @@ verbs! {
     );
     scaled_tanh = scores::scaled_tanh(row: &mut [T], scale: T);
     map = maps::map(into: &mut [T], from: &[T], map: FeatureMap);
-    map_gradient = maps::map_gradient(d_x: &mut [T], d_phi: &[T], x: &[T], map: FeatureMap);
+    map_gradient = maps::map_gradient(d_x: &mut [T], d_phi: &[T], x: &[T], phi: &[T], map: FeatureMap);
     row_maxima = maps::row_maxima(tile: &[T], width: usize, maxima: &mut [T]);
     exp_rows = maps::exp_rows(tile: &mut [T], width: usize, shifts: &[T], factor: T);
     row_products = maps::row_products(tile: &[T], width: usize, vector: &[T], products: &mut [T]);
@@ -221,9 +221,9 @@ impl<T: Real> Verbs<T> {
         unsafe { (self.map)(into, from, map) }
     }
 
-    /// dx = dφ ⊙ φ′(x) for the same maps.
-    pub fn map_gradient(&self, d_x: &mut [T], d_phi: &[T], x: &[T], map: FeatureMap) {
-        unsafe { (self.map_gradient)(d_x, d_phi, x, map) }
+    /// dx = dφ ⊙ φ′(x) for the same maps, from x and φ(x).
+    pub fn map_gradient(&self, d_x: &mut [T], d_phi: &[T], x: &[T], phi: &[T], map: FeatureMap) {
+        unsafe { (self.map_gradient)(d_x, d_phi, x, phi, map) }
     }
 
     /// Each row's largest number.

@@ -1,0 +1,212 @@
+//! How each attention mechanism scales with length on this machine, on checked numbers.
+//!
+//! ```sh
+//! cargo run --release --example length_scaling
+//! cargo run --release --example length_scaling -- --mechanisms softmax,linear --lengths 1024,4096 --pass bwd
+//! ```
+//!
+//! Prints a table and writes `length_scaling.svg` and `length_scaling.json` to `--out`.
+
+mod common;
+#[path = "length_scaling/plot.rs"]
+mod plot;
+#[path = "length_scaling/scaling.rs"]
+mod scaling;
+#[path = "length_scaling/table.rs"]
+mod table;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+use common::check::{Expected, Scope};
+use common::inputs::Shape;
+use common::measure::{CountingAllocator, median, peak_bytes, sample};
+use common::mechanism::Device;
+use common::{Call, Float, Inputs, Mechanism, Pass, cost};
+use indicatif::{ProgressBar, ProgressStyle};
+use scaling::Record;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Seconds after which a case gets no further sample, beyond the first three.
+const BUDGET: Duration = Duration::from_secs(1);
+
+/// How each attention mechanism scales with length: every case is checked against the f64 reference, then timed.
+#[derive(Parser)]
+struct Options {
+    /// Mechanisms [default: all that exist with this --causal]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    mechanisms: Vec<Mechanism>,
+    /// Lengths of the sequence
+    #[arg(long, value_parser = positive, value_delimiter = ',', default_value = "256,512,1024,2048,4096,8192,16384")]
+    lengths: Vec<usize>,
+    #[arg(long, value_parser = positive, default_value = "1")]
+    batch: usize,
+    #[arg(long, value_parser = positive, default_value = "8")]
+    heads: usize,
+    #[arg(long, value_parser = positive, default_value = "64")]
+    head_dim: usize,
+    #[arg(long, value_enum, default_value_t = Float::F32)]
+    dtype: Float,
+    #[arg(long, value_enum, default_value_t = Pass::Fwd)]
+    pass: Pass,
+    #[arg(long, action = ArgAction::Set, default_value_t = true)]
+    causal: bool,
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+    /// Threads [default: all that the machine has]
+    #[arg(long, value_parser = positive)]
+    threads: Option<usize>,
+    /// Timed runs of each case; those beyond the third only within a second
+    #[arg(long, value_parser = positive, default_value = "15")]
+    samples: usize,
+    /// Directory for the SVG and the JSON
+    #[arg(long, default_value = "target/length_scaling")]
+    out: PathBuf,
+}
+
+impl Options {
+    fn mechanisms(&self) -> Result<Vec<Mechanism>, String> {
+        if self.mechanisms.is_empty() {
+            return Ok(Mechanism::ALL.into_iter().filter(|mechanism| mechanism.supports(self.causal)).collect());
+        }
+        if let Some(mechanism) = self.mechanisms.iter().find(|mechanism| !mechanism.supports(self.causal)) {
+            return Err(format!("--mechanisms {0}: {0} needs --causal true", mechanism.name()));
+        }
+        Ok(Mechanism::ALL.into_iter().filter(|mechanism| self.mechanisms.contains(mechanism)).collect())
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        let mut lengths = self.lengths.clone();
+        lengths.sort_unstable();
+        lengths.dedup();
+        lengths
+    }
+
+    fn shape(&self, len: usize) -> Shape {
+        Shape::square(self.batch, self.heads, len, self.head_dim)
+    }
+
+    fn title(&self, threads: usize) -> String {
+        format!(
+            "{} pass, {}{}, batch {}, heads {}, width {}, threads {}",
+            if self.pass == Pass::Fwd { "Forward" } else { "Backward" },
+            if self.causal { "causal, " } else { "" },
+            self.dtype,
+            self.batch,
+            self.heads,
+            self.head_dim,
+            threads
+        )
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("needs to be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), String> {
+    options.device.ensure_available()?;
+    let mechanisms = options.mechanisms()?;
+    std::fs::create_dir_all(&options.out).map_err(|error| format!("--out {}: {error}", options.out.display()))?;
+    let svg = options.out.join("length_scaling.svg");
+    let json = options.out.join("length_scaling.json");
+    let (mut svg_file, mut json_file) = (create(&svg)?, create(&json)?);
+    let threads = options.threads.unwrap_or(0);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| format!("--threads {threads}: {error}"))?;
+    let records = pool.install(|| sweep(options, &mechanisms))?;
+    let title = options.title(pool.current_num_threads());
+    println!("{title}\n{}\n{}", table::cases(&records), table::growth(&records));
+    let picture = plot::draw(&title, &records)?;
+    let list = serde_json::to_string_pretty(&records).map_err(|error| error.to_string())?;
+    write(&svg, &mut svg_file, &picture)?;
+    write(&json, &mut json_file, &list)?;
+    println!("wrote {} and {}", svg.display(), json.display());
+    Ok(())
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>, String> {
+    File::create(path).map(BufWriter::new).map_err(|error| format!("--out: cannot write {}: {error}", path.display()))
+}
+
+fn write(path: &Path, file: &mut BufWriter<File>, text: &str) -> Result<(), String> {
+    let written = writeln!(file, "{text}").and_then(|()| file.flush());
+    written.map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+fn sweep(options: &Options, mechanisms: &[Mechanism]) -> Result<Vec<Record>, String> {
+    let lengths = options.lengths();
+    let style =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}").map_err(|error| error.to_string())?;
+    let progress = ProgressBar::new((lengths.len() * mechanisms.len()) as u64).with_style(style);
+    let mut records = Vec::new();
+    for len in lengths {
+        let inputs =
+            Inputs::random(options.dtype, options.shape(len)).map_err(|error| format!("length {len}: {error}"))?;
+        for &mechanism in mechanisms {
+            let case = format!("{}, length {len}", mechanism.name());
+            progress.set_message(case.clone());
+            let call = Call::new(mechanism, options.causal, &inputs).map_err(|error| format!("{case}: {error}"))?;
+            records.push(measure(options, &call).map_err(|error| format!("{case}: {error}"))?);
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+    records.sort_by_key(|record| mechanisms.iter().position(|mechanism| mechanism.name() == record.mechanism));
+    Ok(records)
+}
+
+/// Checks one case, then times it.
+fn measure(options: &Options, call: &Call<'_>) -> Result<Record, String> {
+    let pass = options.pass;
+    let check = Expected::new(call, pass, Scope::Sample).check().map_err(|error| error.to_string())?.into_result()?;
+    let mut outputs = call.outputs(pass);
+    let mut gradients = call.gradients();
+    call.forward(&mut outputs).map_err(|error| error.to_string())?;
+    let (seconds, peak_bytes) = peak_bytes(|| {
+        sample(options.samples, BUDGET, || match pass {
+            Pass::Fwd => call.forward(&mut outputs),
+            Pass::Bwd => call.backward(&outputs, &call.inputs.d_out, &mut gradients),
+        })
+    });
+    let seconds = seconds.map_err(|error| error.to_string())?;
+    let (median, shape) = (median(&seconds), &call.inputs.shape);
+    Ok(Record {
+        mechanism: call.mechanism.name(),
+        pass: pass.name(),
+        causal: options.causal,
+        dtype: options.dtype.to_string(),
+        device: options.device.name(),
+        batch: shape.batch,
+        heads: shape.heads,
+        head_dim: shape.width,
+        len: shape.queries,
+        median_ms: median * 1e3,
+        min_ms: seconds[0] * 1e3,
+        tokens_per_s: (shape.batch * shape.queries) as f64 / median,
+        gflops: cost::flops(call, pass) / median / 1e9,
+        gbytes_per_s: cost::bytes(call, pass) / median / 1e9,
+        peak_bytes,
+        max_rel_error: check.worst_row(),
+    })
+}

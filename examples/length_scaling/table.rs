@@ -1,0 +1,55 @@
+//! The printed tables.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::common::Mechanism;
+use crate::scaling::{Record, by_mechanism, crossover, growth_exponent};
+
+/// A table whose columns after the first are aligned to the right.
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header);
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    table
+}
+
+pub fn cases(records: &[Record]) -> Table {
+    let mut table = table(&[
+        "mechanism",
+        "length",
+        "median ms",
+        "tokens/s",
+        "GFLOP/s",
+        "GB/s",
+        "extra memory MB",
+        "worst row's error",
+    ]);
+    for record in records {
+        table.add_row([
+            record.mechanism.to_string(),
+            record.len.to_string(),
+            format!("{:.3}", record.median_ms),
+            format!("{:.3e}", record.tokens_per_s),
+            format!("{:.1}", record.gflops),
+            format!("{:.2}", record.gbytes_per_s),
+            format!("{:.1}", record.peak_bytes as f64 / 1e6),
+            format!("{:.1e}", record.max_rel_error),
+        ]);
+    }
+    table
+}
+
+pub fn growth(records: &[Record]) -> Table {
+    let softmax = by_mechanism(records).find(|(mechanism, _)| *mechanism == Mechanism::Softmax);
+    let mut table = table(&["mechanism", "growth exponent, last two lengths", "faster than fused softmax from length"]);
+    for (mechanism, records) in by_mechanism(records) {
+        let crossover = match softmax {
+            _ if mechanism.is_quadratic() => "-".into(),
+            None => "softmax not run".into(),
+            Some((_, softmax)) => crossover(records, softmax).map_or("-".into(), |length| length.to_string()),
+        };
+        let exponent = growth_exponent(records).map_or("-".into(), |exponent| format!("{exponent:.2}"));
+        table.add_row([mechanism.name().to_string(), exponent, crossover]);
+    }
+    table
+}
