@@ -8,7 +8,7 @@
 //! The first compares every operation, element type, pass and instruction set that the processor has. The second runs
 //! every mechanism on given tensors: q `[B, H, N, D]`, k `[B, Hk, M, D]`, v `[B, Hk, M, E]` and, where there are any,
 //! key_mask `[B, M]` (0 removes a key) and the output of softmax attention, out `[B, H, N, E]`. Errors are relative
-//! to the root mean square of the reference; the exit status is 1 if one is outside its bound.
+//! to the reference, those of rows to its largest row; the exit status is 1 if one is outside its bound.
 
 #[path = "validate/activations.rs"]
 mod activations;

@@ -55,3 +55,8 @@ pub use problem::Mask;
 pub use random_features::{FeatureKind, random_features};
 pub use softmax::SoftmaxOptions;
 pub use transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
+
+/// The README's examples, as tests.
+#[cfg(all(doctest, feature = "candle"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

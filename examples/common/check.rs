@@ -44,29 +44,32 @@ impl Scope {
         }
     }
 
-    /// The largest admissible error, when the plain implementation's is `plain` and `largest` is the root mean square
-    /// of the largest result.
-    fn bound(self, float: Float, plain: Error, wanted: &Array, largest: f64) -> Error {
+    /// The largest admissible error, when the plain implementation's is `plain`; `largest` is the size of the largest
+    /// result.
+    fn bound(self, float: Float, plain: Error, wanted: &Array, largest: Error) -> Error {
         let rounding = |x: &f64| x + (x.abs() * float.unit_roundoff()).max(float.smallest_rounding());
         let rounded = Array { data: wanted.data.iter().map(rounding).collect(), shape: wanted.shape };
         let rounding = error(&rounded, wanted);
         let [batch, heads, rows, _] = wanted.shape;
         let (factor, cancellation) = match self {
             Self::Whole if batch * heads * rows >= MANY_ROWS => (2.0, 0.0),
-            _ => (8.0, 16.0 * float.accumulator().unit_roundoff() * largest / root_mean_square(wanted)),
+            _ => (8.0, 16.0 * float.accumulator().unit_roundoff()),
         };
         let factor = match float {
             Float::F64 => (factor + 1.0) * Float::F64.unit_roundoff() / Float::F32.unit_roundoff(),
             _ => factor,
         };
+        let size = size(wanted);
         Error {
-            rms: factor * plain.rms + rounding.rms + cancellation,
-            worst_row: factor * plain.worst_row + rounding.worst_row + cancellation,
+            rms: factor * plain.rms + rounding.rms + cancellation * largest.rms / size.rms,
+            worst_row: factor * plain.worst_row
+                + rounding.worst_row
+                + cancellation * largest.worst_row / size.worst_row,
         }
     }
 }
 
-/// Errors of a tensor relative to the root mean square of its reference (of the elements, of the norms of the rows).
+/// Root mean squares of a tensor of errors and of its largest row, relative to those of the reference.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Error {
     pub rms: f64,
@@ -142,7 +145,7 @@ impl<'a> Expected<'a> {
                 || reference::compute(call, &window, &part, pass),
                 || plain::runs(call, &window, &part, pass),
             );
-            let largest = wanted.iter().map(root_mean_square).fold(0.0, largest);
+            let largest = wanted.iter().map(size).fold(Error::default(), Error::larger);
             let bound = |(index, wanted): (usize, &Array)| {
                 let plain = plain.iter().map(|run| error(&run[index], wanted));
                 scope.bound(float, plain.fold(Error::default(), Error::larger), wanted, largest)
@@ -219,18 +222,22 @@ fn only_windows(d_out: &Tensor, windows: &[Window]) -> Tensor {
 
 /// NaN if an element of `got` is.
 pub fn error(got: &Array, wanted: &Array) -> Error {
-    let width = wanted.shape[3].max(1);
-    let square = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>();
-    let difference: Vec<f64> = got.data.iter().zip(&wanted.data).map(|(x, y)| x - y).collect();
-    let (elements, scale) = (wanted.data.len().max(1) as f64, root_mean_square(wanted));
-    let worst = difference.chunks(width).map(square).fold(0.0, largest);
-    Error { rms: (square(&difference) / elements).sqrt() / scale, worst_row: (worst / width as f64).sqrt() / scale }
+    let difference = got.data.iter().zip(&wanted.data).map(|(x, y)| x - y).collect();
+    let (difference, size) = (root_mean_squares(&Array { data: difference, shape: wanted.shape }), size(wanted));
+    Error { rms: difference.rms / size.rms, worst_row: difference.worst_row / size.worst_row }
 }
 
-/// 1 for zeros.
-fn root_mean_square(array: &Array) -> f64 {
-    let total: f64 = array.data.iter().map(|x| x * x).sum();
-    if total == 0.0 { 1.0 } else { (total / array.data.len() as f64).sqrt() }
+/// What errors are relative to; 1 for zeros.
+fn size(array: &Array) -> Error {
+    let size = root_mean_squares(array);
+    if size.rms == 0.0 { Error { rms: 1.0, worst_row: 1.0 } } else { size }
+}
+
+/// Of all elements, and of the row where it is largest.
+fn root_mean_squares(array: &Array) -> Error {
+    let of = |elements: &[f64]| (elements.iter().map(|x| x * x).sum::<f64>() / elements.len().max(1) as f64).sqrt();
+    let rows = array.data.chunks(array.shape[3].max(1));
+    Error { rms: of(&array.data), worst_row: rows.map(of).fold(0.0, largest) }
 }
 
 /// The larger, or NaN if one is.

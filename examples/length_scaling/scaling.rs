@@ -25,7 +25,7 @@ pub struct Record {
     pub gbytes_per_s: f64,
     /// Memory beyond operands and results.
     pub peak_bytes: usize,
-    /// Largest error of a row, relative to the root mean square of the rows' norms.
+    /// Largest error of a row, relative to the largest row.
     pub max_rel_error: f64,
 }
 

@@ -2,7 +2,7 @@
 
 use attn_kernels::problem::DType;
 
-use crate::common::cases::{Case, Operation};
+use crate::common::cases::Operation;
 
 /// A tensor that is one number everywhere.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,10 +63,5 @@ impl Call {
             state: None,
             stabilizer: None,
         }
-    }
-
-    /// The same as a case, for what they share.
-    pub fn case(&self) -> Case {
-        Case::new("bad input", self.operation.clone())
     }
 }

@@ -1,3 +1,6 @@
+// Advanced SIMD is always enabled here, so that newer compilers take these intrinsics as safe and older ones do not.
+#![allow(unused_unsafe)]
+
 use std::arch::aarch64::*;
 
 use super::Simd;

@@ -1,5 +1,7 @@
 //! Who computes a case. Another backend is another implementation of [`Backend`] in [`all`].
 
+#[cfg(feature = "candle")]
+pub mod candle;
 mod cpu;
 
 use attn_kernels::cpu::Isa;
@@ -22,13 +24,23 @@ pub trait Backend {
     fn name(&self) -> String;
     /// Whether this machine has it.
     fn is_available(&self) -> bool;
+    /// Whether it has this form of the operation.
+    fn takes(&self, _case: &Case) -> bool {
+        true
+    }
     /// Outputs and, for both passes, gradients; every output buffer starts as NaN.
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String>;
 }
 
 /// Every backend, available or not.
 pub fn all() -> Vec<Box<dyn Backend>> {
-    Isa::ALL.into_iter().map(|isa| Box::new(Cpu(isa)) as Box<dyn Backend>).collect()
+    let mut all: Vec<Box<dyn Backend>> = Vec::new();
+    for isa in Isa::ALL {
+        all.push(Box::new(Cpu(isa)));
+    }
+    #[cfg(feature = "candle")]
+    all.push(Box::new(candle::Candle));
+    all
 }
 
 /// The CPU as it is used by default.

@@ -1,0 +1,231 @@
+//! The operations on candle tensors, gradients by `backward` through candle's graph.
+
+use attn_kernels::candle::*;
+use attn_kernels::problem::DType;
+use attn_kernels::reference::Array;
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Result, Tensor, Var};
+
+use super::super::buffers::Layout;
+use super::super::cases::{Case, Operation};
+use super::super::data::Data;
+use super::super::options::{Extras, With};
+use super::super::reference::Results;
+use super::{Backend, Pass};
+
+/// The candle layer on the CPU.
+pub struct Candle;
+
+impl Backend for Candle {
+    fn name(&self) -> String {
+        "candle/cpu".into()
+    }
+
+    fn is_available(&self) -> bool {
+        true
+    }
+
+    /// A state that is not causal is refused: the first piece would have to read the last one.
+    fn takes(&self, case: &Case) -> bool {
+        case.prefix == 0 || is_causal(&case.operation)
+    }
+
+    fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> std::result::Result<Results, String> {
+        let run = || Call::new(case, data, dtype, pass)?.run(case, data, pass);
+        run().map_err(|error: candle_core::Error| error.to_string())
+    }
+}
+
+fn is_causal(operation: &Operation) -> bool {
+    match operation {
+        Operation::Linear(o) => o.causal,
+        Operation::Performer(o, _) => o.causal,
+        Operation::Norm(o) => o.causal,
+        _ => false,
+    }
+}
+
+pub fn candle_dtype(dtype: DType) -> candle_core::DType {
+    match dtype {
+        DType::F16 => candle_core::DType::F16,
+        DType::BF16 => candle_core::DType::BF16,
+        DType::F32 => candle_core::DType::F32,
+        DType::F64 => candle_core::DType::F64,
+        DType::U8 => candle_core::DType::U8,
+        DType::Other(name) => panic!("no tensors of {name}"),
+    }
+}
+
+fn to_tensor(array: &Array, rank: usize, dtype: DType) -> Result<Tensor> {
+    let dims = &array.shape[4 - rank..];
+    Tensor::from_slice(&array.data, dims, &Device::Cpu)?.to_dtype(candle_dtype(dtype))
+}
+
+fn to_array(tensor: &Tensor, shape: [usize; 4]) -> Result<Array> {
+    let data = tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1()?;
+    assert_eq!(data.len(), shape.iter().product::<usize>());
+    Ok(Array { data, shape })
+}
+
+/// A differentiable input, stored in a layout.
+struct Input {
+    stored: Var,
+    layout: Layout,
+    shape: [usize; 4],
+    /// What is passed.
+    tensor: Tensor,
+}
+
+impl Input {
+    fn new(array: &Array, rank: usize, dtype: DType, layout: Layout, pass: Pass) -> Result<Self> {
+        let layout = if rank < 4 && layout == Layout::Tokens { Layout::Contiguous } else { layout };
+        let tensor = to_tensor(array, rank, dtype)?;
+        let stored = match layout {
+            Layout::Contiguous => tensor,
+            Layout::Tokens => tensor.transpose(1, 2)?.contiguous()?,
+            Layout::Gaps => {
+                let gap = (Tensor::ones(&tensor.dims()[..rank - 1], tensor.dtype(), &Device::Cpu)? * f64::NAN)?;
+                let gap = gap.unsqueeze(rank - 1)?;
+                Tensor::cat(&[&gap, &tensor, &gap, &gap], rank - 1)?
+            }
+        };
+        let stored = Var::from_tensor(&stored)?;
+        let root = if pass == Pass::Both { stored.as_tensor().clone() } else { stored.as_detached_tensor() };
+        let mut input = Self { stored, layout, shape: array.shape, tensor: root.clone() };
+        input.tensor = input.view(&root)?;
+        Ok(input)
+    }
+
+    /// The part of what is stored that is the input.
+    fn view(&self, stored: &Tensor) -> Result<Tensor> {
+        match self.layout {
+            Layout::Contiguous => Ok(stored.clone()),
+            Layout::Tokens => stored.transpose(1, 2),
+            Layout::Gaps => stored.narrow(stored.rank() - 1, 1, self.shape[3]),
+        }
+    }
+
+    fn gradient(&self, gradients: &GradStore) -> Result<Array> {
+        match gradients.get(&self.stored) {
+            Some(gradient) => to_array(&self.view(gradient)?, self.shape),
+            None => candle_core::bail!("an input of shape {:?} has no gradient", self.shape),
+        }
+    }
+}
+
+/// The tensors of a case.
+struct Call {
+    main: [Input; 3],
+    global: Option<[Input; 2]>,
+    bias: Option<Input>,
+    /// Per token.
+    log_decay: Option<Input>,
+    extras: Extras<Tensor>,
+    omega: Option<Tensor>,
+    state: Option<LinearState>,
+    d_out: Tensor,
+    d_lse: Option<Tensor>,
+}
+
+impl Call {
+    fn new(case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Self> {
+        let accumulator = dtype.accumulator();
+        let input = |array: &Array, rank, dtype| Input::new(array, rank, dtype, case.layout, pass);
+        let constant = |array: &Array, rank| to_tensor(array, rank, accumulator);
+        let bias = data.extras.bias.as_ref().map(|bias| input(bias, 2, dtype)).transpose()?;
+        let log_decay = data.extras.log_decay.as_ref();
+        let per_token = log_decay.filter(|_| !case.has_decay_per_head());
+        let per_token = per_token.map(|g| input(g, 3, accumulator)).transpose()?;
+        let per_head = log_decay.filter(|_| case.has_decay_per_head()).map(|g| constant(g, 1)).transpose()?;
+        let key_mask = data.extras.key_mask.as_ref().map(|mask| to_tensor(mask, 2, DType::U8)).transpose()?;
+        let global = data.global.as_ref().map(|[q, k]| Ok::<_, candle_core::Error>([input(q, 4, dtype)?, input(k, 4, dtype)?]));
+        let state = data.state.as_ref().map(|state| {
+            let z = constant(&state.z, 4)?.squeeze(1)?;
+            let stabilizer = state.stabilizer.as_ref().map(|c| constant(c, 2)).transpose()?;
+            Ok::<_, candle_core::Error>(LinearState::new(constant(&state.s, 4)?, z, stabilizer, data.position))
+        });
+        Ok(Self {
+            extras: Extras {
+                key_mask,
+                bias: bias.as_ref().map(|bias| bias.tensor.clone()),
+                log_decay: per_token.as_ref().map(|g| g.tensor.clone()).or(per_head),
+            },
+            main: [input(&data.q, 4, dtype)?, input(&data.k, 4, dtype)?, input(&data.v, 4, dtype)?],
+            global: global.transpose()?,
+            bias,
+            log_decay: per_token,
+            omega: data.omega.as_ref().map(|omega| constant(omega, 2)).transpose()?,
+            state: state.transpose()?,
+            d_out: to_tensor(&data.d_out, 4, DType::F64)?,
+            d_lse: data.d_lse.as_ref().map(|d| to_tensor(d, 4, DType::F64)?.squeeze(3)).transpose()?,
+        })
+    }
+
+    fn run(&self, case: &Case, data: &Data, pass: Pass) -> Result<Results> {
+        let mut results = Results::default();
+        let (out, lse, state) = self.outputs(&case.operation)?;
+        results.push("out", to_array(&out, data.d_out.shape)?);
+        let [batch, heads, queries, _] = data.d_out.shape;
+        if let Some(lse) = &lse {
+            results.push("log_sum_exp", to_array(lse, [batch, heads, queries, 1])?);
+        }
+        if let Some(state) = state {
+            let [batch, heads, features, width] = *state.s().dims() else { candle_core::bail!("rank of S") };
+            results.push("state.s", to_array(state.s(), [batch, heads, features, width])?);
+            results.push("state.z", to_array(state.z(), [batch, 1, heads, features])?);
+            results.push("state.stabilizer", state.stabilizer().map(|c| to_array(c, [1, 1, batch, heads])).transpose()?);
+        }
+        if pass == Pass::Forward {
+            return Ok(results);
+        }
+        let wide = |x: &Tensor| x.to_dtype(candle_core::DType::F64);
+        let mut loss = (wide(&out)? * &self.d_out)?.sum_all()?;
+        if let (Some(lse), Some(d_lse)) = (&lse, &self.d_lse) {
+            loss = (loss + (wide(lse)? * d_lse)?.sum_all()?)?;
+        }
+        let gradients = loss.backward()?;
+        let [q, k, v] = self.main.each_ref().map(|input| input.gradient(&gradients));
+        results.push("d_q", q?);
+        results.push("d_k", k?);
+        if let Some([q, k]) = &self.global {
+            results.push("d_q_global", q.gradient(&gradients)?);
+            results.push("d_k_global", k.gradient(&gradients)?);
+        }
+        results.push("d_v", v?);
+        results.push("d_bias", self.bias.as_ref().map(|bias| bias.gradient(&gradients)).transpose()?);
+        results.push("d_log_decay", self.log_decay.as_ref().map(|g| g.gradient(&gradients)).transpose()?);
+        Ok(results)
+    }
+
+    /// Output, log-sum-exp, state.
+    fn outputs(&self, operation: &Operation) -> Result<(Tensor, Option<Tensor>, Option<LinearState>)> {
+        let [q, k, v] = self.main.each_ref().map(|input| &input.tensor);
+        let (extras, state) = (self.extras.clone(), self.state.as_ref());
+        let omega = || self.omega.as_ref().expect("ω of a Performer");
+        let with_state = is_causal(operation);
+        let stateful = |(out, state)| (out, None, Some(state));
+        Ok(match operation {
+            Operation::Softmax(o) => {
+                let (out, lse) = softmax_attention_with_lse(q, k, v, &o.with(extras))?;
+                (out, Some(lse), None)
+            }
+            Operation::Diag(o) => (diag_attention(q, k, v, &o.with(extras))?, None, None),
+            Operation::Gau(o) => (gau_attention(q, k, v, &o.with(extras))?, None, None),
+            Operation::Linear(o) if with_state => {
+                stateful(linear_attention_with_state(q, k, v, &o.with(extras), state)?)
+            }
+            Operation::Linear(o) => (linear_attention(q, k, v, &o.with(extras))?, None, None),
+            Operation::Performer(o, _) if with_state => {
+                stateful(performer_attention_with_state(q, k, v, omega(), &o.with(extras), state)?)
+            }
+            Operation::Performer(o, _) => (performer_attention(q, k, v, omega(), &o.with(extras))?, None, None),
+            Operation::Norm(o) if with_state => stateful(norm_attention_with_state(q, k, v, &o.with(extras), state)?),
+            Operation::Norm(o) => (norm_attention(q, k, v, &o.with(extras))?, None, None),
+            Operation::MixedChunk(o) => {
+                let [q_lin, k_lin] = self.global.as_ref().expect("operands of the global branch").each_ref();
+                let out = mixed_chunk_attention(q, k, &q_lin.tensor, &k_lin.tensor, v, &o.with(extras))?;
+                (out, None, None)
+            }
+        })
+    }
+}
