@@ -182,7 +182,9 @@ fn measure(options: &Options, call: &Call<'_>) -> Result<Record, String> {
     let check = Expected::new(call, pass, Scope::Sample).check().map_err(|error| error.to_string())?.into_result()?;
     let mut outputs = call.outputs(pass);
     let mut gradients = call.gradients();
-    call.forward(&mut outputs).map_err(|error| error.to_string())?;
+    if pass == Pass::Bwd {
+        call.forward(&mut outputs).map_err(|error| error.to_string())?;
+    }
     let (seconds, peak_bytes) = peak_bytes(|| {
         sample(options.samples, BUDGET, || match pass {
             Pass::Fwd => call.forward(&mut outputs),

@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::simd::Real;
-use super::tile::prefetch;
+use super::tile::{self, prefetch};
 use crate::problem::{Operand, Slice, SliceMut, View};
 
 /// A [`Real`] that operands are converted to and from.
@@ -28,24 +28,12 @@ fn convert<A: Copy, B>(from: &[A], into: &mut [B], f: impl Fn(A) -> B) {
     }
 }
 
-fn widen_bf16(x: bf16) -> f32 {
-    f32::from_bits((x.to_bits() as u32) << 16)
-}
-
-/// To nearest, ties to even, without branches.
-fn round_bf16(x: f32) -> bf16 {
-    let bits = x.to_bits();
-    let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    let quiet = (bits >> 16) | 0x40;
-    bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
-}
-
 impl Number for f32 {
     fn load(from: Slice<'_>, at: usize, into: &mut [Self]) {
         let range = at..at + into.len();
         match from {
             Slice::F16(x) => x[range].convert_to_f32_slice(into),
-            Slice::BF16(x) => convert(&x[range], into, widen_bf16),
+            Slice::BF16(x) => tile::bf16::widen(&x[range], into),
             Slice::F32(x) => into.copy_from_slice(&x[range]),
             Slice::F64(x) => convert(&x[range], into, |x| x as f32),
             Slice::U8(x) => convert(&x[range], into, f32::from),
@@ -56,7 +44,7 @@ impl Number for f32 {
         let range = at..at + from.len();
         match into {
             SliceMut::F16(x) => x[range].convert_from_f32_slice(from),
-            SliceMut::BF16(x) => convert(from, &mut x[range], round_bf16),
+            SliceMut::BF16(x) => tile::bf16::round(from, &mut x[range]),
             SliceMut::F32(x) => x[range].copy_from_slice(from),
             SliceMut::F64(x) => convert(from, &mut x[range], f64::from),
         }

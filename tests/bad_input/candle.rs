@@ -9,7 +9,8 @@ use crate::common::cases::Operation;
 use crate::common::options::{Extras, With};
 
 fn tensor(described: &Tensor) -> Result<candle_core::Tensor> {
-    candle_core::Tensor::full(described.fill, &described.dims[..], &Device::Cpu)?.to_dtype(candle_dtype(described.dtype))
+    candle_core::Tensor::full(described.fill, &described.dims[..], &Device::Cpu)?
+        .to_dtype(candle_dtype(described.dtype))
 }
 
 fn optional(described: &Option<Tensor>) -> Result<Option<candle_core::Tensor>> {
@@ -34,9 +35,7 @@ fn run(call: &Call) -> Result<candle_core::Tensor> {
         Operation::Softmax(o) => softmax_attention(q, k, v, &o.with(extras)),
         Operation::Diag(o) => diag_attention(q, k, v, &o.with(extras)),
         Operation::Gau(o) => gau_attention(q, k, v, &o.with(extras)),
-        Operation::Linear(o) if state.is_some() => {
-            Ok(linear_attention_with_state(q, k, v, &o.with(extras), state)?.0)
-        }
+        Operation::Linear(o) if state.is_some() => Ok(linear_attention_with_state(q, k, v, &o.with(extras), state)?.0),
         Operation::Linear(o) => linear_attention(q, k, v, &o.with(extras)),
         Operation::Norm(o) if state.is_some() => Ok(norm_attention_with_state(q, k, v, &o.with(extras), state)?.0),
         Operation::Norm(o) => norm_attention(q, k, v, &o.with(extras)),

@@ -12,7 +12,7 @@ use crate::Result;
 use crate::problem::{Quadratic, SliceMut, View, Weight, ensure_dtype, ensure_shape};
 
 /// Query rows of a tile.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 /// Keys of a tile.
 const TILE: usize = 128;
 
@@ -115,7 +115,8 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradient
             tasks.push(Task { batch, key_head, keys, dq, dk, dv, d_bias });
         }
     }
-    parallel::run(tasks, || (), |_, task| Worker::new(context, task.keys.clone()).run(context, saved, task));
+    let longest = segment.min(shapes.keys);
+    parallel::run(tasks, || Worker::new(context, longest), |worker, task| worker.run(context, saved, task));
     if segments > 1 {
         add_segments(&partial_dq, segments, dq_len, &mut q);
     }
@@ -159,7 +160,7 @@ fn add_segments<T: Number>(partials: &[T], segments: usize, len: usize, dq: &mut
     );
 }
 
-/// One task's operands and sums, rows padded to whole vectors.
+/// One worker's operands and sums, rows padded to whole vectors, with room for the longest segment.
 struct Worker<T> {
     /// Keys of the segment as rows, and the transposes of keys and values in panels.
     k: Vec<T>,
@@ -179,21 +180,21 @@ struct Worker<T> {
 }
 
 impl<T: Number> Worker<T> {
-    fn new(context: &Context<'_, T>, keys: Range<usize>) -> Self {
+    fn new(context: &Context<'_, T>, keys: usize) -> Self {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
         let zeros = |len: usize| vec![T::ZERO; len];
         Self {
-            k: zeros(keys.len() * d),
-            k_panels: zeros(verbs.panels_len(keys.len(), shapes.width)),
-            v_panels: zeros(verbs.panels_len(keys.len(), shapes.value_width)),
+            k: zeros(keys * d),
+            k_panels: zeros(verbs.panels_len(keys, shapes.width)),
+            v_panels: zeros(verbs.panels_len(keys, shapes.value_width)),
             q: zeros(shapes.queries * d),
             d_out: zeros(shapes.queries * e),
             statistic: zeros(shapes.queries),
             delta: zeros(shapes.queries),
             dq: zeros(shapes.queries * d),
-            dk: zeros(keys.len() * d),
-            dv: zeros(keys.len() * e),
+            dk: zeros(keys * d),
+            dv: zeros(keys * e),
             weights: zeros(BLOCK * TILE),
             d_scores: zeros(BLOCK * TILE),
             tanh: zeros(if context.problem.soft_cap.is_some() { BLOCK * TILE } else { 0 }),
@@ -219,9 +220,10 @@ impl<T: Number> Worker<T> {
             multiply_by(&mut self.dq, T::from_f64(context.problem.scale));
             store_rows(&self.dq, d, shapes.width, &mut task.dq, member * shapes.queries);
         }
-        multiply_by(&mut self.dk, context.scale);
-        store_rows(&self.dk, d, shapes.width, &mut task.dk, 0);
-        store_rows(&self.dv, e, shapes.value_width, &mut task.dv, 0);
+        let (dk, dv) = (&mut self.dk[..task.keys.len() * d], &self.dv[..task.keys.len() * e]);
+        multiply_by(dk, context.scale);
+        store_rows(dk, d, shapes.width, &mut task.dk, 0);
+        store_rows(dv, e, shapes.value_width, &mut task.dv, 0);
     }
 
     fn load_keys(&mut self, context: &Context<'_, T>, task: &Task<'_>) {
@@ -233,6 +235,7 @@ impl<T: Number> Worker<T> {
         context.load_keys(&inputs.v, task.batch, task.key_head, task.keys.clone(), &mut self.dv, e);
         verbs.transpose(&mut self.v_panels, &self.dv, e, task.keys.len(), shapes.value_width);
         self.dv.fill(T::ZERO);
+        self.dk.fill(T::ZERO);
     }
 
     /// Loads a head's queries and the gradients of its sums.

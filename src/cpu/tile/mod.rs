@@ -3,6 +3,7 @@
 //! A tile is a slice of rows padded to whole vectors. The engines call the verbs through [`Verbs`], a table of
 //! functions for the instruction set chosen at run time, so they are compiled once and hold no `unsafe` code.
 
+pub mod bf16;
 mod maps;
 mod multiply;
 mod pairs;

@@ -62,7 +62,11 @@ fn to_tensor(array: &Array, rank: usize, dtype: DType) -> Result<Tensor> {
 }
 
 fn to_array(tensor: &Tensor, shape: [usize; 4]) -> Result<Array> {
-    let data = tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1()?;
+    // candle panics on views without elements that begin after the storage's end.
+    let data = match tensor.elem_count() {
+        0 => Vec::new(),
+        _ => tensor.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1()?,
+    };
     assert_eq!(data.len(), shape.iter().product::<usize>());
     Ok(Array { data, shape })
 }
@@ -138,7 +142,8 @@ impl Call {
         let per_token = per_token.map(|g| input(g, 3, accumulator)).transpose()?;
         let per_head = log_decay.filter(|_| case.has_decay_per_head()).map(|g| constant(g, 1)).transpose()?;
         let key_mask = data.extras.key_mask.as_ref().map(|mask| to_tensor(mask, 2, DType::U8)).transpose()?;
-        let global = data.global.as_ref().map(|[q, k]| Ok::<_, candle_core::Error>([input(q, 4, dtype)?, input(k, 4, dtype)?]));
+        let global =
+            data.global.as_ref().map(|[q, k]| Ok::<_, candle_core::Error>([input(q, 4, dtype)?, input(k, 4, dtype)?]));
         let state = data.state.as_ref().map(|state| {
             let z = constant(&state.z, 4)?.squeeze(1)?;
             let stabilizer = state.stabilizer.as_ref().map(|c| constant(c, 2)).transpose()?;
@@ -173,7 +178,8 @@ impl Call {
             let [batch, heads, features, width] = *state.s().dims() else { candle_core::bail!("rank of S") };
             results.push("state.s", to_array(state.s(), [batch, heads, features, width])?);
             results.push("state.z", to_array(state.z(), [batch, 1, heads, features])?);
-            results.push("state.stabilizer", state.stabilizer().map(|c| to_array(c, [1, 1, batch, heads])).transpose()?);
+            results
+                .push("state.stabilizer", state.stabilizer().map(|c| to_array(c, [1, 1, batch, heads])).transpose()?);
         }
         if pass == Pass::Forward {
             return Ok(results);
