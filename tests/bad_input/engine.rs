@@ -183,6 +183,32 @@ fn linear_backward() {
     assert_refused(run(&other, &saved, gradients(None), None), "q, k, v", &["keys: 4", "keys: 5"]);
 }
 
+/// Strides of 0 make tensors of any size out of one number.
+#[test]
+fn sizes_that_overflow() {
+    let x = [0.5f32];
+    let huge = |dims: [usize; 4]| View::new(&x[..], &dims, &[0, 0, 0, 1]).unwrap();
+    for dims in [[1 << 33, 1 << 33, 1, 1], [1 << 32, 1, 1 << 32, 1]] {
+        let q = huge(dims);
+        let forward = || {
+            let problem = SoftmaxOptions::default().problem("softmax_attention", &q, &q, &q)?;
+            let inputs = QuadraticInputs { q, k: q, v: q, key_mask: None, bias: None };
+            quadratic::forward(&problem, &inputs, floats(0).slice_mut(), None)
+        };
+        assert!(forward().is_err(), "{dims:?}");
+        let forward = || {
+            let problem = LinearOptions::default().problem("linear_attention", &q, &q, &q)?;
+            let inputs = LinearInputs { q, k: q, v: q, key_mask: None, log_decay: None, omega: None, state: None };
+            linear::forward(
+                &problem,
+                &inputs,
+                LinearOutputs { out: floats(0).slice_mut(), statistic: None, state: None },
+            )
+        };
+        assert!(forward().is_err(), "{dims:?}");
+    }
+}
+
 #[test]
 fn errors_are_values() {
     let x = input();

@@ -34,11 +34,11 @@ impl Layout {
     }
 }
 
-/// `x` rounded to `dtype`.
+/// `x` rounded to `dtype`. (By way of f32: `from_f64` looks at the upper half of the bits only.)
 pub fn round(dtype: DType, x: f64) -> f64 {
     match dtype {
-        DType::F16 => f16::from_f64(x).to_f64(),
-        DType::BF16 => bf16::from_f64(x).to_f64(),
+        DType::F16 => f16::from_f32(x as f32).to_f64(),
+        DType::BF16 => bf16::from_f32(x as f32).to_f64(),
         DType::F32 => x as f32 as f64,
         _ => x,
     }
@@ -105,8 +105,8 @@ impl Buffer {
 
     pub fn set(&mut self, index: usize, value: f64) {
         match self {
-            Self::F16(x) => x[index] = f16::from_f64(value),
-            Self::BF16(x) => x[index] = bf16::from_f64(value),
+            Self::F16(x) => x[index] = f16::from_f32(value as f32),
+            Self::BF16(x) => x[index] = bf16::from_f32(value as f32),
             Self::F32(x) => x[index] = value as f32,
             Self::F64(x) => x[index] = value,
             Self::U8(x) => x[index] = value as u8,

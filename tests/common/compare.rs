@@ -180,7 +180,7 @@ pub fn error(got: &Array, expected: &Array) -> Result<Size, String> {
     let mut difference = expected.clone();
     for (at, (to, &x)) in difference.data.iter_mut().zip(&got.data).enumerate() {
         let same = x == *to || (x.is_nan() && to.is_nan());
-        if !same && !(x.is_finite() && to.is_finite()) {
+        if !same && (!x.is_finite() || !to.is_finite()) {
             return Err(format!("{:?}: got {x:e}, expected {to:e}", index(expected.shape, at)));
         }
         *to = if same { 0.0 } else { x - *to };

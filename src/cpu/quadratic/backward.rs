@@ -212,9 +212,11 @@ impl<T: Number> Worker<T> {
             let d_bias = &mut task.d_bias[member * bias_len..][..bias_len];
             for key in task.keys.clone().step_by(TILE) {
                 let keys = key..(key + TILE).min(task.keys.end);
-                for query in (0..shapes.queries).step_by(BLOCK) {
+                let seeing = context.seeing(&keys);
+                for query in seeing.clone().step_by(BLOCK) {
                     let place = Place { batch: task.batch, head, query, key };
-                    self.tile(context, place, keys.clone(), key - task.keys.start, d_bias);
+                    let rows = BLOCK.min(seeing.end - query);
+                    self.tile(context, place, rows, keys.clone(), key - task.keys.start, d_bias);
                 }
             }
             multiply_by(&mut self.dq, T::from_f64(context.problem.scale));
@@ -261,10 +263,17 @@ impl<T: Number> Worker<T> {
     }
 
     /// The five products of a tile of queries and keys; `row` is the first key's row in the segment.
-    fn tile(&mut self, context: &Context<'_, T>, place: Place, keys: Range<usize>, row: usize, d_bias: &mut [f64]) {
+    fn tile(
+        &mut self,
+        context: &Context<'_, T>,
+        place: Place,
+        rows: usize,
+        keys: Range<usize>,
+        row: usize,
+        d_bias: &mut [f64],
+    ) {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
-        let rows = BLOCK.min(shapes.queries - place.query);
         let mut bounds = [(0, 0); BLOCK];
         let mut offset = i64::MIN;
         for (r, bounds) in bounds[..rows].iter_mut().enumerate() {

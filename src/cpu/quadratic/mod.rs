@@ -98,6 +98,20 @@ impl<'a, T: Number> Context<'a, T> {
         self.problem.mask.visible(i as i64 + self.shapes().offset(), self.shapes().keys)
     }
 
+    /// The queries between the first and the last that see one of `keys`.
+    fn seeing(&self, keys: &Range<usize>) -> Range<usize> {
+        let first_not = |holds: &dyn Fn(usize) -> bool| {
+            let (mut low, mut high) = (0, self.shapes().queries);
+            while low < high {
+                let middle = (low + high) / 2;
+                if holds(middle) { low = middle + 1 } else { high = middle }
+            }
+            low
+        };
+        let start = first_not(&|query| self.visible(query).end <= keys.start);
+        start..first_not(&|query| self.visible(query).start < keys.end).max(start)
+    }
+
     /// The visible columns of row `i` in a tile of keys.
     fn bounds(&self, i: usize, tile: &Range<usize>) -> Bounds {
         let visible = self.visible(i);

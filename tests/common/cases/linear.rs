@@ -1,19 +1,44 @@
 //! Linear attention.
 
-use attn_kernels::linear::{FeatureMap, LinearOptions};
+use attn_kernels::linear::FeatureMap::{self, *};
+use attn_kernels::linear::LinearOptions;
 use attn_kernels::problem::DType;
 
 use super::{Case, Extra, Operation, in_all_layouts};
 
+type Options = LinearOptions<Extra>;
+
+fn case(why: &'static str, options: Options) -> Case {
+    Case::new(why, Operation::Linear(options))
+}
+
+fn full(map: FeatureMap) -> Options {
+    LinearOptions { map, ..Default::default() }
+}
+
+fn causal(map: FeatureMap) -> Options {
+    LinearOptions { causal: true, ..full(map) }
+}
+
+/// Without the divisor.
+fn raw(options: Options) -> Options {
+    LinearOptions { normalizer: None, ..options }
+}
+
+fn decayed(map: FeatureMap, decay: Extra) -> Options {
+    LinearOptions { log_decay: Some(decay), ..causal(map) }
+}
+
+fn masked(options: Options, key_mask: Extra) -> Options {
+    LinearOptions { key_mask: Some(key_mask), ..options }
+}
+
 pub fn linear() -> Vec<Case> {
-    use FeatureMap::*;
-    let case = |why, options: LinearOptions<Extra>| Case::new(why, Operation::Linear(options));
-    let full = |map| LinearOptions { map, ..Default::default() };
-    let causal = |map| LinearOptions { causal: true, ..full(map) };
-    let raw = |options: LinearOptions<Extra>| LinearOptions { normalizer: None, ..options };
-    let decayed = |map, decay| LinearOptions { log_decay: Some(decay), ..causal(map) };
-    let masked = |options, key_mask| LinearOptions { key_mask: Some(key_mask), ..options };
-    in_all_layouts(vec![
+    in_all_layouts([lengths(), maps_and_widths(), decays(), heads_and_masks()].concat())
+}
+
+fn lengths() -> Vec<Case> {
+    vec![
         case("no token", causal(EluPlusOne)).lengths(0, 0),
         case("no key", full(EluPlusOne)).lengths(5, 0),
         case("no key, causal, after some", causal(EluPlusOne)).lengths(0, 0).after(4),
@@ -39,7 +64,17 @@ pub fn linear() -> Vec<Case> {
         case("full, more queries than keys", raw(full(Silu))).lengths(200, 70),
         case("causal, more keys than queries", causal(EluPlusOne)).lengths(50, 190),
         case("causal, more queries than keys", causal(EluPlusOne)).lengths(190, 50),
+    ]
+}
+
+fn maps_and_widths() -> Vec<Case> {
+    vec![
         case("identity, not normalised", raw(causal(Identity))).lengths(130, 130),
+        case("elu + 1 far below 0", Options { normalizer: Some(0.0), ..causal(EluPlusOne) })
+            .std(6.0)
+            .widths(2, 8)
+            .lengths(90, 90)
+            .only(&[DType::F32, DType::F64, DType::BF16]),
         case("relu", causal(Relu)).lengths(90, 90),
         case("relu², full", full(ReluSquared)).lengths(90, 90),
         case("silu, not normalised", raw(causal(Silu))).lengths(90, 90),
@@ -60,6 +95,11 @@ pub fn linear() -> Vec<Case> {
             .lengths(66, 66)
             .heads(1, 1, 1)
             .only(&[DType::F32, DType::F16]),
+    ]
+}
+
+fn decays() -> Vec<Case> {
+    vec![
         case("decay per head", decayed(EluPlusOne, Extra::PerHead)).lengths(200, 200),
         case("RetNet: decay per head, no map or norm", raw(decayed(Identity, Extra::PerHead)))
             .lengths(130, 130)
@@ -86,6 +126,11 @@ pub fn linear() -> Vec<Case> {
             .lengths(140, 140)
             .batch(2)
             .after(30),
+    ]
+}
+
+fn heads_and_masks() -> Vec<Case> {
+    vec![
         case("grouped heads", causal(EluPlusOne)).heads(6, 2, 2).lengths(130, 130).batch(2),
         case("grouped heads with decay", decayed(EluPlusOne, Extra::PerHead)).heads(4, 2, 2).lengths(130, 130),
         case("more value heads than key heads", causal(EluPlusOne)).heads(4, 2, 4).lengths(90, 90),
@@ -101,5 +146,5 @@ pub fn linear() -> Vec<Case> {
         .batch(2),
         case("large ε", LinearOptions { normalizer: Some(10.0), ..causal(EluPlusOne) }),
         case("more than 65 535 heads", causal(EluPlusOne)).many_heads(),
-    ])
+    ]
 }

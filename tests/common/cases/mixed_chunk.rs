@@ -33,6 +33,7 @@ pub fn mixed_chunk() -> Vec<Case> {
         case("chunks of 7, smaller than a tile", causal(7, Mean)).lengths(130, 130).batch(2),
         case("chunks of 100, larger than a tile", causal(100, Mean)).lengths(430, 430),
         case("chunk larger than the sequence", causal(4096, Length)).lengths(130, 130),
+        case("chunk of any size", scaled(causal(usize::MAX, Mean), 0.1)).lengths(130, 130),
         case("many chunks in segments", causal(48, Mean)).lengths(1500, 1500).widths(4, 6),
         case("width 1", causal(16, Mean)).widths(1, 1),
         case("width 3", full(16, Mean)).widths(3, 3),

@@ -1,20 +1,44 @@
 //! NormAttention of TransNormer.
 
-use attn_kernels::linear::FeatureMap;
+use attn_kernels::linear::FeatureMap::{self, *};
 use attn_kernels::problem::DType;
 use attn_kernels::transnormer::{NormOptions, NormScope};
 
 use super::{Case, Extra, Operation, in_all_layouts};
 
+type Options = NormOptions<Extra>;
+
+fn case(why: &'static str, options: Options) -> Case {
+    Case::new(why, Operation::Norm(options))
+}
+
+fn full(map: FeatureMap) -> Options {
+    NormOptions { map, ..Default::default() }
+}
+
+fn causal(map: FeatureMap) -> Options {
+    NormOptions { causal: true, ..full(map) }
+}
+
+/// Norm over all heads.
+fn together(options: Options) -> Options {
+    NormOptions { norm: NormScope::AllHeads, ..options }
+}
+
+fn decayed(map: FeatureMap, decay: Extra) -> Options {
+    NormOptions { log_decay: Some(decay), ..causal(map) }
+}
+
+fn masked(options: Options, key_mask: Extra) -> Options {
+    NormOptions { key_mask: Some(key_mask), ..options }
+}
+
 pub fn norm() -> Vec<Case> {
-    use FeatureMap::*;
-    let case = |why, options: NormOptions<Extra>| Case::new(why, Operation::Norm(options));
-    let full = |map| NormOptions { map, ..Default::default() };
-    let causal = |map| NormOptions { causal: true, ..full(map) };
-    let together = |options: NormOptions<Extra>| NormOptions { norm: NormScope::AllHeads, ..options };
-    let decayed = |map, decay| NormOptions { log_decay: Some(decay), ..causal(map) };
-    let masked = |options, key_mask| NormOptions { key_mask: Some(key_mask), ..options };
-    in_all_layouts(vec![
+    in_all_layouts([lengths(), choices()].concat())
+}
+
+fn lengths() -> Vec<Case> {
+    vec![
         case("no token", causal(EluPlusOne)).lengths(0, 0),
         case("no key", full(EluPlusOne)).lengths(5, 0),
         case("no key, all heads", together(full(EluPlusOne))).lengths(5, 0),
@@ -31,6 +55,11 @@ pub fn norm() -> Vec<Case> {
         case("full after a state", together(full(Relu))).lengths(70, 130).after(33),
         case("causal, more keys than queries", causal(EluPlusOne)).lengths(50, 190),
         case("causal, more queries than keys", together(causal(EluPlusOne))).lengths(190, 50),
+    ]
+}
+
+fn choices() -> Vec<Case> {
+    vec![
         case("identity", causal(Identity)).lengths(130, 130),
         case("relu, all heads", together(causal(Relu))).lengths(90, 90),
         case("silu", causal(Silu)).lengths(90, 90),
@@ -67,5 +96,5 @@ pub fn norm() -> Vec<Case> {
         case("all keys masked, all heads", together(masked(full(EluPlusOne), Extra::NoKeys))).batch(2),
         case("large ε", NormOptions { epsilon: 100.0, ..causal(EluPlusOne) }),
         case("more than 65 535 heads", together(causal(EluPlusOne))).many_heads(),
-    ])
+    ]
 }

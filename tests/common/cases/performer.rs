@@ -1,18 +1,35 @@
 //! Performer attention.
 
-use attn_kernels::performer::{FavorMap, PerformerOptions};
+use attn_kernels::performer::FavorMap::{self, *};
+use attn_kernels::performer::PerformerOptions;
 use attn_kernels::problem::DType;
 
 use super::{Case, Extra, Operation, in_all_layouts};
 
+type Options = PerformerOptions<Extra>;
+
+fn case(why: &'static str, directions: usize, options: Options) -> Case {
+    Case::new(why, Operation::Performer(options, directions))
+}
+
+fn full(map: FavorMap) -> Options {
+    PerformerOptions { map, ..Default::default() }
+}
+
+fn causal(map: FavorMap) -> Options {
+    PerformerOptions { causal: true, ..full(map) }
+}
+
+fn masked(options: Options, key_mask: Extra) -> Options {
+    PerformerOptions { key_mask: Some(key_mask), ..options }
+}
+
 pub fn performer() -> Vec<Case> {
-    use FavorMap::*;
-    let case =
-        |why, directions, options: PerformerOptions<Extra>| Case::new(why, Operation::Performer(options, directions));
-    let full = |map| PerformerOptions { map, ..Default::default() };
-    let causal = |map| PerformerOptions { causal: true, ..full(map) };
-    let masked = |options, key_mask| PerformerOptions { key_mask: Some(key_mask), ..options };
-    in_all_layouts(vec![
+    in_all_layouts([lengths(), choices()].concat())
+}
+
+fn lengths() -> Vec<Case> {
+    vec![
         case("no token", 32, causal(Positive)).lengths(0, 0),
         case("no key", 32, full(Positive)).lengths(5, 0),
         case("no query: the state still takes the keys", 32, causal(Hyperbolic)).lengths(0, 70),
@@ -35,6 +52,11 @@ pub fn performer() -> Vec<Case> {
         case("full, more queries than keys", 32, full(Hyperbolic)).lengths(200, 70),
         case("causal, more keys than queries", 32, causal(Positive)).lengths(50, 190),
         case("causal, more queries than keys", 32, causal(Positive)).lengths(190, 50),
+    ]
+}
+
+fn choices() -> Vec<Case> {
+    vec![
         case("hyperbolic", 20, causal(Hyperbolic)).lengths(130, 130),
         case("hyperbolic, full", 33, full(Hyperbolic)).lengths(130, 70),
         case("ReLU features", 50, causal(Relu)).lengths(130, 130),
@@ -70,5 +92,5 @@ pub fn performer() -> Vec<Case> {
         case("ε 0", 32, PerformerOptions { epsilon: 0.0, ..causal(Positive) }).lengths(90, 90),
         case("large ε", 32, PerformerOptions { epsilon: 1.0, ..full(Positive) }).lengths(90, 90),
         case("more than 65 535 heads", 4, causal(Positive)).many_heads(),
-    ])
+    ]
 }

@@ -13,64 +13,99 @@ fn window(left: Option<usize>, right: Option<usize>) -> Mask {
     Mask::Window { left, right }
 }
 
+type Softmax = SoftmaxOptions<Extra>;
+
+fn attend(why: &'static str, options: Softmax) -> Case {
+    Case::new(why, Operation::Softmax(options))
+}
+
+fn with(mask: Mask) -> Softmax {
+    SoftmaxOptions { mask, ..Default::default() }
+}
+
+fn plain() -> Softmax {
+    with(Mask::Full)
+}
+
+fn masked(mask: Mask, key_mask: Extra) -> Softmax {
+    SoftmaxOptions { key_mask: Some(key_mask), ..with(mask) }
+}
+
+fn biased(mask: Mask, bias: Extra) -> Softmax {
+    SoftmaxOptions { bias: Some(bias), ..with(mask) }
+}
+
 pub fn softmax() -> Vec<Case> {
-    let case = |why, options: SoftmaxOptions<Extra>| Case::new(why, Operation::Softmax(options));
-    let plain = SoftmaxOptions::default;
-    let with = |mask| SoftmaxOptions { mask, ..plain() };
-    let masked = |mask, key_mask| SoftmaxOptions { mask, key_mask: Some(key_mask), ..plain() };
-    let biased = |mask, bias| SoftmaxOptions { mask, bias: Some(bias), ..plain() };
-    in_all_layouts(vec![
-        case("no query and no key", plain()).lengths(0, 0),
-        case("no query", with(CAUSAL)).lengths(0, 5),
-        case("no key: every row is empty", plain()).lengths(5, 0).with_lse_gradient(),
-        case("one token", plain()).lengths(1, 1),
-        case("no batch entry", plain()).batch(0),
-        case("decoding: one query", with(CAUSAL)).lengths(1, 1000).heads(4, 2, 2),
-        case("a tile less one", with(CAUSAL)).lengths(63, 63).batch(2),
-        case("one tile", plain()).lengths(64, 64).widths(64, 64),
-        case("a tile and one", with(CAUSAL)).lengths(65, 65).with_lse_gradient(),
-        case("several tiles", with(CAUSAL)).lengths(200, 200).batch(2).heads(3, 3, 3),
-        case("past a forward tile of keys", plain()).lengths(130, 1000).heads(1, 1, 1).widths(8, 8),
-        case("one head, cut into segments", with(CAUSAL)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
-        case("width 1", plain()).widths(1, 1).lengths(70, 33),
-        case("width 3", with(CAUSAL)).widths(3, 1),
-        case("widths 40 and 59", with(CAUSAL)).widths(40, 59).lengths(100, 100),
-        case("widths 111 and 40", plain()).widths(111, 40).lengths(33, 90),
-        case("widest head", with(CAUSAL)).widths(512, 512).lengths(70, 70).heads(1, 1, 1),
-        case("widest values", plain()).widths(64, 2048).lengths(66, 66).heads(1, 1, 1).only(&[DType::F32, DType::BF16]),
-        case("more queries than keys: first rows empty", with(CAUSAL)).lengths(90, 50).with_lse_gradient(),
-        case("more keys than queries", with(CAUSAL)).lengths(50, 190),
-        case("window into the past", with(window(Some(17), Some(0)))).lengths(200, 200),
-        case("window on both sides", with(window(Some(5), Some(9)))).lengths(100, 140),
-        case("window of self", with(window(Some(0), Some(0)))).lengths(66, 66),
-        case("window open to the right", with(window(Some(3), None))).lengths(130, 70),
-        case("wide window, far tiles skipped", with(window(Some(100), Some(20)))).lengths(700, 700).heads(1, 1, 1),
-        case("blocks", with(Mask::Blocks { size: 48, causal: false })).lengths(130, 150),
-        case("causal blocks", with(Mask::Blocks { size: 70, causal: true })).lengths(200, 200),
-        case("grouped heads", with(CAUSAL)).heads(6, 2, 2).lengths(90, 90).batch(2),
-        case("all heads share one", plain()).heads(5, 1, 1).lengths(40, 130),
-        case("key mask", masked(Mask::Full, Extra::SomeKeys)).batch(3).lengths(70, 200).with_lse_gradient(),
-        case("key mask and causal", masked(CAUSAL, Extra::SomeKeys)).batch(2).lengths(140, 140).heads(4, 2, 2),
-        case("all keys masked", masked(Mask::Full, Extra::NoKeys)).batch(2).with_lse_gradient(),
-        case("all keys masked, one key", masked(CAUSAL, Extra::NoKeys)).batch(2).lengths(3, 1),
-        case("soft-cap", SoftmaxOptions { soft_cap: Some(1.5), ..with(CAUSAL) }).lengths(150, 150),
-        case("loose soft-cap", SoftmaxOptions { soft_cap: Some(50.0), ..plain() }).std(2.0),
-        case("bias", biased(Mask::Full, Extra::Shared)).lengths(70, 90),
-        case("bias per head and causal", biased(CAUSAL, Extra::PerHead)).lengths(190, 190).heads(4, 2, 2).batch(2),
-        case("bias in a window", biased(window(Some(20), Some(4)), Extra::PerHead)).lengths(100, 100),
-        case("bias, one head in segments", biased(CAUSAL, Extra::Shared)).lengths(600, 600).heads(1, 1, 1).widths(8, 8),
-        case(
+    in_all_layouts([softmax_sizes(), softmax_choices()].concat())
+}
+
+fn softmax_sizes() -> Vec<Case> {
+    vec![
+        attend("no query and no key", plain()).lengths(0, 0),
+        attend("no query", with(CAUSAL)).lengths(0, 5),
+        attend("no key: every row is empty", plain()).lengths(5, 0).with_lse_gradient(),
+        attend("one token", plain()).lengths(1, 1),
+        attend("no batch entry", plain()).batch(0),
+        attend("decoding: one query", with(CAUSAL)).lengths(1, 1000).heads(4, 2, 2),
+        attend("a tile less one", with(CAUSAL)).lengths(63, 63).batch(2),
+        attend("one tile", plain()).lengths(64, 64).widths(64, 64),
+        attend("a tile and one", with(CAUSAL)).lengths(65, 65).with_lse_gradient(),
+        attend("several tiles", with(CAUSAL)).lengths(200, 200).batch(2).heads(3, 3, 3),
+        attend("past a forward tile of keys", plain()).lengths(130, 1000).heads(1, 1, 1).widths(8, 8),
+        attend("one head, cut into segments", with(CAUSAL)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
+        attend("width 1", plain()).widths(1, 1).lengths(70, 33),
+        attend("width 3", with(CAUSAL)).widths(3, 1),
+        attend("widths 40 and 59", with(CAUSAL)).widths(40, 59).lengths(100, 100),
+        attend("widths 111 and 40", plain()).widths(111, 40).lengths(33, 90),
+        attend("widest head", with(CAUSAL)).widths(512, 512).lengths(70, 70).heads(1, 1, 1),
+        attend("widest values", plain())
+            .widths(64, 2048)
+            .lengths(66, 66)
+            .heads(1, 1, 1)
+            .only(&[DType::F32, DType::BF16]),
+        attend("more queries than keys: first rows empty", with(CAUSAL)).lengths(90, 50).with_lse_gradient(),
+        attend("more keys than queries", with(CAUSAL)).lengths(50, 190),
+    ]
+}
+
+fn softmax_choices() -> Vec<Case> {
+    vec![
+        attend("window into the past", with(window(Some(17), Some(0)))).lengths(200, 200),
+        attend("window on both sides", with(window(Some(5), Some(9)))).lengths(100, 140),
+        attend("window of self", with(window(Some(0), Some(0)))).lengths(66, 66),
+        attend("window open to the right", with(window(Some(3), None))).lengths(130, 70),
+        attend("wide window, far tiles skipped", with(window(Some(100), Some(20)))).lengths(700, 700).heads(1, 1, 1),
+        attend("window of any size", with(window(Some(usize::MAX), Some(usize::MAX)))).lengths(70, 60),
+        attend("blocks of any size", with(Mask::Blocks { size: usize::MAX, causal: true })).lengths(66, 99),
+        attend("blocks", with(Mask::Blocks { size: 48, causal: false })).lengths(130, 150),
+        attend("causal blocks", with(Mask::Blocks { size: 70, causal: true })).lengths(200, 200),
+        attend("grouped heads", with(CAUSAL)).heads(6, 2, 2).lengths(90, 90).batch(2),
+        attend("all heads share one", plain()).heads(5, 1, 1).lengths(40, 130),
+        attend("key mask", masked(Mask::Full, Extra::SomeKeys)).batch(3).lengths(70, 200).with_lse_gradient(),
+        attend("key mask and causal", masked(CAUSAL, Extra::SomeKeys)).batch(2).lengths(140, 140).heads(4, 2, 2),
+        attend("all keys masked", masked(Mask::Full, Extra::NoKeys)).batch(2).with_lse_gradient(),
+        attend("all keys masked, one key", masked(CAUSAL, Extra::NoKeys)).batch(2).lengths(3, 1),
+        attend("soft-cap", SoftmaxOptions { soft_cap: Some(1.5), ..with(CAUSAL) }).lengths(150, 150),
+        attend("loose soft-cap", SoftmaxOptions { soft_cap: Some(50.0), ..plain() }).std(2.0),
+        attend("bias", biased(Mask::Full, Extra::Shared)).lengths(70, 90),
+        attend("bias per head and causal", biased(CAUSAL, Extra::PerHead)).lengths(190, 190).heads(4, 2, 2).batch(2),
+        attend("bias in a window", biased(window(Some(20), Some(4)), Extra::PerHead)).lengths(100, 100),
+        attend("bias, one head in segments", biased(CAUSAL, Extra::Shared))
+            .lengths(600, 600)
+            .heads(1, 1, 1)
+            .widths(8, 8),
+        attend(
             "soft-cap, bias and key mask",
             SoftmaxOptions { soft_cap: Some(3.0), bias: Some(Extra::PerHead), ..masked(CAUSAL, Extra::SomeKeys) },
         )
         .lengths(90, 150)
         .batch(2)
         .with_lse_gradient(),
-        case("scale 0: the mean", SoftmaxOptions { scale: Some(0.0), ..with(CAUSAL) }),
-        case("negative scale", SoftmaxOptions { scale: Some(-0.5), ..plain() }).lengths(65, 130).with_lse_gradient(),
-        case("large scores", SoftmaxOptions { scale: Some(1.0), ..with(CAUSAL) }).std(3.0).lengths(100, 100),
-        case("more than 65 535 heads", with(CAUSAL)).many_heads(),
-    ])
+        attend("scale 0: the mean", SoftmaxOptions { scale: Some(0.0), ..with(CAUSAL) }),
+        attend("negative scale", SoftmaxOptions { scale: Some(-0.5), ..plain() }).lengths(65, 130).with_lse_gradient(),
+        attend("large scores", SoftmaxOptions { scale: Some(1.0), ..with(CAUSAL) }).std(3.0).lengths(100, 100),
+        attend("more than 65 535 heads", with(CAUSAL)).many_heads(),
+    ]
 }
 
 pub fn diag() -> Vec<Case> {
