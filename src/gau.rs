@@ -5,6 +5,7 @@ use crate::Result;
 use crate::linear::FeatureMap;
 use crate::problem::{
     Linear, LinearFinish, LinearShapes, Map, Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Scan, Weight,
+    ensure_value,
 };
 
 /// How the squared-ReLU weights of [`GauOptions`] are scaled; n = M keys, s = D the key width,
@@ -52,6 +53,9 @@ impl<T: Operand> GauOptions<T> {
     /// Checks the operands and describes the computation for an engine.
     pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Quadratic> {
         let shapes = QuadraticShapes::new(function, q, k, v, self.key_mask.as_ref(), self.bias.as_ref())?;
+        if let GauNorm::Fixed { length } = self.norm {
+            ensure_value(length.is_finite() && length > 0.0, function, "length", length, "a finite number above 0")?;
+        }
         let (n, s) = (shapes.keys.max(1) as f64, shapes.width as f64);
         let (scale, finish) = match self.norm {
             GauNorm::Length => (1.0 / n, QuadraticFinish::None),
@@ -109,7 +113,8 @@ impl<T: Operand> MixedChunkOptions<T> {
     /// Checks the operands of the local branch and describes it for the quadratic engine.
     pub fn local_problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Quadratic> {
         let shapes = QuadraticShapes::new(function, q, k, v, self.key_mask.as_ref(), self.bias.as_ref())?;
-        let scale = self.scale.unwrap_or(1.0 / self.chunk_size.max(1) as f64);
+        ensure_value(self.chunk_size > 0, function, "chunk_size", self.chunk_size, "at least 1")?;
+        let scale = self.scale.unwrap_or(1.0 / self.chunk_size as f64);
         let mask = Mask::Blocks { size: self.chunk_size, causal: self.causal };
         Quadratic::new(function, shapes, Weight::ReluSquared, mask, scale, None, QuadraticFinish::None)
     }
