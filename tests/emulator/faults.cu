@@ -105,25 +105,23 @@ DEVICE void shuffles(const Params& params) {
     params.output[thread()] = value;
 }
 
+ATTN_KERNEL(sound_barrier, reversed<true>, Params, 128)
+ATTN_KERNEL(sound_warp_sync, reversed_in_warp<true>, Params, 128)
+ATTN_KERNEL(sound_reuse, reused<true>, Params, 128)
+ATTN_KERNEL(sound_copy, copied<true>, Params, 128)
+ATTN_KERNEL(sound_shuffles, shuffles, Params, 128)
+ATTN_KERNEL(sound_products, products, Params, 128)
+ATTN_KERNEL(fault_barrier, reversed<false>, Params, 128)
+ATTN_KERNEL(fault_warp_sync, reversed_in_warp<false>, Params, 128)
+ATTN_KERNEL(fault_reuse, reused<false>, Params, 128)
+ATTN_KERNEL(fault_wait, copied<false>, Params, 128)
+ATTN_KERNEL(fault_in_flight, left_in_flight, Params, 128)
+ATTN_KERNEL(fault_copy_outside, copied_outside, Params, 128)
+ATTN_KERNEL(fault_divergence, divergent, Params, 128)
+ATTN_KERNEL(fault_deadlock, deadlocked, Params, 128)
+ATTN_KERNEL(fault_barrier_count, disagreeing_barrier, Params, 128)
+ATTN_KERNEL(fault_shared_overrun, shared_overrun, Params, 128)
+ATTN_KERNEL(fault_global_overrun, global_overrun, Params, 128)
+ATTN_KERNEL(fault_null, null_access, Params, 128)
+
 }  // namespace attn::faults
-
-using attn::faults::Params;
-
-ATTN_KERNEL(sound_barrier, attn::faults::reversed<true>, Params, 128)
-ATTN_KERNEL(sound_warp_sync, attn::faults::reversed_in_warp<true>, Params, 128)
-ATTN_KERNEL(sound_reuse, attn::faults::reused<true>, Params, 128)
-ATTN_KERNEL(sound_copy, attn::faults::copied<true>, Params, 128)
-ATTN_KERNEL(sound_shuffles, attn::faults::shuffles, Params, 128)
-ATTN_KERNEL(sound_products, attn::faults::products, Params, 128)
-ATTN_KERNEL(fault_barrier, attn::faults::reversed<false>, Params, 128)
-ATTN_KERNEL(fault_warp_sync, attn::faults::reversed_in_warp<false>, Params, 128)
-ATTN_KERNEL(fault_reuse, attn::faults::reused<false>, Params, 128)
-ATTN_KERNEL(fault_wait, attn::faults::copied<false>, Params, 128)
-ATTN_KERNEL(fault_in_flight, attn::faults::left_in_flight, Params, 128)
-ATTN_KERNEL(fault_copy_outside, attn::faults::copied_outside, Params, 128)
-ATTN_KERNEL(fault_divergence, attn::faults::divergent, Params, 128)
-ATTN_KERNEL(fault_deadlock, attn::faults::deadlocked, Params, 128)
-ATTN_KERNEL(fault_barrier_count, attn::faults::disagreeing_barrier, Params, 128)
-ATTN_KERNEL(fault_shared_overrun, attn::faults::shared_overrun, Params, 128)
-ATTN_KERNEL(fault_global_overrun, attn::faults::global_overrun, Params, 128)
-ATTN_KERNEL(fault_null, attn::faults::null_access, Params, 128)
