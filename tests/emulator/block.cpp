@@ -10,6 +10,10 @@
 
 #include "guarded.hpp"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(ATTN_THREAD_SANITIZER)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 namespace attn::emulator {
 
 static const char* const operation_names[] = {
@@ -21,7 +25,12 @@ static const char* const operation_names[] = {
 Here here;
 Block block;
 static const Launch* running;
-static const uint32_t started = 1;  // a generation for threads to acquire what came before the launch
+static uint32_t started, finished;  // what the race checker knows the start and the end of a block by
+
+static Fiber& scheduler() {
+    static Fiber fiber;
+    return fiber;
+}
 
 static std::vector<const Kernel*>& table() {
     static std::vector<const Kernel*> kernels;
@@ -50,18 +59,36 @@ void fail(const char* format, ...) {
     vfprintf(stderr, format, arguments);
     va_end(arguments);
     fputc('\n', stderr);
+#if defined(__SANITIZE_ADDRESS__) || defined(ATTN_THREAD_SANITIZER)
+    __sanitizer_print_stack_trace();
+#endif
     fflush(nullptr);
     _Exit(1);
 }
 
 const char* name_of(Operation operation) { return operation_names[int(operation)]; }
 
+// The thread of the running warp whose turn is next; none if all wait.
+static Thread* next_ready() {
+    for (int i = 1; i <= 32; ++i) {
+        int turn = (block.turn + i) % 32;
+        Thread& thread = block.threads[block.order[turn]];
+        if (thread.ready()) {
+            block.turn = turn;
+            here.thread = block.order[turn];
+            return &thread;
+        }
+    }
+    return nullptr;
+}
+
 void wait(Operation at, const uint32_t& generation) {
     Thread& self = block.current();
     self.at = at;
     self.generation = &generation;
     self.seen = generation;
-    self.fiber.suspend();
+    Thread* next = next_ready();
+    self.fiber.switch_to(next ? next->fiber : scheduler());
 }
 
 void barrier(int id, int threads) {
@@ -88,25 +115,18 @@ static void thread_main() {
     running->kernel->run(running->params);
     Thread& self = block.current();
     if (!self.copies.empty()) fail("exits with %zu cp.async in flight", self.copies.size());
-    release(&started);
-    wait(Operation::exit, started);
+    release(&finished);
+    wait(Operation::exit, finished);
     abort();
 }
 
-// Runs the lanes of a warp until none can go on; false if none could at once.
-static bool run_warp(const int* lanes) {
-    bool progress = false;
-    for (bool again = true; again; progress |= again) {
-        again = false;
-        for (int i = 0; i < 32; ++i) {
-            Thread& thread = *block.threads[lanes[i]];
-            if (!thread.ready()) continue;
-            here.thread = lanes[i];
-            thread.fiber.resume();
-            again = true;
-        }
-    }
-    return progress;
+// Runs the threads of a warp until all wait; false if none could go on.
+static bool run_warp(const int* order) {
+    block.order = order;
+    block.turn = 31;
+    Thread* first = next_ready();
+    if (first) scheduler().switch_to(first->fiber);
+    return first;
 }
 
 // Where everyone stands, as "96 at barrier_sync, 32 at exit".
@@ -114,7 +134,7 @@ static std::string tally(int first, int count) {
     std::string text;
     for (int operation = 0; operation <= int(Operation::exit); ++operation) {
         int waiting = 0;
-        for (int i = first; i < first + count; ++i) waiting += int(block.threads[i]->at) == operation;
+        for (int i = first; i < first + count; ++i) waiting += int(block.threads[i].at) == operation;
         if (waiting) text += (text.empty() ? "" : ", ") + std::to_string(waiting) + " at " + operation_names[operation];
     }
     return text;
@@ -122,7 +142,7 @@ static std::string tally(int first, int count) {
 
 static void require_exit() {
     for (int i = 0; i < here.threads; ++i) {
-        if (block.threads[i]->at != Operation::exit) {
+        if (block.threads[i].at != Operation::exit) {
             here.thread = -1;
             fail("deadlock: %s", tally(0, here.threads).c_str());
         }
@@ -133,7 +153,7 @@ static void run_block(const std::vector<int>& order) {
     for (Barrier& barrier : block.barriers) barrier = {};
     for (Warp& warp : block.warps) warp = {};
     for (int i = 0; i < here.threads; ++i) {
-        Thread& thread = *block.threads[i];
+        Thread& thread = block.threads[i];
         thread.fiber.rewind();
         thread.generation = nullptr;
         thread.groups = 0;
@@ -143,7 +163,7 @@ static void run_block(const std::vector<int>& order) {
         progress = false;
         for (int first = 0; first < here.threads; first += 32) progress |= run_warp(&order[first]);
     }
-    acquire(&started);
+    acquire(&finished);
     require_exit();
 }
 
@@ -178,7 +198,7 @@ void run(const Launch& launch, uint32_t seed) {
     std::copy(launch.grid, launch.grid + 3, here.blocks);
     check(launch);
     while (int(block.threads.size()) < here.threads) {
-        block.threads.push_back(new Thread(int(block.threads.size()), thread_main));
+        block.threads.emplace_back(int(block.threads.size()), thread_main);
     }
     block.warps.resize(here.threads / 32);
     block.shared_bytes = launch.shared_bytes;

@@ -1,6 +1,7 @@
 // The running block: its threads, what they wait for, and the scheduler.
 #pragma once
 
+#include <deque>
 #include <vector>
 
 #include "emulator.hpp"
@@ -59,13 +60,15 @@ struct Barrier {
 };
 
 struct Block {
-    std::vector<Thread*> threads;
+    std::deque<Thread> threads;
+    const int* order;  // of the 32 threads of the warp that runs
+    int turn;          // the running thread's place in it
     std::vector<Warp> warps;
     Barrier barriers[16];
     size_t shared_bytes;
     bool copies_are_early;
 
-    Thread& current() { return *threads[here.thread]; }
+    Thread& current() { return threads[here.thread]; }
 };
 extern Block block;
 

@@ -7,12 +7,14 @@
 #include <cstdlib>
 
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef ATTN_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
 extern "C" void __tsan_read16_pc(void* at, void* line);
 extern "C" void __tsan_write16_pc(void* at, void* line);
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 #endif
 
 // switch_context(save, load) stores the callee-saved registers on the stack and its top in *save, then goes on at load.
@@ -44,7 +46,7 @@ attn_switch_context:
 
 namespace attn::emulator {
 
-static void* new_context(char*, char* top, void (*entry)()) {
+static void* new_context(const char*, char* top, void (*entry)()) {
     // Six registers, the entry and a null return address that leaves the stack as after a call.
     void** frame = reinterpret_cast<void**>(top) - 8;
     for (int i = 0; i < 8; ++i) frame[i] = nullptr;
@@ -62,11 +64,11 @@ static void switch_context(void** save, void* load) { attn_switch_context(save, 
 
 namespace attn::emulator {
 
-static void* new_context(char* stack, char* top, void (*entry)()) {
+static void* new_context(const char* stack, char* top, void (*entry)()) {
     static_assert(sizeof(ucontext_t) < 8192, "the context lies at the end of the stack");
     ucontext_t* context = reinterpret_cast<ucontext_t*>(top - 8192);
     getcontext(context);
-    context->uc_stack.ss_sp = stack;
+    context->uc_stack.ss_sp = const_cast<char*>(stack);
     context->uc_stack.ss_size = size_t(top - stack) - 8192;
     makecontext(context, entry, 0);
     return context;
@@ -84,23 +86,27 @@ static void switch_context(void** save, void* load) {
 
 namespace attn::emulator {
 
-static constexpr size_t stack_bytes = 256 << 10, page = 4096;
+static constexpr size_t page = 4096;
 
-static void* scheduler_context;
-[[maybe_unused]] static void* scheduler_sanitizer;
-[[maybe_unused]] static const void* scheduler_stack;
-[[maybe_unused]] static size_t scheduler_stack_bytes;
-static Fiber* starting;
+static Fiber* running;
+[[maybe_unused]] static Fiber* left;
 
-Fiber::Fiber(int index, void (*entry)()) : entry(entry) {
+Fiber::Fiber() {
+#ifdef ATTN_THREAD_SANITIZER
+    sanitizer = __tsan_get_current_fiber();
+#endif
+}
+
+Fiber::Fiber(int index, void (*entry)()) : entry(entry), stack_bytes(256 << 10) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    stack = static_cast<char*>(mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, flags, -1, 0));
-    if (stack == MAP_FAILED || mprotect(stack, page, PROT_NONE) != 0) {
+    void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) {
         perror("stack of a fiber");
         abort();
     }
+    stack = memory;
     // Tops at the same place of a page would all compete for the same few lines of the cache.
-    top = stack + stack_bytes - index % 64 * 576;
+    top = static_cast<char*>(memory) + stack_bytes - index % 64 * 576;
 #ifdef ATTN_THREAD_SANITIZER
     sanitizer = __tsan_create_fiber(0);
     char name[32];
@@ -110,44 +116,34 @@ Fiber::Fiber(int index, void (*entry)()) : entry(entry) {
 }
 
 void Fiber::enter() {
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
-#endif
-    starting->entry();
+    running->arrive();
+    running->entry();
 }
 
 void Fiber::rewind() {
 #ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(top - page, page);
     sanitizer = nullptr;
 #endif
-    context = new_context(stack, top, enter);
+    context = new_context(static_cast<const char*>(stack), top, enter);
 }
 
-void Fiber::resume() {
-    starting = this;
+void Fiber::switch_to(Fiber& next) {
+    left = this;
+    running = &next;
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(&scheduler_sanitizer, stack, stack_bytes);
+    __sanitizer_start_switch_fiber(&sanitizer, next.stack, next.stack_bytes);
 #endif
 #ifdef ATTN_THREAD_SANITIZER
-    scheduler_sanitizer = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(sanitizer, __tsan_switch_to_fiber_no_sync);
+    __tsan_switch_to_fiber(next.sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
-    switch_context(&scheduler_context, context);
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(scheduler_sanitizer, nullptr, nullptr);
-#endif
+    switch_context(&context, next.context);
+    arrive();
 }
 
-void Fiber::suspend() {
+void Fiber::arrive() {
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(&sanitizer, scheduler_stack, scheduler_stack_bytes);
-#endif
-#ifdef ATTN_THREAD_SANITIZER
-    __tsan_switch_to_fiber(scheduler_sanitizer, __tsan_switch_to_fiber_no_sync);
-#endif
-    switch_context(&context, scheduler_context);
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(sanitizer, nullptr, nullptr);
+    __sanitizer_finish_switch_fiber(sanitizer, &left->stack, &left->stack_bytes);
 #endif
 }
 

@@ -1,4 +1,4 @@
-// A stack of its own and a place to go on from, for one CUDA thread; reused from block to block.
+// A stack and a place on it to go on from, for one CUDA thread; reused from block to block.
 #pragma once
 
 #include <cstddef>
@@ -7,22 +7,24 @@ namespace attn::emulator {
 
 class Fiber {
   public:
+    // The caller's own stack: the scheduler's.
+    Fiber();
     Fiber(int index, void (*entry)());
     Fiber(const Fiber&) = delete;
 
-    // The next resume() enters `entry` anew. Entry must not return: it ends in suspend().
+    // The next switch here enters `entry` anew, which must not return.
     void rewind();
-    // From the scheduler: runs the fiber until it suspends.
-    void resume();
-    // From the fiber: back to the scheduler.
-    void suspend();
+    // Leaves this fiber, which is the running one, for the other; returns when something switches back.
+    void switch_to(Fiber& next);
 
   private:
     static void enter();
+    void arrive();
 
-    void (*entry)();
-    char* stack;
-    char* top;
+    void (*entry)() = nullptr;
+    const void* stack = nullptr;
+    size_t stack_bytes = 0;
+    char* top = nullptr;
     void* context = nullptr;
     void* sanitizer = nullptr;
 };
