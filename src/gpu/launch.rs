@@ -9,6 +9,7 @@ use cudarc::driver::{
 use super::driver::{self, describe};
 use super::module::Kernels;
 use super::plan::{Argument, DeviceFacts, Launch, Plan};
+use super::view::{DeviceSlice, DeviceSliceMut, DeviceView, each};
 use crate::{Error, Result};
 
 /// 4096 bytes, the largest parameters of a kernel.
@@ -149,15 +150,17 @@ impl<'a> Arguments<'a> {
         Self { stream: &device.stream, given: Vec::new() }
     }
 
-    /// Adds a tensor that is read, from its first element on.
-    pub fn read<T>(&mut self, argument: Argument, tensor: &'a impl DevicePtr<T>) {
-        let (address, guard) = tensor.device_ptr(self.stream);
+    /// Adds a tensor that is read.
+    pub fn read(&mut self, argument: Argument, tensor: &'a DeviceView<'_>) {
+        let elements = tensor.elements();
+        let (address, guard) = each!(elements, DeviceSlice { F16, BF16, F32, F64, U8 }, x => x.device_ptr(self.stream));
         self.given.push((argument, address, guard));
     }
 
     /// Adds a tensor that is written.
-    pub fn write<T>(&mut self, argument: Argument, tensor: &'a mut impl DevicePtrMut<T>) {
-        let (address, guard) = tensor.device_ptr_mut(self.stream);
+    pub fn write(&mut self, argument: Argument, tensor: &'a mut DeviceSliceMut<'_>) {
+        let (address, guard) =
+            each!(tensor, DeviceSliceMut { F16, BF16, F32, F64 }, x => x.device_ptr_mut(self.stream));
         self.given.push((argument, address, guard));
     }
 

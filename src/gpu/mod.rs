@@ -14,10 +14,14 @@ mod launch;
 mod module;
 pub mod params;
 pub mod plan;
+#[cfg(feature = "gpu")]
+mod view;
 
 pub use info::{DeviceInfo, Info, info};
 #[cfg(feature = "gpu")]
-pub use launch::{Arguments, Device};
+pub use launch::Device;
+#[cfg(feature = "gpu")]
+pub use view::{DeviceSlice, DeviceSliceMut, DeviceView};
 
 use params::Type;
 

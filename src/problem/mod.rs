@@ -11,7 +11,7 @@ mod view;
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
 pub use quadratic::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
-pub use view::{DType, Operand, Slice, SliceMut, View};
+pub use view::{DType, Elements, Operand, Slice, SliceMut, Strided, View};
 
 use crate::{Error, Result};
 

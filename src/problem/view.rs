@@ -170,21 +170,58 @@ impl<'a> SliceMut<'a> {
     }
 }
 
-/// A strided tensor of up to four dimensions over borrowed elements, the last dimension contiguous.
+/// Elements that a [`Strided`] tensor can lie over, or that a result can be written to.
+pub trait Elements {
+    /// Number of elements.
+    fn len(&self) -> usize;
+
+    /// Element type.
+    fn dtype(&self) -> DType;
+
+    /// Whether there are no elements.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Elements for Slice<'_> {
+    fn len(&self) -> usize {
+        Slice::len(self)
+    }
+
+    fn dtype(&self) -> DType {
+        Slice::dtype(self)
+    }
+}
+
+impl Elements for SliceMut<'_> {
+    fn len(&self) -> usize {
+        SliceMut::len(self)
+    }
+
+    fn dtype(&self) -> DType {
+        SliceMut::dtype(self)
+    }
+}
+
+/// A strided tensor of up to four dimensions, the last one contiguous, over elements of a backend.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
-    data: Slice<'a>,
+pub struct Strided<D> {
+    data: D,
     dims: [usize; 4],
     strides: [usize; 4],
     rank: usize,
 }
 
-impl<'a> View<'a> {
+/// A strided tensor over borrowed elements in main memory.
+pub type View<'a> = Strided<Slice<'a>>;
+
+impl<D: Elements> Strided<D> {
     /// A view of `data` with the given sizes and strides (in elements).
     ///
     /// # Errors
     /// Ranks that differ or exceed 4, a last stride other than 1, or elements outside `data`.
-    pub fn new(data: impl Into<Slice<'a>>, dims: &[usize], strides: &[usize]) -> Result<Self> {
+    pub fn new(data: impl Into<D>, dims: &[usize], strides: &[usize]) -> Result<Self> {
         let data = data.into();
         let refuse = |got: String, needs: &str| {
             Err(Error::Shape { function: "View::new", argument: "strides", got, needs: needs.to_string() })
@@ -213,7 +250,7 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// As [`View::new`].
-    pub fn contiguous(data: impl Into<Slice<'a>>, dims: &[usize]) -> Result<Self> {
+    pub fn contiguous(data: impl Into<D>, dims: &[usize]) -> Result<Self> {
         let mut strides = vec![1usize; dims.len()];
         for i in (0..dims.len().saturating_sub(1)).rev() {
             strides[i] = strides[i + 1].saturating_mul(dims[i + 1]);
@@ -222,8 +259,8 @@ impl<'a> View<'a> {
     }
 
     /// The elements that the view lies over.
-    pub fn data(&self) -> Slice<'a> {
-        self.data
+    pub fn elements(&self) -> &D {
+        &self.data
     }
 
     /// Distances between neighbours, in elements, one per dimension.
@@ -232,7 +269,14 @@ impl<'a> View<'a> {
     }
 }
 
-impl Operand for View<'_> {
+impl<'a> View<'a> {
+    /// The elements that the view lies over, for as long as they are borrowed.
+    pub fn data(&self) -> Slice<'a> {
+        self.data
+    }
+}
+
+impl<D: Elements> Operand for Strided<D> {
     fn dims(&self) -> &[usize] {
         &self.dims[..self.rank]
     }
