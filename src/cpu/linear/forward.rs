@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::buffer::Buffer;
 use super::super::finish::{inverse, root_mean_square};
 use super::super::rows::{Number, store_rows};
 use super::super::simd::Isa;
@@ -129,22 +130,22 @@ fn sums<T: Number>(
 struct Worker<T> {
     state: State<T>,
     /// S at the start of the chunk, for the chunk-exclusive scan.
-    chunk_s: Vec<T>,
+    chunk_s: Buffer<T>,
     keys: KeyTile<T>,
     queries: QueryTile<T>,
-    panels: Vec<T>,
-    scores: Vec<T>,
-    sums: Vec<T>,
+    panels: Buffer<T>,
+    scores: Buffer<T>,
+    sums: Buffer<T>,
     norms: [T; TILE],
 }
 
 impl<T: Number> Worker<T> {
     fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
-        let zeros = |len| vec![T::ZERO; len];
+        let zeros = |len| Buffer::zeros(len);
         Self {
             state: State::zero(context),
-            chunk_s: Vec::new(),
+            chunk_s: zeros(0),
             keys: KeyTile::new(context),
             queries: QueryTile::new(context),
             panels: zeros(context.verbs.panels_len(TILE, context.features.count)),
