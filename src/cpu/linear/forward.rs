@@ -226,8 +226,9 @@ impl<T: Number> Worker<T> {
         let queries = context.queries(tile);
         let first = first_row(context, tile);
         let rows = first..first + queries.len();
+        let mut factors = [T::ONE; TILE];
         for r in rows.clone() {
-            let row = &mut self.sums[r * padded..][..e];
+            let row = &self.sums[r * padded..][..e];
             let (factor, statistic) = match context.problem.finish {
                 LinearFinish::Normalize { epsilon } => {
                     let divisor = self.norms[r] + T::from_f64(epsilon);
@@ -240,11 +241,12 @@ impl<T: Number> Worker<T> {
                 LinearFinish::ChunkNorm { .. } => (context.chunk_norm(tile.start + r), T::ONE),
                 LinearFinish::None | LinearFinish::RmsNorm { .. } => continue,
             };
-            row.iter_mut().for_each(|x| *x = *x * factor);
-            self.norms[r] = statistic;
+            (factors[r], self.norms[r]) = (factor, statistic);
         }
+        let sums = &mut self.sums[rows.start * padded..rows.end * padded];
+        context.verbs.scale_rows(sums, padded, &factors[rows.clone()]);
         let offset = queries.start - context.queries(task.segment).start;
-        store_rows(&self.sums[rows.start * padded..rows.end * padded], padded, e, &mut task.out[reader], offset);
+        store_rows(sums, padded, e, &mut task.out[reader], offset);
         if let Some(statistic) = task.statistic.get_mut(reader).filter(|_| context.problem.statistic_len() > 0) {
             T::store(&self.norms[rows], statistic, offset);
         }

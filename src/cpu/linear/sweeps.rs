@@ -182,7 +182,7 @@ impl<T: Number> Worker<T> {
             verbs.add_outer(weights, width, &self.sums.d_norms, &[T::ONE; TILE]);
         }
         let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut [T::ZERO; TILE][..rows]);
+        verbs.causal_weights(weights, width, cumulative, &mut []);
     }
 
     /// dφ(q) of the loaded reader, and from it dq.
@@ -346,7 +346,7 @@ impl<T: Number> Worker<T> {
         let size = Product { m: rows, n: width, k: count, accumulate: false, band: Band::Result(1) };
         verbs.multiply(weights, width, Left::rows(phi, features), verbs.panels(&self.phi_panels, count), size);
         let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut [T::ZERO; TILE][..rows]);
+        verbs.causal_weights(weights, width, cumulative, &mut []);
         let down = |n| Product { m: rows, n, k: rows, accumulate: true, band: Band::Transposed(1) };
         let right = verbs.rows(&self.sums.d_sums, e);
         verbs.multiply(&mut self.dv, e, Left::transposed(weights, width), right, down(e));

@@ -212,7 +212,7 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
             verbs.softmax(scores, width, bounds, scale, &mut Online { maximum, sum, rescale: &mut rescale });
             for (row, &factor) in sums.chunks_exact_mut(e).zip(&rescale) {
                 if factor != T::ONE {
-                    super::multiply_by(row, factor);
+                    verbs.scale_rows(row, e, &[factor]);
                 }
             }
         } else {

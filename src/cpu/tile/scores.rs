@@ -51,15 +51,18 @@ unsafe fn largest<T: Real, S: Simd<T>>(row: &[T]) -> T {
     }
 }
 
-/// Online-softmax state of a strip: per row the running maximum of the scores times log₂ e, the running sum, and the
-/// factor that brings earlier sums to the new maximum.
+/// How far scores times log₂ e may exceed the running maximum before it moves: weights stay below 2^SLACK.
+const SLACK: f64 = 8.0;
+
+/// Online-softmax state of a strip: per row the running maximum of the scores times log₂ e to within [`SLACK`], the
+/// running sum, and the factor that brings earlier sums to the new maximum.
 pub struct Online<'a, T> {
     pub maximum: &'a mut [T],
     pub sum: &'a mut [T],
     pub rescale: &'a mut [T],
 }
 
-/// Scores → exp(scale·s − largest) in place, zero where hidden; updates the running state.
+/// Scores → exp(scale·s − maximum) in place, zero where hidden; updates the running state.
 ///
 /// # Safety
 /// The processor has the instruction set of S; `width` is a multiple of its lanes.
@@ -76,7 +79,8 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
     for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
         let range = cover(row, bounds, S::LANES, T::NEG_INFINITY);
         // SAFETY: the range is whole vectors.
-        online.rescale[r] = online.maximum[r].larger(unsafe { largest::<T, S>(&row[range]) } * scale);
+        let (old, new) = (online.maximum[r], unsafe { largest::<T, S>(&row[range]) } * scale);
+        online.rescale[r] = if new > old + T::from_f64(SLACK) { new } else { old };
     }
     for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
         let row = &mut row[covering(bounds, S::LANES)];
@@ -98,7 +102,8 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
                 S::store(x.as_mut_ptr(), p);
             }
             if new != old {
-                online.rescale[r] = (old - new).exp2();
+                // Nothing is there to bring to the first maximum.
+                online.rescale[r] = if old == T::NEG_INFINITY { T::ONE } else { (old - new).exp2() };
                 online.maximum[r] = new;
             }
             online.sum[r] = online.sum[r] * online.rescale[r] + S::sum(sum);
