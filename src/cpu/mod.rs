@@ -3,6 +3,7 @@
 //! Operands are [`View`](crate::problem::View)s, outputs contiguous slices. Results are the same on every run with
 //! the same number of threads and the same [`Isa`].
 
+mod buffer;
 mod finish;
 pub mod linear;
 mod parallel;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::buffer::Buffer;
 use super::super::finish::{dot, inverse, unnormalize};
 use super::super::parallel;
 use super::super::rows::{HeadRows, Number, gather};
@@ -55,18 +56,18 @@ fn means<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>) -> Vec<T>
 /// Gradients of the rows of sums of one head at a tile; zeros where there is no query.
 pub struct SumsTile<T> {
     /// Of numerators or unnormalised rows.
-    pub d_sums: Vec<T>,
+    pub d_sums: Buffer<T>,
     /// Of ⟨φ(q), z⟩.
     pub d_norms: [T; TILE],
     pub direction: Direction,
-    out: Vec<T>,
+    out: Buffer<T>,
 }
 
 impl<T: Number> SumsTile<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
         let direction = Direction::Forward;
-        Self { d_sums: vec![T::ZERO; TILE * e], d_norms: [T::ZERO; TILE], direction, out: vec![T::ZERO; TILE * e] }
+        Self { d_sums: Buffer::zeros(TILE * e), d_norms: [T::ZERO; TILE], direction, out: Buffer::zeros(TILE * e) }
     }
 
     pub fn load(

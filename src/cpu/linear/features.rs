@@ -1,5 +1,6 @@
 //! φ on tiles of rows, and its derivative.
 
+use super::super::buffer::Buffer;
 use super::super::finish::{dot, inverse};
 use super::super::simd::Real;
 use super::super::tile::{Band, Left, Online, Product, Verbs};
@@ -19,9 +20,9 @@ pub struct Features<T: 'static> {
     /// D' rounded up to whole vectors; tiles of features have rows of this length, filled up with zeros.
     pub padded: usize,
     /// ω·D^{-1/4}, rows padded to whole vectors.
-    omega: Vec<T>,
+    omega: Buffer<T>,
     /// The panels of its transpose.
-    omega_panels: Vec<T>,
+    omega_panels: Buffer<T>,
 }
 
 impl<T: Real> Features<T> {
@@ -29,13 +30,13 @@ impl<T: Real> Features<T> {
     pub fn new(map: Map, width: usize, omega: Vec<T>, verbs: &'static Verbs<T>) -> Self {
         let (padded, directions) = (verbs.padded(width), omega.len() / width);
         let factor = T::from_f64((width as f64).powf(-0.25));
-        let mut rows = vec![T::ZERO; directions * padded];
+        let mut rows = Buffer::zeros(directions * padded);
         for (to, from) in rows.chunks_exact_mut(padded).zip(omega.chunks_exact(width)) {
             for (to, &x) in to.iter_mut().zip(from) {
                 *to = x * factor;
             }
         }
-        let mut omega_panels = vec![T::ZERO; verbs.panels_len(directions, width)];
+        let mut omega_panels = Buffer::zeros(verbs.panels_len(directions, width));
         verbs.transpose(&mut omega_panels, &rows, padded, directions, width);
         let count = map.feature_width(width);
         Self { map, verbs, width, count, padded: verbs.padded(count), omega: rows, omega_panels }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::buffer::Buffer;
 use super::super::finish::{inverse, root_mean_square};
 use super::super::rows::{Number, store_rows};
 use super::super::simd::Isa;
@@ -129,22 +130,22 @@ fn sums<T: Number>(
 struct Worker<T> {
     state: State<T>,
     /// S at the start of the chunk, for the chunk-exclusive scan.
-    chunk_s: Vec<T>,
+    chunk_s: Buffer<T>,
     keys: KeyTile<T>,
     queries: QueryTile<T>,
-    panels: Vec<T>,
-    scores: Vec<T>,
-    sums: Vec<T>,
+    panels: Buffer<T>,
+    scores: Buffer<T>,
+    sums: Buffer<T>,
     norms: [T; TILE],
 }
 
 impl<T: Number> Worker<T> {
     fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
-        let zeros = |len| vec![T::ZERO; len];
+        let zeros = |len| Buffer::zeros(len);
         Self {
             state: State::zero(context),
-            chunk_s: Vec::new(),
+            chunk_s: zeros(0),
             keys: KeyTile::new(context),
             queries: QueryTile::new(context),
             panels: zeros(context.verbs.panels_len(TILE, context.features.count)),
@@ -225,8 +226,9 @@ impl<T: Number> Worker<T> {
         let queries = context.queries(tile);
         let first = first_row(context, tile);
         let rows = first..first + queries.len();
+        let mut factors = [T::ONE; TILE];
         for r in rows.clone() {
-            let row = &mut self.sums[r * padded..][..e];
+            let row = &self.sums[r * padded..][..e];
             let (factor, statistic) = match context.problem.finish {
                 LinearFinish::Normalize { epsilon } => {
                     let divisor = self.norms[r] + T::from_f64(epsilon);
@@ -239,11 +241,12 @@ impl<T: Number> Worker<T> {
                 LinearFinish::ChunkNorm { .. } => (context.chunk_norm(tile.start + r), T::ONE),
                 LinearFinish::None | LinearFinish::RmsNorm { .. } => continue,
             };
-            row.iter_mut().for_each(|x| *x = *x * factor);
-            self.norms[r] = statistic;
+            (factors[r], self.norms[r]) = (factor, statistic);
         }
+        let sums = &mut self.sums[rows.start * padded..rows.end * padded];
+        context.verbs.scale_rows(sums, padded, &factors[rows.clone()]);
         let offset = queries.start - context.queries(task.segment).start;
-        store_rows(&self.sums[rows.start * padded..rows.end * padded], padded, e, &mut task.out[reader], offset);
+        store_rows(sums, padded, e, &mut task.out[reader], offset);
         if let Some(statistic) = task.statistic.get_mut(reader).filter(|_| context.problem.statistic_len() > 0) {
             T::store(&self.norms[rows], statistic, offset);
         }

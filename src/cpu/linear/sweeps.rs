@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 
+use super::super::buffer::Buffer;
 use super::super::finish::dot;
 use super::super::parallel;
 use super::super::rows::Number;
@@ -38,37 +39,37 @@ impl<T: Number> Sweep<'_, T> {
 /// Tiles of one worker.
 pub struct Worker<T> {
     /// S as its transpose, E × D'.
-    s: Vec<T>,
-    z: Vec<T>,
+    s: Buffer<T>,
+    z: Buffer<T>,
     /// S at the start of the chunk, for the chunk-exclusive scan.
-    chunk_s: Vec<T>,
+    chunk_s: Buffer<T>,
     /// R and r.
     d_state: State<T>,
     /// R at the end of the chunk, for the chunk-exclusive scan.
-    chunk_d_s: Vec<T>,
+    chunk_d_s: Buffer<T>,
     keys: KeyTile<T>,
     queries: QueryTile<T>,
     sums: SumsTile<T>,
-    phi_panels: Vec<T>,
-    v_panels: Vec<T>,
-    d_s_panels: Vec<T>,
-    weights: Vec<T>,
-    d_phi: Vec<T>,
-    d_x: Vec<T>,
-    dv: Vec<T>,
+    phi_panels: Buffer<T>,
+    v_panels: Buffer<T>,
+    d_s_panels: Buffer<T>,
+    weights: Buffer<T>,
+    d_phi: Buffer<T>,
+    d_x: Buffer<T>,
+    dv: Buffer<T>,
 }
 
 impl<T: Number> Worker<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (verbs, shapes) = (context.verbs, context.shapes());
         let (features, e) = context.padded();
-        let zeros = |len| vec![T::ZERO; len];
+        let zeros = |len| Buffer::zeros(len);
         Self {
             s: zeros(shapes.value_width * features),
             z: zeros(features),
-            chunk_s: Vec::new(),
+            chunk_s: zeros(0),
             d_state: State::zero(context),
-            chunk_d_s: Vec::new(),
+            chunk_d_s: zeros(0),
             keys: KeyTile::new(context),
             queries: QueryTile::new(context),
             sums: SumsTile::new(context),
@@ -181,7 +182,7 @@ impl<T: Number> Worker<T> {
             verbs.add_outer(weights, width, &self.sums.d_norms, &[T::ONE; TILE]);
         }
         let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut [T::ZERO; TILE][..rows]);
+        verbs.causal_weights(weights, width, cumulative, &mut []);
     }
 
     /// dφ(q) of the loaded reader, and from it dq.
@@ -230,7 +231,7 @@ impl<T: Number> Worker<T> {
         let (features, e) = context.padded();
         if self.keys.decays {
             let decay = self.keys.decay();
-            self.s.iter_mut().chain(&mut self.z).for_each(|x| *x = *x * decay);
+            self.s.iter_mut().chain(self.z.iter_mut()).for_each(|x| *x = *x * decay);
             self.keys.scale_to_end(context, rows);
         }
         let phi = &self.keys.phi[..rows * features];
@@ -331,7 +332,7 @@ impl<T: Number> Worker<T> {
     fn shrink_d_state(&mut self) {
         if self.keys.decays {
             let decay = self.keys.decay();
-            self.d_state.s.iter_mut().chain(&mut self.d_state.z).for_each(|x| *x = *x * decay);
+            self.d_state.s.iter_mut().chain(self.d_state.z.iter_mut()).for_each(|x| *x = *x * decay);
         }
     }
 
@@ -345,7 +346,7 @@ impl<T: Number> Worker<T> {
         let size = Product { m: rows, n: width, k: count, accumulate: false, band: Band::Result(1) };
         verbs.multiply(weights, width, Left::rows(phi, features), verbs.panels(&self.phi_panels, count), size);
         let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut [T::ZERO; TILE][..rows]);
+        verbs.causal_weights(weights, width, cumulative, &mut []);
         let down = |n| Product { m: rows, n, k: rows, accumulate: true, band: Band::Transposed(1) };
         let right = verbs.rows(&self.sums.d_sums, e);
         verbs.multiply(&mut self.dv, e, Left::transposed(weights, width), right, down(e));

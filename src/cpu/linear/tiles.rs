@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::buffer::Buffer;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::tile::{Band, Left, Product};
 use super::forward::StateMut;
@@ -33,9 +34,9 @@ impl Direction {
 
 /// Keys of a tile; rows without a key, or whose key is masked, have zero features and values.
 pub struct KeyTile<T> {
-    pub x: Vec<T>,
-    pub phi: Vec<T>,
-    pub v: Vec<T>,
+    pub x: Buffer<T>,
+    pub phi: Buffer<T>,
+    pub v: Buffer<T>,
     pub present: [bool; TILE],
     pub direction: Direction,
     /// Whether anything shrinks on the way through the tile; what follows is only set if so.
@@ -52,9 +53,9 @@ impl<T: Number> KeyTile<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (features, e) = context.padded();
         Self {
-            x: vec![T::ZERO; TILE * context.verbs.padded(context.shapes().width)],
-            phi: vec![T::ZERO; TILE * features],
-            v: vec![T::ZERO; TILE * e],
+            x: Buffer::zeros(TILE * context.verbs.padded(context.shapes().width)),
+            phi: Buffer::zeros(TILE * features),
+            v: Buffer::zeros(TILE * e),
             present: [false; TILE],
             direction: Direction::Forward,
             decays: false,
@@ -146,16 +147,16 @@ impl<T: Number> KeyTile<T> {
 
 /// Queries of a tile; rows without a query are zeros.
 pub struct QueryTile<T> {
-    pub x: Vec<T>,
-    pub phi: Vec<T>,
+    pub x: Buffer<T>,
+    pub phi: Buffer<T>,
     pub direction: Direction,
 }
 
 impl<T: Number> QueryTile<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let d = context.verbs.padded(context.shapes().width);
-        let phi = vec![T::ZERO; TILE * context.features.padded];
-        Self { x: vec![T::ZERO; TILE * d], phi, direction: Direction::Forward }
+        let phi = Buffer::zeros(TILE * context.features.padded);
+        Self { x: Buffer::zeros(TILE * d), phi, direction: Direction::Forward }
     }
 
     /// Loads the queries of output head `head` at `tile`.
@@ -192,18 +193,29 @@ pub fn first_row<T: Number>(context: &Context<'_, T>, tile: &Range<usize>) -> us
 }
 
 /// S, z and the stabiliser of a state head.
-#[derive(Clone)]
 pub struct State<T> {
-    pub s: Vec<T>,
-    pub z: Vec<T>,
+    pub s: Buffer<T>,
+    pub z: Buffer<T>,
     pub stabilizer: T,
+}
+
+impl<T: Number> Clone for State<T> {
+    fn clone(&self) -> Self {
+        Self { s: self.s.clone(), z: self.z.clone(), stabilizer: self.stabilizer }
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.s.clone_from(&source.s);
+        self.z.clone_from(&source.z);
+        self.stabilizer = source.stabilizer;
+    }
 }
 
 impl<T: Number> State<T> {
     /// The empty sums.
     pub fn zero(context: &Context<'_, T>) -> Self {
         let (features, e) = context.padded();
-        Self { s: vec![T::ZERO; context.features.count * e], z: vec![T::ZERO; features], stabilizer: T::NEG_INFINITY }
+        Self { s: Buffer::zeros(context.features.count * e), z: Buffer::zeros(features), stabilizer: T::NEG_INFINITY }
     }
 
     /// The state handed in, or the empty sums.
@@ -228,7 +240,7 @@ impl<T: Number> State<T> {
         let (features, e) = context.padded();
         if keys.decays {
             let decay = keys.decay();
-            self.s.iter_mut().chain(&mut self.z).for_each(|x| *x = *x * decay);
+            self.s.iter_mut().chain(self.z.iter_mut()).for_each(|x| *x = *x * decay);
             keys.scale_to_end(context, rows);
         }
         let phi = &keys.phi[..rows * features];
@@ -242,7 +254,7 @@ impl<T: Number> State<T> {
         let stabilizer = self.stabilizer.larger(later.stabilizer);
         let factor = |old: T| if old == stabilizer { T::ONE } else { (old - stabilizer).exp() };
         let (own, other) = (factor(self.stabilizer) * T::from_f64(log_decay.exp()), factor(later.stabilizer));
-        for (x, &y) in self.s.iter_mut().zip(&later.s).chain(self.z.iter_mut().zip(&later.z)) {
+        for (x, &y) in self.s.iter_mut().zip(later.s.iter()).chain(self.z.iter_mut().zip(later.z.iter())) {
             *x = *x * own + y * other;
         }
         self.stabilizer = stabilizer;

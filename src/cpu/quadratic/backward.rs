@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::buffer::Buffer;
 use super::super::finish::unfinish;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
@@ -163,27 +164,27 @@ fn add_segments<T: Number>(partials: &[T], segments: usize, len: usize, dq: &mut
 /// One worker's operands and sums, rows padded to whole vectors, with room for the longest segment.
 struct Worker<T> {
     /// Keys of the segment as rows, and the transposes of keys and values in panels.
-    k: Vec<T>,
-    k_panels: Vec<T>,
-    v_panels: Vec<T>,
+    k: Buffer<T>,
+    k_panels: Buffer<T>,
+    v_panels: Buffer<T>,
     /// All queries of a head.
-    q: Vec<T>,
-    d_out: Vec<T>,
-    statistic: Vec<T>,
-    delta: Vec<T>,
-    dq: Vec<T>,
-    dk: Vec<T>,
-    dv: Vec<T>,
-    weights: Vec<T>,
-    d_scores: Vec<T>,
-    tanh: Vec<T>,
+    q: Buffer<T>,
+    d_out: Buffer<T>,
+    statistic: Buffer<T>,
+    delta: Buffer<T>,
+    dq: Buffer<T>,
+    dk: Buffer<T>,
+    dv: Buffer<T>,
+    weights: Buffer<T>,
+    d_scores: Buffer<T>,
+    tanh: Buffer<T>,
 }
 
 impl<T: Number> Worker<T> {
     fn new(context: &Context<'_, T>, keys: usize) -> Self {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
-        let zeros = |len: usize| vec![T::ZERO; len];
+        let zeros = |len| Buffer::zeros(len);
         Self {
             k: zeros(keys * d),
             k_panels: zeros(verbs.panels_len(keys, shapes.width)),
@@ -305,7 +306,7 @@ impl<T: Number> Worker<T> {
         }
         add_bias_gradient(context, place, d_scores, width, bounds, d_bias);
         if context.problem.soft_cap.is_some() {
-            for (d, &t) in d_scores.iter_mut().zip(&self.tanh) {
+            for (d, &t) in d_scores.iter_mut().zip(self.tanh.iter()) {
                 *d = *d * (T::ONE - t * t);
             }
         }

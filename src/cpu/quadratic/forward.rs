@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::buffer::Buffer;
 use super::super::finish::finish;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
@@ -52,8 +53,8 @@ pub fn forward(
 
 /// Keys and values of one head, as right operands.
 struct Packed<X> {
-    k: Vec<X>,
-    v: Vec<X>,
+    k: Buffer<X>,
+    v: Buffer<X>,
 }
 
 /// A block of queries of one head.
@@ -81,10 +82,8 @@ fn run<T: Number, P: Precision<T>>(
     let wave = (PACKED_BYTES / bytes.max(1)).max(rayon::current_num_threads());
     for first in (0..units).step_by(wave) {
         let units = first..(first + wave).min(units);
-        let mut packed: Vec<_> = units
-            .clone()
-            .map(|_| Packed { k: vec![P::X::default(); k_len], v: vec![P::X::default(); v_len] })
-            .collect();
+        let mut packed: Vec<_> =
+            units.clone().map(|_| Packed { k: Buffer::zeros(k_len), v: Buffer::zeros(v_len) }).collect();
         pack(context, precision, units.start, &mut packed);
         let mut tasks = Vec::new();
         for (unit, packed) in units.zip(&packed) {
@@ -118,7 +117,7 @@ fn pack<T: Number, P: Precision<T>>(context: &Context<'_, T>, precision: P, firs
             tasks.push((batch, head, keys, k, v));
         }
     }
-    let scratch = || vec![T::ZERO; TILE * d.max(e)];
+    let scratch = || Buffer::zeros(TILE * d.max(e));
     parallel::run(tasks, scratch, |rows, (batch, head, keys, k, v)| {
         context.load_keys(&inputs.k, batch, head, keys.clone(), rows, d);
         precision.keys(verbs, k, rows, d, keys.len(), shapes.width);
@@ -131,11 +130,11 @@ fn pack<T: Number, P: Precision<T>>(context: &Context<'_, T>, precision: P, firs
 /// Tiles of one worker.
 struct Scratch<T: Number, P: Precision<T>> {
     precision: P,
-    q: Vec<T>,
-    narrow_q: Vec<P::X>,
-    scores: Vec<T>,
-    narrow_weights: Vec<P::X>,
-    sums: Vec<T>,
+    q: Buffer<T>,
+    narrow_q: Buffer<P::X>,
+    scores: Buffer<T>,
+    narrow_weights: Buffer<P::X>,
+    sums: Buffer<T>,
     maximum: [T; BLOCK],
     sum: [T; BLOCK],
 }
@@ -145,11 +144,11 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         let padded = |size| context.verbs.padded(size);
         Self {
             precision,
-            q: vec![T::ZERO; BLOCK * padded(context.shapes().width)],
-            narrow_q: vec![P::X::default(); BLOCK * padded(context.shapes().width)],
-            scores: vec![T::ZERO; STRIP * TILE],
-            narrow_weights: vec![P::X::default(); STRIP * TILE],
-            sums: vec![T::ZERO; BLOCK * padded(context.shapes().value_width)],
+            q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
+            narrow_q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
+            scores: Buffer::zeros(STRIP * TILE),
+            narrow_weights: Buffer::zeros(STRIP * TILE),
+            sums: Buffer::zeros(BLOCK * padded(context.shapes().value_width)),
             maximum: [T::ZERO; BLOCK],
             sum: [T::ZERO; BLOCK],
         }
@@ -213,7 +212,7 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
             verbs.softmax(scores, width, bounds, scale, &mut Online { maximum, sum, rescale: &mut rescale });
             for (row, &factor) in sums.chunks_exact_mut(e).zip(&rescale) {
                 if factor != T::ONE {
-                    super::multiply_by(row, factor);
+                    verbs.scale_rows(row, e, &[factor]);
                 }
             }
         } else {

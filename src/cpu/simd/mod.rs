@@ -66,14 +66,15 @@ impl Isa {
         }
     }
 
-    /// The fastest available one, or the one that the environment variable `ATTN_KERNELS_ISA` names
+    /// The fastest available one for this processor, or the one that the environment variable `ATTN_KERNELS_ISA` names
     /// (`avx512bf16`, `avx512`, `avx2`, `neon`, `portable`; ignored when unknown or not available). Read once.
     pub fn detect() -> Self {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
             let wanted = std::env::var("ATTN_KERNELS_ISA").ok();
             let forced = Self::ALL.into_iter().find(|isa| Some(isa.name()) == wanted.as_deref() && isa.is_available());
-            forced.or_else(|| Self::ALL.into_iter().find(|isa| isa.is_available())).unwrap_or(Self::Portable)
+            let fastest = |isa: &Isa| isa.is_available() && (*isa != Self::Avx512Bf16 || has_fast_bf16_products());
+            forced.or_else(|| Self::ALL.into_iter().find(fastest)).unwrap_or(Self::Portable)
         })
     }
 
@@ -108,6 +109,20 @@ impl Isa {
             Self::Portable => "portable",
         }
     }
+}
+
+/// Whether bf16 dot products beat f32 multiply-adds: not on Intel's processors, which leave them to their matrix unit.
+fn has_fast_bf16_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: every such processor has CPUID, and its leaf 0.
+        #[allow(unused_unsafe)] // newer compilers take this as safe
+        let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
+        // "ntel", the end of "GenuineIntel"
+        vendor.ecx != u32::from_le_bytes(*b"ntel")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 thread_local! {

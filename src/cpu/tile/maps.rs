@@ -187,10 +187,10 @@ pub unsafe fn scale_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fact
 }
 
 /// Zeroes the entries above the diagonal, multiplies entry (i, j) below it by exp(G_i − G_j) when the cumulative
-/// log-decays G are given, and writes the row sums.
+/// log-decays G are given, and writes the row sums that there is room for.
 ///
 /// # Safety
-/// As [`row_maxima`]; rows are at least as wide as there are rows.
+/// As [`row_maxima`]; rows are at least as wide as there are rows, and at most 64 numbers.
 #[inline(always)]
 pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
     tile: &mut [T],
@@ -198,28 +198,32 @@ pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
     cumulative: Option<&[f64]>,
     sums: &mut [T],
 ) {
-    for (i, (row, sum)) in tile.chunks_exact_mut(width).zip(sums).enumerate() {
-        let end = (i + 1).next_multiple_of(S::LANES);
-        row[i + 1..].fill(T::ZERO);
-        if let Some(cumulative) = cumulative {
-            let mut logs = [T::ZERO; 64];
-            for (x, &g) in logs[..=i].iter_mut().zip(cumulative) {
-                *x = T::from_f64(cumulative[i] - g);
-            }
-            // SAFETY: whole vectors: a tile has at most 64 rows.
-            unsafe {
-                for (x, log) in row[..end].chunks_exact_mut(S::LANES).zip(logs.chunks_exact(S::LANES)) {
+    let columns: [T; 64] = std::array::from_fn(|column| T::from_f64(column as f64));
+    for (i, row) in tile.chunks_exact_mut(width).enumerate() {
+        let diagonal = i / S::LANES * S::LANES;
+        let (seen, hidden) = row.split_at_mut(diagonal + S::LANES);
+        // SAFETY: whole vectors.
+        unsafe {
+            let zero = S::splat(T::ZERO);
+            let (last, end) = (seen.as_mut_ptr().add(diagonal), S::splat(T::from_f64((i - diagonal + 1) as f64)));
+            S::store(last, S::select_less(S::load(columns.as_ptr()), end, S::load(last), zero));
+            hidden.chunks_exact_mut(S::LANES).for_each(|x| S::store(x.as_mut_ptr(), zero));
+            if let Some(cumulative) = cumulative {
+                let mut logs = [T::ZERO; 64];
+                for (x, &g) in logs[..=i].iter_mut().zip(cumulative) {
+                    *x = T::from_f64(cumulative[i] - g);
+                }
+                for (x, log) in seen.chunks_exact_mut(S::LANES).zip(logs.chunks_exact(S::LANES)) {
                     S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), exp::<T, S>(S::load(log.as_ptr()))));
                 }
             }
-        }
-        // SAFETY: whole vectors.
-        unsafe {
-            let mut total = S::splat(T::ZERO);
-            for x in row[..end].chunks_exact(S::LANES) {
-                total = S::add(total, S::load(x.as_ptr()));
+            if let Some(sum) = sums.get_mut(i) {
+                let mut total = zero;
+                for x in seen.chunks_exact(S::LANES) {
+                    total = S::add(total, S::load(x.as_ptr()));
+                }
+                *sum = S::sum(total);
             }
-            *sum = S::sum(total);
         }
     }
 }

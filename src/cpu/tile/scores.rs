@@ -7,31 +7,62 @@ use super::super::simd::{Real, Simd, exp2, tanh};
 /// The columns of a row that its query sees, inside a tile.
 pub type Bounds = (usize, usize);
 
+/// The whole vectors that cover `bounds`.
+#[inline(always)]
+fn covering((low, high): Bounds, lanes: usize) -> std::ops::Range<usize> {
+    if low >= high { 0..0 } else { low / lanes * lanes..high.next_multiple_of(lanes) }
+}
+
 /// Zeroes a row outside `bounds` and returns the whole vectors that cover the bounds, their hidden entries set
 /// to `hidden`.
 #[inline(always)]
-fn cover<T: Real>(row: &mut [T], (low, high): Bounds, lanes: usize, hidden: T) -> std::ops::Range<usize> {
-    if low >= high {
+fn cover<T: Real>(row: &mut [T], bounds: Bounds, lanes: usize, hidden: T) -> std::ops::Range<usize> {
+    let ((low, high), range) = (bounds, covering(bounds, lanes));
+    if range.is_empty() {
         row.fill(T::ZERO);
-        return 0..0;
+    } else if bounds != (0, row.len()) {
+        row[..range.start].fill(T::ZERO);
+        row[range.start..low].fill(hidden);
+        row[high..range.end].fill(hidden);
+        row[range.end..].fill(T::ZERO);
     }
-    let (start, end) = (low / lanes * lanes, high.next_multiple_of(lanes));
-    row[..start].fill(T::ZERO);
-    row[start..low].fill(hidden);
-    row[high..end].fill(hidden);
-    row[end..].fill(T::ZERO);
-    start..end
+    range
 }
 
-/// Online-softmax state of a strip: per row the running maximum of the scores times log₂ e, the running sum, and the
-/// factor that brings earlier sums to the new maximum.
+/// The largest number of whole vectors.
+///
+/// # Safety
+/// The processor has the instruction set of S.
+#[inline(always)]
+unsafe fn largest<T: Real, S: Simd<T>>(row: &[T]) -> T {
+    // SAFETY: whole vectors. Several maxima at a time do not wait for each other.
+    unsafe {
+        let mut largest = [S::splat(T::NEG_INFINITY); 4];
+        let (fours, rest) = (row.chunks_exact(4 * S::LANES), row.chunks_exact(4 * S::LANES).remainder());
+        for four in fours {
+            for (i, largest) in largest.iter_mut().enumerate() {
+                *largest = S::max(S::load(four.as_ptr().add(i * S::LANES)), *largest);
+            }
+        }
+        for x in rest.chunks_exact(S::LANES) {
+            largest[0] = S::max(S::load(x.as_ptr()), largest[0]);
+        }
+        S::largest(S::max(S::max(largest[0], largest[1]), S::max(largest[2], largest[3])))
+    }
+}
+
+/// How far scores times log₂ e may exceed the running maximum before it moves: weights stay below 2^SLACK.
+const SLACK: f64 = 8.0;
+
+/// Online-softmax state of a strip: per row the running maximum of the scores times log₂ e to within [`SLACK`], the
+/// running sum, and the factor that brings earlier sums to the new maximum.
 pub struct Online<'a, T> {
     pub maximum: &'a mut [T],
     pub sum: &'a mut [T],
     pub rescale: &'a mut [T],
 }
 
-/// Scores → exp(scale·s − largest) in place, zero where hidden; updates the running state.
+/// Scores → exp(scale·s − maximum) in place, zero where hidden; updates the running state.
 ///
 /// # Safety
 /// The processor has the instruction set of S; `width` is a multiple of its lanes.
@@ -44,25 +75,25 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
     online: &mut Online<'_, T>,
 ) {
     let scale = scale * T::from_f64(LOG2_E);
+    // All maxima before the first weight, so that no row waits for its own.
     for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
         let range = cover(row, bounds, S::LANES, T::NEG_INFINITY);
-        online.rescale[r] = T::ONE;
-        if range.is_empty() {
+        // SAFETY: the range is whole vectors.
+        let (old, new) = (online.maximum[r], unsafe { largest::<T, S>(&row[range]) } * scale);
+        online.rescale[r] = if new > old + T::from_f64(SLACK) { new } else { old };
+    }
+    for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
+        let row = &mut row[covering(bounds, S::LANES)];
+        let (old, new) = (online.maximum[r], std::mem::replace(&mut online.rescale[r], T::ONE));
+        if row.is_empty() {
             continue;
         }
-        let row = &mut row[range];
-        let old = online.maximum[r];
+        if new == T::NEG_INFINITY {
+            row.fill(T::ZERO);
+            continue;
+        }
         // SAFETY: the row is whole vectors.
         unsafe {
-            let mut largest = S::splat(T::NEG_INFINITY);
-            for x in row.chunks_exact(S::LANES) {
-                largest = S::max(S::load(x.as_ptr()), largest);
-            }
-            let new = old.larger(S::largest(largest) * scale);
-            if new == T::NEG_INFINITY {
-                row.fill(T::ZERO);
-                continue;
-            }
             let (scale, shift) = (S::splat(scale), S::splat(-new));
             let mut sum = S::splat(T::ZERO);
             for x in row.chunks_exact_mut(S::LANES) {
@@ -71,7 +102,8 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
                 S::store(x.as_mut_ptr(), p);
             }
             if new != old {
-                online.rescale[r] = (old - new).exp2();
+                // Nothing is there to bring to the first maximum.
+                online.rescale[r] = if old == T::NEG_INFINITY { T::ONE } else { (old - new).exp2() };
                 online.maximum[r] = new;
             }
             online.sum[r] = online.sum[r] * online.rescale[r] + S::sum(sum);
