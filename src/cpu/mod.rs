@@ -14,9 +14,6 @@ mod tile;
 
 pub use simd::Isa;
 
-use crate::problem::{DType, SliceMut};
-use crate::{Error, Result};
-
 /// Binds the type of sums for inputs of a dtype.
 macro_rules! dispatch {
     ($dtype:expr, $t:ident => $body:block) => {
@@ -33,22 +30,3 @@ macro_rules! dispatch {
     };
 }
 use dispatch;
-
-/// Refuses an output slice of the wrong length or dtype.
-fn check_output(
-    function: &'static str,
-    argument: &'static str,
-    slice: &SliceMut<'_>,
-    len: usize,
-    dtypes: &[DType],
-) -> Result<()> {
-    if !dtypes.contains(&slice.dtype()) {
-        let needs: Vec<String> = dtypes.iter().map(ToString::to_string).collect();
-        return Err(Error::DType { function, argument, got: slice.dtype().to_string(), needs: needs.join(" or ") });
-    }
-    if slice.len() != len {
-        let (got, needs) = (format!("{} elements", slice.len()), format!("{len} elements"));
-        return Err(Error::Shape { function, argument, got, needs });
-    }
-    Ok(())
-}

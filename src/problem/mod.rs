@@ -5,11 +5,16 @@
 
 mod linear;
 mod mask;
+mod operands;
 mod quadratic;
 mod view;
 
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
+pub use operands::{
+    LinearGradients, LinearInputs, LinearOutputs, LinearSaved, QuadraticGradients, QuadraticInputs, QuadraticSaved,
+    StateMut, StateView,
+};
 pub use quadratic::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
 pub use view::{DType, Elements, Operand, Slice, SliceMut, Strided, View};
 

@@ -6,40 +6,15 @@ use std::ops::Range;
 use super::super::rows::Number;
 use super::super::simd::Isa;
 use super::super::tile::Verbs;
-use super::super::{check_output, dispatch, parallel};
+use super::super::{dispatch, parallel};
 use super::d_sums::Statistics;
 use super::gradients::Gradient;
 use super::segments::{cut, entering_states, next_pieces};
 use super::sweeps::{Sweep, Worker, entering_gradients};
 use super::tiles::{State, StateHead};
-use super::{Context, LinearInputs};
+use super::{Context, LinearGradients, LinearInputs, LinearSaved, check};
 use crate::Result;
-use crate::problem::{Decay, Linear, LinearShapes, SliceMut, View, ensure_dtype, ensure_shape, ensure_value};
-
-/// What the forward pass left behind, and the gradient of its output.
-#[derive(Debug, Clone, Copy)]
-pub struct LinearSaved<'a> {
-    /// The output [B, H, N, E].
-    pub out: View<'a>,
-    /// The row statistic, needed when [`Linear::statistic_len`] is above 0: [B, H, N], or [B, N] for a norm over
-    /// all heads.
-    pub statistic: Option<View<'a>>,
-    /// Gradient of the output.
-    pub d_out: View<'a>,
-}
-
-/// Where the gradients go; each is overwritten.
-#[derive(Debug)]
-pub struct LinearGradients<'a> {
-    /// As q, contiguous.
-    pub q: SliceMut<'a>,
-    /// As k, contiguous.
-    pub k: SliceMut<'a>,
-    /// As v, contiguous.
-    pub v: SliceMut<'a>,
-    /// As the log-decay, which must be per token.
-    pub log_decay: Option<SliceMut<'a>>,
-}
+use crate::problem::{Linear, SliceMut};
 
 /// Computes the gradients of q, k, v and of the log-decay per token. A state handed in is taken as constant.
 ///
@@ -51,40 +26,12 @@ pub fn backward(
     saved: &LinearSaved<'_>,
     gradients: LinearGradients<'_>,
 ) -> Result<()> {
-    inputs.check(problem)?;
-    check(problem, saved, &gradients)?;
+    check(problem, inputs)?;
+    saved.check(problem)?;
+    gradients.check(problem)?;
     dispatch!(problem.shapes.dtype, T => {
         run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), saved, gradients);
     });
-    Ok(())
-}
-
-fn check(problem: &Linear, saved: &LinearSaved<'_>, gradients: &LinearGradients<'_>) -> Result<()> {
-    let (function, shapes) = (problem.function, &problem.shapes);
-    let out = [shapes.batch, shapes.heads(), shapes.queries, shapes.value_width].map(Some);
-    ensure_shape(function, "out", &saved.out, &out, "[batch, heads, queries, value width]")?;
-    ensure_shape(function, "d_out", &saved.d_out, &out, "[batch, heads, queries, value width]")?;
-    let len = problem.statistic_len();
-    match &saved.statistic {
-        None => ensure_value(len == 0, function, "statistic", "missing", "that of the forward pass")?,
-        Some(statistic) => {
-            let per_head = len == shapes.batch * shapes.heads() * shapes.queries;
-            let needs = if per_head { vec![out[0], out[1], out[2]] } else { vec![out[0], out[2]] };
-            ensure_shape(function, "statistic", statistic, &needs, "that of the forward pass")?;
-            ensure_dtype(function, "statistic", statistic, shapes.dtype.accumulator(), "the dtype of sums")?;
-        }
-    }
-    let LinearShapes { batch, queries, keys, width, value_width, .. } = *shapes;
-    let dtype = [shapes.dtype];
-    check_output(function, "gradient of q", &gradients.q, batch * shapes.query_heads * queries * width, &dtype)?;
-    check_output(function, "gradient of k", &gradients.k, batch * shapes.key_heads * keys * width, &dtype)?;
-    check_output(function, "gradient of v", &gradients.v, batch * shapes.value_heads * keys * value_width, &dtype)?;
-    if let Some(log_decay) = &gradients.log_decay {
-        let given = shapes.decay == Decay::Token;
-        ensure_value(given, function, "gradient of log_decay", "asked for", "a log-decay per token")?;
-        let (len, dtype) = (batch * shapes.state_heads() * keys, shapes.dtype.accumulator());
-        check_output(function, "gradient of log_decay", log_decay, len, &[dtype])?;
-    }
     Ok(())
 }
 

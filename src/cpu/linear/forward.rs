@@ -7,59 +7,22 @@ use super::super::finish::{inverse, root_mean_square};
 use super::super::rows::{Number, store_rows};
 use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Product, Verbs};
-use super::super::{check_output, dispatch, parallel};
+use super::super::{dispatch, parallel};
 use super::segments::{absorb_segment, cut, entering_states, head_at, next_pieces};
 use super::tiles::{KeyTile, QueryTile, State, StateHead, first_row};
-use super::{Context, LinearInputs, TILE};
+use super::{Context, LinearInputs, LinearOutputs, StateMut, TILE, check};
 use crate::Result;
 use crate::problem::{Linear, LinearFinish, SliceMut};
 use crate::transnormer::NormScope;
-
-/// Where the results go; everything is overwritten.
-#[derive(Debug)]
-pub struct LinearOutputs<'a> {
-    /// [B, H, N, E], in the dtype of q or that of sums
-    pub out: SliceMut<'a>,
-    /// The divisors, [`Linear::statistic_len`] of them, in the dtype of sums; the backward pass needs them.
-    pub statistic: Option<SliceMut<'a>>,
-    /// The sums after the last key.
-    pub state: Option<StateMut<'a>>,
-}
-
-/// Room for a state, in the dtype of sums.
-#[derive(Debug)]
-pub struct StateMut<'a> {
-    /// S: [B, state heads, D', E]
-    pub s: SliceMut<'a>,
-    /// z: [B, state heads, D']
-    pub z: SliceMut<'a>,
-    /// Running stabiliser of exponential FAVOR+ features: [B, state heads]
-    pub stabilizer: Option<SliceMut<'a>>,
-}
 
 /// Computes the output and, on demand, the row statistic and the final state.
 ///
 /// # Errors
 /// Operands that do not match the problem; outputs of another length or dtype.
 pub fn forward(problem: &Linear, inputs: &LinearInputs<'_>, outputs: LinearOutputs<'_>) -> Result<()> {
-    inputs.check(problem)?;
-    let (function, dtype) = (problem.function, problem.shapes.dtype);
-    let sums = [dtype.accumulator()];
-    check_output(function, "out", &outputs.out, problem.output_len(), &[dtype, dtype.accumulator()])?;
-    if let Some(statistic) = &outputs.statistic {
-        check_output(function, "statistic", statistic, problem.statistic_len(), &sums)?;
-    }
-    if let Some(state) = &outputs.state {
-        let shapes = problem.state_shapes();
-        check_output(function, "state.s", &state.s, shapes.s.iter().product(), &sums)?;
-        check_output(function, "state.z", &state.z, shapes.z.iter().product(), &sums)?;
-        let len = shapes.stabilizer.map_or(0, |dims| dims.iter().product());
-        match &state.stabilizer {
-            Some(stabilizer) => check_output(function, "state.stabilizer", stabilizer, len, &sums)?,
-            None => crate::problem::ensure_value(len == 0, function, "state.stabilizer", "missing", "room for it")?,
-        }
-    }
-    dispatch!(dtype, T => {
+    check(problem, inputs)?;
+    outputs.check(problem)?;
+    dispatch!(problem.shapes.dtype, T => {
         run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), outputs);
     });
     Ok(())

@@ -12,73 +12,40 @@ mod segments;
 mod sweeps;
 mod tiles;
 
-pub use backward::{LinearGradients, LinearSaved, backward};
-pub use forward::{LinearOutputs, StateMut, forward};
+pub use backward::backward;
+pub use forward::forward;
 
 use std::ops::Range;
 
 use super::rows::{Number, gather};
 use super::tile::Verbs;
+use crate::Result;
 use crate::gau::GlobalNorm;
-use crate::problem::{Decay, Linear, LinearFinish, LinearShapes, Scan, View, ensure_value};
-use crate::{Error, Result};
+use crate::problem::{self, Decay, Linear, LinearFinish, LinearShapes, Scan, SliceMut, View, ensure_value};
 use features::Features;
 
 /// Positions of a tile.
 const TILE: usize = 32;
 
-/// A state handed in: the sums over the tokens before this call.
-#[derive(Debug, Clone, Copy)]
-pub struct StateView<'a> {
-    /// S: [B, state heads, D', E]
-    pub s: View<'a>,
-    /// z: [B, state heads, D']
-    pub z: View<'a>,
-    /// Running stabiliser of exponential FAVOR+ features: [B, state heads]
-    pub stabilizer: Option<View<'a>>,
-    /// Tokens that the state has seen.
-    pub position: usize,
-}
+/// A state handed in, as views of slices.
+pub type StateView<'a> = problem::StateView<View<'a>>;
+/// The operands, as views of slices.
+pub type LinearInputs<'a> = problem::LinearInputs<View<'a>>;
+/// Slices that receive the results.
+pub type LinearOutputs<'a> = problem::LinearOutputs<SliceMut<'a>>;
+/// Slices that receive a state.
+pub type StateMut<'a> = problem::StateMut<SliceMut<'a>>;
+/// What the forward pass left behind, as views of slices.
+pub type LinearSaved<'a> = problem::LinearSaved<View<'a>>;
+/// Slices that receive the gradients.
+pub type LinearGradients<'a> = problem::LinearGradients<SliceMut<'a>>;
 
-/// The operands of the linear engine.
-#[derive(Debug, Clone, Copy)]
-pub struct LinearInputs<'a> {
-    /// [B, Hq, N, D]
-    pub q: View<'a>,
-    /// [B, Hk, M, D]
-    pub k: View<'a>,
-    /// [B, Hv, M, E]
-    pub v: View<'a>,
-    /// [B, M], 0 removes a key
-    pub key_mask: Option<View<'a>>,
-    /// [state heads] or [B, state heads, M]
-    pub log_decay: Option<View<'a>>,
-    /// [m, D], for FAVOR+ maps
-    pub omega: Option<View<'a>>,
-    /// Sums over earlier tokens
-    pub state: Option<StateView<'a>>,
-}
-
-impl LinearInputs<'_> {
-    fn check(&self, problem: &Linear) -> Result<()> {
-        let function = problem.function;
-        let (mask, decay) = (self.key_mask.as_ref(), self.log_decay.as_ref());
-        let shapes = LinearShapes::new(function, problem.scan, &self.q, &self.k, &self.v, mask, decay)?;
-        if shapes != problem.shapes {
-            let (got, needs) = (format!("{shapes:?}"), format!("the problem's {:?}", problem.shapes));
-            return Err(Error::Shape { function, argument: "q, k, v", got, needs });
-        }
-        problem.check_omega(self.omega.as_ref())?;
-        if let Some(state) = &self.state {
-            problem.check_state(&state.s, &state.z, state.stabilizer.as_ref())?;
-        }
-        if let Some(log_decay) = decay {
-            let valid = gather::<f64>(log_decay).into_iter().find(|g| !(g.is_finite() && *g <= 0.0));
-            let got = valid.map_or(String::new(), |g| g.to_string());
-            ensure_value(valid.is_none(), function, "log_decay", got, "finite numbers of at most 0")?;
-        }
-        Ok(())
-    }
+fn check(problem: &Linear, inputs: &LinearInputs<'_>) -> Result<()> {
+    inputs.check(problem)?;
+    let Some(log_decay) = &inputs.log_decay else { return Ok(()) };
+    let invalid = gather::<f64>(log_decay).into_iter().find(|g| !(g.is_finite() && *g <= 0.0));
+    let got = invalid.map_or(String::new(), |g| g.to_string());
+    ensure_value(invalid.is_none(), problem.function, "log_decay", got, "finite numbers of at most 0")
 }
 
 /// What all tasks of a call share.

@@ -5,8 +5,7 @@ use std::ops::Range;
 use super::super::buffer::Buffer;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::tile::{Band, Left, Product};
-use super::forward::StateMut;
-use super::{Context, TILE};
+use super::{Context, StateMut, TILE};
 use crate::problem::View;
 
 /// A state head of a batch entry.

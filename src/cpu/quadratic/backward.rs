@@ -7,41 +7,15 @@ use super::super::finish::unfinish;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
 use super::super::tile::{Band, Bounds, Left, Product, Verbs};
-use super::super::{check_output, dispatch, parallel};
-use super::{Context, Place, QuadraticInputs, multiply_by};
+use super::super::{dispatch, parallel};
+use super::{Context, Place, QuadraticGradients, QuadraticInputs, QuadraticSaved, multiply_by};
 use crate::Result;
-use crate::problem::{Quadratic, SliceMut, View, Weight, ensure_dtype, ensure_shape};
+use crate::problem::{Quadratic, SliceMut, View, Weight};
 
 /// Query rows of a tile.
 const BLOCK: usize = 128;
 /// Keys of a tile.
 const TILE: usize = 128;
-
-/// What the forward pass left behind, and the gradients of its results.
-#[derive(Debug, Clone, Copy)]
-pub struct QuadraticSaved<'a> {
-    /// The output [B, H, N, E].
-    pub out: View<'a>,
-    /// The row statistic [B, H, N].
-    pub statistic: View<'a>,
-    /// Gradient of the output.
-    pub d_out: View<'a>,
-    /// Gradient of the log-sum-exp [B, H, N]; softmax only.
-    pub d_statistic: Option<View<'a>>,
-}
-
-/// Where the gradients go; each is overwritten.
-#[derive(Debug)]
-pub struct QuadraticGradients<'a> {
-    /// As q, contiguous.
-    pub q: SliceMut<'a>,
-    /// As k, contiguous.
-    pub k: SliceMut<'a>,
-    /// As v, contiguous.
-    pub v: SliceMut<'a>,
-    /// As the bias; needed when there is one.
-    pub bias: Option<SliceMut<'a>>,
-}
 
 /// Computes the gradients of q, k, v and the bias.
 ///
@@ -54,26 +28,9 @@ pub fn backward(
     gradients: QuadraticGradients<'_>,
 ) -> Result<()> {
     inputs.check(problem)?;
-    let (function, shapes) = (problem.function, &problem.shapes);
-    let rows = [shapes.batch, shapes.heads, shapes.queries].map(Some);
-    let out = [rows[0], rows[1], rows[2], Some(shapes.value_width)];
-    ensure_shape(function, "out", &saved.out, &out, "[batch, heads, queries, value width]")?;
-    ensure_shape(function, "d_out", &saved.d_out, &out, "[batch, heads, queries, value width]")?;
-    for (argument, view) in [("statistic", Some(&saved.statistic)), ("d_statistic", saved.d_statistic.as_ref())] {
-        if let Some(view) = view {
-            ensure_shape(function, argument, view, &rows, "[batch, heads, queries]")?;
-            ensure_dtype(function, argument, view, shapes.dtype.accumulator(), "the dtype of sums")?;
-        }
-    }
-    let keys = shapes.batch * shapes.key_heads * shapes.keys;
-    let queries = problem.statistic_len() * shapes.width;
-    check_output(function, "gradient of q", &gradients.q, queries, &[shapes.dtype])?;
-    check_output(function, "gradient of k", &gradients.k, keys * shapes.width, &[shapes.dtype])?;
-    check_output(function, "gradient of v", &gradients.v, keys * shapes.value_width, &[shapes.dtype])?;
-    if let (Some(bias), Some((heads, radius))) = (&gradients.bias, shapes.bias) {
-        check_output(function, "gradient of bias", bias, heads * (2 * radius + 1), &[shapes.dtype])?;
-    }
-    dispatch!(shapes.dtype, T => {
+    saved.check(problem)?;
+    gradients.check(problem)?;
+    dispatch!(problem.shapes.dtype, T => {
         run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), saved, gradients);
     });
     Ok(())

@@ -7,7 +7,7 @@ use super::super::finish::finish;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Online, Pairs, Product, Verbs};
-use super::super::{check_output, dispatch, parallel};
+use super::super::{dispatch, parallel};
 use super::precision::{Plain, Precision};
 use super::{Context, Place, QuadraticInputs};
 use crate::Result;
@@ -35,11 +35,8 @@ pub fn forward(
     statistic: Option<SliceMut<'_>>,
 ) -> Result<()> {
     inputs.check(problem)?;
-    let (function, dtype) = (problem.function, problem.shapes.dtype);
-    check_output(function, "out", &out, problem.output_len(), &[dtype, dtype.accumulator()])?;
-    if let Some(statistic) = &statistic {
-        check_output(function, "statistic", statistic, problem.statistic_len(), &[dtype.accumulator()])?;
-    }
+    problem.check_outputs(&out, statistic.as_ref())?;
+    let dtype = problem.shapes.dtype;
     let isa = Isa::current();
     if let Some(pairs) = Pairs::get(isa).filter(|_| dtype == DType::BF16) {
         run(&Context::new(problem, inputs, Verbs::<f32>::get(isa)), pairs, out, statistic);

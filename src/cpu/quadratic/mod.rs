@@ -4,7 +4,7 @@ mod backward;
 mod forward;
 mod precision;
 
-pub use backward::{QuadraticGradients, QuadraticSaved, backward};
+pub use backward::backward;
 pub use forward::forward;
 
 use std::ops::Range;
@@ -12,39 +12,14 @@ use std::ops::Range;
 use super::rows::{HeadRows, Number, gather};
 use super::simd::Real;
 use super::tile::{Bounds, Verbs};
-use crate::problem::{Quadratic, QuadraticShapes, View, Weight};
-use crate::{Error, Result};
+use crate::problem::{self, Quadratic, QuadraticShapes, SliceMut, View, Weight};
 
-/// The operands of the quadratic engine.
-#[derive(Debug, Clone, Copy)]
-pub struct QuadraticInputs<'a> {
-    /// [B, H, N, D]
-    pub q: View<'a>,
-    /// [B, Hk, M, D]
-    pub k: View<'a>,
-    /// [B, Hk, M, E]
-    pub v: View<'a>,
-    /// [B, M], 0 removes a key
-    pub key_mask: Option<View<'a>>,
-    /// [1 or H, 2R + 1]
-    pub bias: Option<View<'a>>,
-}
-
-impl QuadraticInputs<'_> {
-    fn check(&self, problem: &Quadratic) -> Result<()> {
-        let (mask, bias) = (self.key_mask.as_ref(), self.bias.as_ref());
-        let shapes = QuadraticShapes::new(problem.function, &self.q, &self.k, &self.v, mask, bias)?;
-        if shapes == problem.shapes {
-            return Ok(());
-        }
-        Err(Error::Shape {
-            function: problem.function,
-            argument: "q, k, v",
-            got: format!("{shapes:?}"),
-            needs: format!("the problem's {:?}", problem.shapes),
-        })
-    }
-}
+/// The operands, as views of slices.
+pub type QuadraticInputs<'a> = problem::QuadraticInputs<View<'a>>;
+/// What the forward pass left behind, as views of slices.
+pub type QuadraticSaved<'a> = problem::QuadraticSaved<View<'a>>;
+/// Slices that receive the gradients.
+pub type QuadraticGradients<'a> = problem::QuadraticGradients<SliceMut<'a>>;
 
 /// What all tasks of a call share.
 struct Context<'a, T: 'static> {
