@@ -1,5 +1,6 @@
 // Products of tiles whose elements lie in shared (or global) memory in the type of the sums: f32 through tf32 tensor
-// cores in one product (operands that were 16-bit numbers are exact) or three (f32), f64 through its own.
+// cores in one product (operands that were 16-bit numbers are exact), two (the right operand was) or three (neither was),
+// f64 through its own.
 //
 // Inside a step of 8 along the inner dimension the instruction's index t (0..3) stands for 2t, and t + 4 for 2t + 1, on
 // both sides. So a block of sums is a left fragment as it is, and a lane reads neighbours.
@@ -104,27 +105,27 @@ struct Wide<float, Passes> {
     using Left = Split<4>;
     using Right = Split<2>;
 
-    template <int Count>
+    template <int kParts, int Count>
     DEVICE static Split<Count> split(const float (&x)[Count]) {
         Split<Count> parts;
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
             float big = ptx::round_to_tf32(x[i]);
-            parts.big[i] = ptx::bits(big);
-            if (Passes == 3) parts.small[i] = ptx::bits(ptx::round_to_tf32(x[i] == big ? 0.0f : x[i] - big));
+            parts.big[i] = ptx::bit_cast<uint32_t>(big);
+            if (kParts == 2) {
+                parts.small[i] = ptx::bit_cast<uint32_t>(ptx::round_to_tf32(x[i] == big ? 0.0f : x[i] - big));
+            }
         }
         return parts;
     }
 
     // Order of the instruction: rows r and r + 8 at t, then at t + 4.
-    DEVICE static Left left(const float (&x)[4]) { return split({x[0], x[2], x[1], x[3]}); }
-    DEVICE static Right right(const float (&x)[2]) { return split(x); }
+    DEVICE static Left left(const float (&x)[4]) { return split<Passes >= 2 ? 2 : 1>({x[0], x[2], x[1], x[3]}); }
+    DEVICE static Right right(const float (&x)[2]) { return split<Passes == 3 ? 2 : 1>(x); }
 
     DEVICE static void multiply(float (&sums)[4], const Left& a, const Right& b) {
-        if (Passes == 3) {
-            ptx::mma_m16n8k8_tf32(sums, a.small, b.big);
-            ptx::mma_m16n8k8_tf32(sums, a.big, b.small);
-        }
+        if (Passes >= 2) ptx::mma_m16n8k8_tf32(sums, a.small, b.big);
+        if (Passes == 3) ptx::mma_m16n8k8_tf32(sums, a.big, b.small);
         ptx::mma_m16n8k8_tf32(sums, a.big, b.big);
     }
 };
