@@ -1,0 +1,12 @@
+// Checks of the emulator itself.
+#pragma once
+
+namespace attn::emulator {
+
+// The number of checks that failed, after printing each.
+int check_primitives();
+int check_faults();
+
+int run_checks();
+
+}  // namespace attn::emulator
