@@ -28,6 +28,11 @@ struct TileRows {
     DEVICE Real decay_between(int i, int j) const { return ptx::exp((high[i] - high[j]) + (low[i] - low[j])); }
 };
 
+// What the plan sets aside for it, in numbers.
+constexpr int kRowsSize = 384;
+static_assert(sizeof(TileRows<float>) <= kRowsSize * sizeof(float), "rows of f32");
+static_assert(sizeof(TileRows<double>) <= kRowsSize * sizeof(double), "rows of f64");
+
 template <class Element>
 struct Tiles {
     using Real = typename Arithmetic<Element>::Real;

@@ -112,9 +112,8 @@ struct Wide<float, Passes> {
         for (int i = 0; i < Count; ++i) {
             float big = ptx::round_to_tf32(x[i]);
             parts.big[i] = ptx::bit_cast<uint32_t>(big);
-            if (kParts == 2) {
-                parts.small[i] = ptx::bit_cast<uint32_t>(ptx::round_to_tf32(x[i] == big ? 0.0f : x[i] - big));
-            }
+            float rest = kParts == 1 || x[i] == big ? 0.0f : x[i] - big;
+            parts.small[i] = ptx::bit_cast<uint32_t>(ptx::round_to_tf32(rest));
         }
         return parts;
     }
