@@ -8,6 +8,7 @@ mod bad_input;
 mod causality;
 mod common;
 mod differences;
+mod emulated_linear;
 mod favor;
 mod invariance;
 mod streaming;

@@ -202,6 +202,14 @@ DEVICE bool is_inclusive(const LinearParams& p) { return p.scan == kCausal; }
 // Whether sums shrink from one position to the next.
 DEVICE bool decays(const LinearParams& p) { return p.decay != kNoDecay || is_stabilized(p); }
 
+// Scale of the sums read at a position, for FLASH's global branch.
+template <class Real>
+DEVICE Real chunk_norm(const LinearParams& p, int64_t position) {
+    if (p.norm_chunk == 0) return Real(p.norm_factor);
+    int64_t tokens = (p.norm_before + position) / p.norm_chunk * p.norm_chunk;
+    return tokens == 0 ? Real(0) : Real(1.0 / double(tokens));
+}
+
 // Stores in the type of sums or of the elements.
 template <class Element, class Real>
 DEVICE void store_as(void* to, int64_t index, Real x, bool is_wide) {
@@ -211,12 +219,5 @@ DEVICE void store_as(void* to, int64_t index, Real x, bool is_wide) {
         static_cast<Element*>(to)[index] = tile::narrow<Element>(x);
     }
 }
-
-// The instances of a kernel: one per element type.
-#define ATTN_LINEAR_KERNELS(name, function)                               \
-    ATTN_KERNEL(name##_f32, function<float>, LinearParams, kThreads)      \
-    ATTN_KERNEL(name##_f64, function<double>, LinearParams, kThreads)     \
-    ATTN_KERNEL(name##_f16, function<ptx::f16>, LinearParams, kThreads)   \
-    ATTN_KERNEL(name##_bf16, function<ptx::bf16>, LinearParams, kThreads)
 
 }  // namespace attn::linear

@@ -16,6 +16,9 @@ DEVICE void directions(const LinearParams& p) {
     }
 }
 
-ATTN_LINEAR_KERNELS(linear_directions, directions)
+ATTN_KERNEL(linear_directions_f32, directions<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_directions_f64, directions<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_directions_f16, directions<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_directions_bf16, directions<ptx::bf16>, LinearParams, kThreads)
 
 }  // namespace attn::linear

@@ -159,14 +159,9 @@ DEVICE void exponential_row(const LinearParams& p, Real* row, Real shift, bool i
     for (int c = p.features + ptx::lane(); c < p.features_padded; c += 32) row[c] = Real(0);
 }
 
-// The gradient of elementwise maps at one row and column.
-template <class Real>
-DEVICE Real element_gradient(const LinearParams& p, Real x, Real phi, Real d_phi) {
-    return d_phi * map_slope(p.map, x, phi);
-}
-
-template <class Real, class X, class Store>
-DEVICE void softmax_gradient(const LinearParams& p, const Real* phi, const Real* d_phi, X, Store store) {
+// store(column, dx) of a row for maps of whole rows, by a warp.
+template <class Real, class Store>
+DEVICE void softmax_gradient(const LinearParams& p, const Real* phi, const Real* d_phi, Store store) {
     Real mean = row_sum<Real>(p.features, [&](int c) { return phi[c] * d_phi[c]; });
     each_column(p.width, [&](int c) { store(c, phi[c] * (d_phi[c] - mean)); });
 }
@@ -179,8 +174,8 @@ DEVICE void cosine_gradient(const LinearParams& p, const Real* phi, const Real* 
     each_column(p.width, [&](int c) { store(c, (d_phi[1 + c] - phi[1 + c] * along) * factor); });
 }
 
-template <class Real, class X, class Store>
-DEVICE void taylor_gradient(const LinearParams& p, const Real* phi, const Real* d_phi, X, Store store) {
+template <class Real, class Store>
+DEVICE void taylor_gradient(const LinearParams& p, const Real* phi, const Real* d_phi, Store store) {
     const Real* squares = d_phi + 1 + p.width;
     each_column(p.width, [&](int i) {
         Real pairs = Real(0);

@@ -35,6 +35,9 @@ DEVICE void normalize(const LinearParams& p) {
     }
 }
 
-ATTN_LINEAR_KERNELS(linear_normalize, normalize)
+ATTN_KERNEL(linear_normalize_f32, normalize<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_normalize_f64, normalize<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_normalize_f16, normalize<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_normalize_bf16, normalize<ptx::bf16>, LinearParams, kThreads)
 
 }  // namespace attn::linear

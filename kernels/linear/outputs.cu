@@ -60,12 +60,6 @@ struct Outputs {
         return (decays(p) ? before * tiles.rows->from_start[r] : before) + inside;
     }
 
-    DEVICE Real chunk_norm(int64_t position) const {
-        if (p.norm_chunk == 0) return Real(p.norm_factor);
-        int64_t tokens = (p.norm_before + position) / p.norm_chunk * p.norm_chunk;
-        return tokens == 0 ? Real(0) : Real(1.0 / double(tokens));
-    }
-
     // Turns a row of sums into outputs and stores it, by a warp.
     DEVICE void finish_row(int64_t reader, Range tile, int r) {
         int columns = tiles.place.columns(p);
@@ -80,7 +74,7 @@ struct Outputs {
             divisor = ptx::sqrt(square / Real(columns) + Real(p.epsilon));
             factor = Real(1) / divisor;
         }
-        if (p.finish == kChunkNorm) factor = chunk_norm(tile.start + r);
+        if (p.finish == kChunkNorm) factor = chunk_norm<Real>(p, tile.start + r);
         int64_t row = (tiles.place.batch * p.heads + head) * p.queries + query;
         bool is_raw = p.finish == kRaw;
         void* to = is_raw ? p.raw : p.out;
@@ -116,6 +110,9 @@ DEVICE void outputs(const LinearParams& p) {
     Outputs<Element>(p).run();
 }
 
-ATTN_LINEAR_KERNELS(linear_outputs, outputs)
+ATTN_KERNEL(linear_outputs_f32, outputs<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_f64, outputs<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_f16, outputs<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_bf16, outputs<ptx::bf16>, LinearParams, kThreads)
 
 }  // namespace attn::linear

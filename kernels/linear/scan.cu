@@ -111,7 +111,13 @@ DEVICE void d_scan(const LinearParams& p) {
     number.at(end) = carried;
 }
 
-ATTN_LINEAR_KERNELS(linear_scan, scan)
-ATTN_LINEAR_KERNELS(linear_d_scan, d_scan)
+ATTN_KERNEL(linear_scan_f32, scan<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_scan_f64, scan<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_scan_f16, scan<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_scan_bf16, scan<ptx::bf16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_scan_f32, d_scan<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_scan_f64, d_scan<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_scan_f16, d_scan<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_scan_bf16, d_scan<ptx::bf16>, LinearParams, kThreads)
 
 }  // namespace attn::linear

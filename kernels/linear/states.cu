@@ -36,6 +36,9 @@ DEVICE void states(const LinearParams& p) {
     static_cast<double*>(p.segment_log_decay)[slot] = log_decay;
 }
 
-ATTN_LINEAR_KERNELS(linear_states, states)
+ATTN_KERNEL(linear_states_f32, states<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_f64, states<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_f16, states<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_bf16, states<ptx::bf16>, LinearParams, kThreads)
 
 }  // namespace attn::linear

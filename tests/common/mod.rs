@@ -5,6 +5,7 @@ pub mod buffers;
 pub mod cases;
 pub mod compare;
 pub mod data;
+pub mod emulator;
 pub mod options;
 pub mod plain;
 pub mod random;

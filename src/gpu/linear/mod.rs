@@ -1,7 +1,10 @@
 //! Plans of the linear engine; the kernels are those of kernels/linear.
 
+mod backward;
 mod memory;
 mod params;
+
+pub use backward::{SavedLayout, plan_backward};
 
 use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};
@@ -11,7 +14,7 @@ use crate::performer::FavorMap;
 use crate::problem::{DType, Decay, Linear, LinearFinish, LinearShapes, Map, Scan};
 use crate::transnormer::NormScope;
 use memory::{Memory, block_multiple, wide_row};
-use params::{LinearParams, PIECES, Piece};
+use params::{GatherParams, LinearParams, PIECES, Piece};
 
 /// Positions of a tile, and the granularity of its columns.
 const TILE: usize = 32;
@@ -60,22 +63,9 @@ pub struct ForwardOutputs {
     pub state: bool,
 }
 
-/// Strides of what the backward pass is handed besides the operands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SavedLayout {
-    /// Of the output: batch entry, head, row.
-    pub out: [i64; 3],
-    /// Of its gradient.
-    pub d_out: [i64; 3],
-    /// Of the statistic: batch entry, head (0 for a norm over all heads), row.
-    pub statistic: [i64; 3],
-    /// Whether the gradient of the log-decay per token is wanted.
-    pub d_log_decay: bool,
-}
-
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![LinearParams::TYPE]
+    vec![LinearParams::TYPE, GatherParams::TYPE]
 }
 
 /// Output, statistic and final state. Everything that is asked for is overwritten.

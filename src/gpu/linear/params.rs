@@ -125,3 +125,14 @@ kernel_params! {
         pub(super) is_d_v_wide: i32,
     }
 }
+
+kernel_params! {
+    /// Sums of the gradients of heads that share an operand, as in kernels/linear/gather.cu.
+    pub(super) struct GatherParams {
+        pub(super) parts: Pointer,
+        pub(super) out: Pointer,
+        pub(super) groups: i64,
+        pub(super) parts_per_group: i64,
+        pub(super) count: i64,
+    }
+}
