@@ -9,6 +9,7 @@ mod causality;
 mod common;
 mod differences;
 mod emulated;
+mod emulated_linear;
 mod favor;
 mod invariance;
 mod kernels;

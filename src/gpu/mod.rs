@@ -12,6 +12,7 @@ mod info;
 mod launch;
 #[cfg(feature = "gpu")]
 mod module;
+pub mod linear;
 pub mod params;
 pub mod plan;
 #[cfg(feature = "gpu")]
@@ -27,5 +28,5 @@ use params::Type;
 
 /// The parameter structs of all kernels, for tests that compare them with their twins on the device.
 pub fn parameters() -> Vec<Type> {
-    Vec::new()
+    linear::parameters()
 }

@@ -6,7 +6,10 @@ pub mod cases;
 pub mod compare;
 pub mod data;
 pub mod emulator;
+<<<<<<< HEAD
 pub mod instances;
+=======
+>>>>>>> linear-kernels
 pub mod options;
 pub mod plain;
 pub mod random;

@@ -3,6 +3,7 @@
 #[cfg(feature = "candle")]
 pub mod candle;
 mod cpu;
+pub mod emulator_linear;
 
 use attn_kernels::cpu::Isa;
 use attn_kernels::problem::DType;

@@ -1,0 +1,32 @@
+// Gradients of S and z at the start of each segment from its own queries, for sequences that are cut into segments.
+//
+// One block: a segment of the positions of a state head, for a tile of value columns. Pieces: rows, z and S for r and R
+// [D′ × columns], φ(q) [32 × D′], dT [32 × columns], for FAVOR+ x [32 × D], for stabilised keys φ(k) and values.
+#include "state.cuh"
+#include "d_sums.cuh"
+
+namespace attn::linear {
+
+template <class Element>
+DEVICE void d_states(const LinearParams& p) {
+    Tiles<Element> tiles(p);
+    State<Element> d_state(p);
+    SumsTile<Element> sums(tiles);
+    d_state.clear();
+    ptx::barrier_sync();
+    each_tile_backward(tiles.place.positions(p), [&](Range tile) {
+        if (is_inclusive(p) && decays(p)) {
+            load_stabilizer(tiles, tile);
+            tiles.load_decays(tile);
+        }
+        absorb_readers(tiles, d_state, sums, tile);
+    });
+    d_state.store_slot(p.segment_d_s, p.segment_d_z, tiles.place.slot(p, tiles.place.segment), tiles.place);
+}
+
+ATTN_KERNEL(linear_d_states_f32, d_states<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_f64, d_states<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_f16, d_states<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_bf16, d_states<ptx::bf16>, LinearParams, kThreads)
+
+}  // namespace attn::linear

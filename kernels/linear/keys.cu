@@ -1,0 +1,154 @@
+// Gradients of keys and values, in a sweep backward in time that carries R and r, the gradients of S and z.
+//
+//   W_ij = ⟨φ(q_i), φ(k_j)⟩ e^{G_i − G_j}, V_ij = (⟨dT_i, v_j⟩ + dn_i) e^{G_i − G_j} for j ≤ i
+//   dφ(k) = e^{G_C−G} (v Rᵀ + r) + Vᵀ φ(q)                 dv = e^{G_C−G} φ(k) R + Wᵀ dT
+//   R ← e^{G_C} R + (φ(q) e^G)ᵀ dT                         r ← e^{G_C} r + (φ(q) e^G)ᵀ dn
+//
+// One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z and S for r and R
+// [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D]. All warps work on
+// the same step; a barrier ends each.
+#include "d_features.cuh"
+#include "state.cuh"
+#include "d_sums.cuh"
+
+namespace attn::linear {
+
+template <class Element>
+struct Keys {
+    using Real = typename Arithmetic<Element>::Real;
+    using Math = typename Arithmetic<Element>::Math;
+
+    const LinearParams& p;
+    Tiles<Element> tiles;
+    State<Element> d_state;
+    SumsTile<Element> sums;
+    WideTile<Real> d_phi, d_values;
+
+    DEVICE explicit Keys(const LinearParams& params)
+        : p(params),
+          tiles(params),
+          d_state(params),
+          sums(tiles),
+          d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)),
+          d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)) {}
+
+    DEVICE void enter() {
+        if (p.segments == 1) {
+            d_state.clear();
+            ptx::barrier_sync();
+            if (is_full(p)) absorb_all({0, p.positions});
+            return;
+        }
+        int64_t slot = tiles.place.slot(p, is_full(p) ? p.segments : tiles.place.segment);
+        d_state.load_slot(p.segment_d_s, p.segment_d_z, slot, tiles.place);
+        ptx::barrier_sync();
+    }
+
+    DEVICE void absorb_all(Range range) {
+        each_tile_backward(range, [&](Range tile) { absorb_readers(tiles, d_state, sums, tile); });
+    }
+
+    DEVICE void visit(Range tile) {
+        load_stabilizer(tiles, tile);
+        tiles.load_keys(tile);
+        gradient_from_later();
+        ptx::barrier_sync();
+        if (is_inclusive(p)) {
+            for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
+                tiles.load_queries(reader, tile);
+                sums.load(reader, tile);
+                gradient_from_tile();
+                absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
+            }
+        }
+        store(tile);
+    }
+
+    // dv = e^{G_C−G} φ(k) R and dφ(k) = e^{G_C−G} (v Rᵀ + r)
+    DEVICE void gradient_from_later() {
+        bool is_decayed = is_inclusive(p) && decays(p);
+        const TileRows<Real>& rows = *tiles.rows;
+        auto left = [&](int r) { return is_decayed ? rows.to_end[r] : Real(1); };
+        product<Math, 1, 4>(
+            kTile, p.value_tile, p.features_padded, left_rows<Math>(tiles.key_phi), right_rows<Math>(d_state.s),
+            [](int, int) { return Real(0); }, [&](int r, int c, Real x) { d_values.at(r, c) = x * left(r); });
+        product<Math, 1, 4>(
+            kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values), right_transposed<Math>(d_state.s),
+            [&](int, int f) { return d_state.z[f]; }, [&](int r, int f, Real x) { d_phi.at(r, f) = x * left(r); });
+    }
+
+    // dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
+    DEVICE void gradient_from_tile() {
+        tiles.score();
+        ptx::barrier_sync();
+        product<Math, 1, 4>(
+            kTile, p.value_tile, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(sums.d_sums),
+            [&](int r, int c) { return d_values.at(r, c); }, [&](int r, int c, Real x) { d_values.at(r, c) = x; });
+        ptx::barrier_sync();
+        weight_gradients(tiles, sums);
+        ptx::barrier_sync();
+        product<Math, 1, 4>(
+            kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(tiles.query_phi),
+            [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
+        ptx::barrier_sync();
+    }
+
+    // dv and, from dφ(k), dk of the rows that have a key; zeros where it is masked.
+    DEVICE void store(Range tile) {
+        int64_t value_head = p.is_d_v_wide ? tiles.place.state_head(p)
+                                           : tiles.place.batch * p.value_heads + tiles.value_head();
+        Sink value_sink{p.d_v, p.is_d_v_wide != 0, value_head, p.keys, p.value_width};
+        const int* present = tiles.rows->present;
+        each_element(kTile, p.value_width, [&](int r, int c) {
+            Real d = present[r] ? d_values.at(r, c) : Real(0);
+            if (tiles.has_key(tile, r)) value_sink.store<Element>(tiles.key_at(tile, r), c, d);
+        });
+        if (p.d_log) subtract_log(tile);
+        int64_t head = p.is_d_k_wide ? tiles.place.state_head(p) : tiles.place.batch * p.key_heads + tiles.key_head();
+        Sink sink{p.d_k, p.is_d_k_wide != 0, head, p.keys, p.width};
+        each_element(kTile, p.width, [&](int r, int c) {
+            bool is_masked = tiles.has_key(tile, r) && !present[r];
+            if (is_masked) sink.store<Element>(tiles.key_at(tile, r), c, Real(0));
+        });
+        store_gradient<Element>(
+            p, tiles.key_rows(), tiles.key_phi, d_phi, tiles.x, sink, [&](int r) { return present[r] != 0; },
+            [&](int r) { return tiles.key_at(tile, r); });
+        ptx::barrier_sync();
+    }
+
+    // ⟨φ(k), dφ(k)⟩
+    DEVICE void subtract_log(Range tile) {
+        auto d_log = static_cast<double*>(p.d_log) + tiles.place.state_head(p) * p.keys;
+        each_row([&](int r) {
+            if (!tiles.rows->present[r]) return;
+            Real product = row_sum<Real>(p.features, [&](int f) { return tiles.key_phi.at(r, f) * d_phi.at(r, f); });
+            if (ptx::lane() == 0) d_log[tiles.key_at(tile, r)] -= double(product);
+        });
+        ptx::barrier_sync();
+    }
+
+    DEVICE void run() {
+        enter();
+        Range segment = tiles.place.positions(p);
+        int64_t group = p.scan == kChunkExclusive ? p.chunk : p.segment_length;
+        int64_t groups = (segment.end - segment.start + group - 1) / ptx::max(group, int64_t(1));
+        for (int64_t index = groups - 1; index >= 0; --index) {
+            int64_t start = segment.start + index * group;
+            Range range{start, ptx::min(start + group, segment.end)};
+            each_tile_backward(range, [&](Range tile) { visit(tile); });
+            if (p.scan == kChunkExclusive) absorb_all(range);
+        }
+    }
+};
+
+template <class Element>
+DEVICE void keys(const LinearParams& p) {
+    Keys<Element>(p).run();
+}
+
+ATTN_KERNEL(linear_keys_f32, keys<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_f64, keys<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_f16, keys<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_bf16, keys<ptx::bf16>, LinearParams, kThreads)
+
+}  // namespace attn::linear

@@ -1,0 +1,118 @@
+// Outputs of the linear engine, tile by tile: the part inside the tile by its weights, the part before it by the carried sums.
+//
+//   o_i = finish(e^{G_i} φ(q_i) S + Σ_{j ≤ i} e^{G_i − G_j} ⟨φ(q_i), φ(k_j)⟩ v_j)      S ← e^{G_C} S + Σ_j e^{G_C − G_j} φ(k_j)ᵀ v_j
+//
+// One block: a segment of the positions of a state head, for a tile of value columns and all output heads that read it.
+// Pieces: rows, z, S [D′ × columns], φ(k) and φ(q) [32 × D′], values and sums [32 × columns], weights [32 × 32], for FAVOR+
+// x [32 × D]. All warps work on the same step; a barrier ends each.
+#include "state.cuh"
+
+namespace attn::linear {
+
+template <class Element>
+struct Outputs {
+    using Real = typename Arithmetic<Element>::Real;
+
+    const LinearParams& p;
+    Tiles<Element> tiles;
+    KeyState<Element> state;
+    WideTile<Real> sums;
+
+    DEVICE explicit Outputs(const LinearParams& params)
+        : p(params), tiles(params), state(tiles), sums(tile_piece<Real>(params, kPieceSums, params.values_row)) {}
+
+    DEVICE void read(Range tile) {
+        for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
+            tiles.load_queries(reader, tile);
+            if (is_inclusive(p)) {
+                tiles.score();
+                ptx::barrier_sync();
+            }
+            sum();
+            ptx::barrier_sync();
+            each_row([&](int r) {
+                if (tiles.has_query(tile, r)) finish_row(reader, tile, r);
+            });
+            ptx::barrier_sync();
+        }
+    }
+
+    // e^{G} φ(q) S + weights · v
+    DEVICE void sum() {
+        using Math = typename Arithmetic<Element>::Math;
+        bool is_decayed = is_inclusive(p) && decays(p);
+        auto queries = left_rows<Math>(tiles.query_phi), weights = left_rows<Math>(tiles.weights);
+        auto before = right_rows<Math>(state.s), inside = right_rows<Math>(tiles.values);
+        each_block<1, 4>(kTile, p.value_tile, [&](int row, int column) {
+            auto block = Accumulator<Real, 1, 4>::zero();
+            tile::multiply<Math>(block, queries(row), before(column), p.features_padded);
+            if (is_decayed) block.each([&](int r, int, Real& x) { x *= tiles.rows->from_start[row + r]; });
+            if (is_inclusive(p)) tile::multiply<Math>(block, weights(row), inside(column), kTile);
+            block.each([&](int r, int c, Real& x) { sums.at(row + r, column + c) = x; });
+        });
+    }
+
+    // ⟨φ(q), z⟩ of all keys seen, by a warp.
+    DEVICE Real norm(int r) const {
+        Real before = row_sum<Real>(p.features, [&](int f) { return tiles.query_phi.at(r, f) * state.z[f]; });
+        if (!is_inclusive(p)) return before;
+        Real inside = row_sum<Real>(kTile, [&](int j) { return tiles.weights.at(r, j); });
+        return (decays(p) ? before * tiles.rows->from_start[r] : before) + inside;
+    }
+
+    // Turns a row of sums into outputs and stores it, by a warp.
+    DEVICE void finish_row(int64_t reader, Range tile, int r) {
+        int columns = tiles.place.columns(p);
+        int64_t query = tiles.query_at(tile, r), head = tiles.reader_head(reader);
+        Real factor = Real(1), divisor = Real(1);
+        if (p.finish == kNormalize) {
+            divisor = norm(r) + Real(p.epsilon);
+            factor = inverse(divisor);
+        }
+        if (p.finish == kRmsNorm) {
+            Real square = row_sum<Real>(columns, [&](int c) { return sums.at(r, c) * sums.at(r, c); });
+            divisor = ptx::sqrt(square / Real(columns) + Real(p.epsilon));
+            factor = Real(1) / divisor;
+        }
+        if (p.finish == kChunkNorm) factor = chunk_norm<Real>(p, tile.start + r);
+        int64_t row = (tiles.place.batch * p.heads + head) * p.queries + query;
+        bool is_raw = p.finish == kRaw;
+        void* to = is_raw ? p.raw : p.out;
+        int64_t first = row * p.value_width + tiles.place.first_column(p);
+        each_column(columns, [&](int c) {
+            store_as<Element>(to, first + c, sums.at(r, c) * factor, is_raw || p.is_out_wide);
+        });
+        bool has_statistic = p.statistic && (p.finish == kNormalize || p.finish == kRmsNorm);
+        if (has_statistic && tiles.place.value_tile == 0 && ptx::lane() == 0) {
+            static_cast<Real*>(p.statistic)[row] = divisor;
+        }
+    }
+
+    DEVICE void run() {
+        state.enter();
+        Range segment = tiles.place.positions(p);
+        int64_t group = p.scan == kChunkExclusive ? p.chunk : p.segment_length;
+        for (int64_t start = segment.start; start < segment.end; start += group) {
+            Range range{start, ptx::min(start + group, segment.end)};
+            each_tile(range, [&](Range tile) {
+                if (is_inclusive(p)) tiles.load_keys(tile);
+                read(tile);
+                if (is_inclusive(p)) state.absorb_keys();
+            });
+            if (p.scan == kChunkExclusive) state.absorb_all(range);
+        }
+        if (tiles.place.is_last(p)) state.store_final();
+    }
+};
+
+template <class Element>
+DEVICE void outputs(const LinearParams& p) {
+    Outputs<Element>(p).run();
+}
+
+ATTN_KERNEL(linear_outputs_f32, outputs<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_f64, outputs<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_f16, outputs<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_bf16, outputs<ptx::bf16>, LinearParams, kThreads)
+
+}  // namespace attn::linear

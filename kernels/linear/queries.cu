@@ -1,0 +1,125 @@
+// Gradients of the queries, in a sweep forward in time that rebuilds S.
+//
+//   V_ij = (⟨dT_i, v_j⟩ + dn_i) e^{G_i − G_j} for j ≤ i      dφ(q) = e^G (dT Sᵀ + dn zᵀ) + V φ(k)      S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v
+//
+// One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z, S [D′ × E],
+// φ(k), φ(q), dφ(q) [32 × D′], values and dT [32 × E], V [32 × 32], for FAVOR+ x [32 × D]. All warps work on the same step; a
+// barrier ends each.
+#include "d_features.cuh"
+#include "state.cuh"
+#include "d_sums.cuh"
+
+namespace attn::linear {
+
+template <class Element>
+struct Queries {
+    using Real = typename Arithmetic<Element>::Real;
+    using Math = typename Arithmetic<Element>::Math;
+
+    const LinearParams& p;
+    Tiles<Element> tiles;
+    KeyState<Element> state;
+    SumsTile<Element> sums;
+    WideTile<Real> d_phi;
+
+    DEVICE explicit Queries(const LinearParams& params)
+        : p(params),
+          tiles(params),
+          state(tiles),
+          sums(tiles),
+          d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)) {}
+
+    // The keys sweep visits tiles in the other direction and needs their stabilisers.
+    DEVICE void keep_stabilizer(Range tile) {
+        if (!is_stabilized(p) || ptx::thread() != 0) return;
+        int64_t count = (p.positions + kTile - 1) / kTile;
+        int64_t index = tiles.place.state_head(p) * count + tile.start / kTile;
+        static_cast<Real*>(p.tile_stabilizers)[index] = tiles.rows->stabilizer;
+    }
+
+    DEVICE void visit(Range tile) {
+        for (int r = ptx::thread(); r < kTile; r += ptx::threads()) tiles.rows->d_log[r] = 0.0;
+        for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
+            tiles.load_queries(reader, tile);
+            sums.load(reader, tile);
+            if (is_inclusive(p)) {
+                weight_gradients(tiles, sums);
+                ptx::barrier_sync();
+            }
+            gradient();
+            ptx::barrier_sync();
+            if (p.d_log) {
+                each_row([&](int r) {
+                    Real product = row_sum<Real>(p.features, [&](int f) { return tiles.query_phi.at(r, f) * d_phi.at(r, f); });
+                    if (ptx::lane() == 0) tiles.rows->d_log[r] += double(product);
+                });
+                ptx::barrier_sync();
+            }
+            int64_t head = p.is_d_q_wide ? tiles.place.batch * p.heads + tiles.reader_head(reader)
+                                         : tiles.place.batch * p.query_heads + tiles.query_head(reader);
+            Sink sink{p.d_q, p.is_d_q_wide != 0, head, p.queries, p.width};
+            store_gradient<Element>(
+                p, tiles.query_rows(reader), tiles.query_phi, d_phi, tiles.x, sink,
+                [&](int r) { return tiles.has_query(tile, r); }, [&](int r) { return tiles.query_at(tile, r); });
+            ptx::barrier_sync();
+        }
+        store_log(tile);
+    }
+
+    // dφ(q) of the loaded reader.
+    DEVICE void gradient() {
+        bool is_decayed = is_inclusive(p) && decays(p);
+        const TileRows<Real>& rows = *tiles.rows;
+        auto d_sums = left_rows<Math>(sums.d_sums), weights = left_rows<Math>(tiles.weights);
+        auto before = right_transposed<Math>(state.s), inside = right_rows<Math>(tiles.key_phi);
+        each_block<1, 4>(kTile, p.features_padded, [&](int row, int column) {
+            Accumulator<Real, 1, 4> block;
+            block.each([&](int r, int c, Real& x) { x = rows.d_norm[row + r] * state.z[column + c]; });
+            tile::multiply<Math>(block, d_sums(row), before(column), p.value_tile);
+            if (is_decayed) block.each([&](int r, int, Real& x) { x *= rows.from_start[row + r]; });
+            if (is_inclusive(p)) tile::multiply<Math>(block, weights(row), inside(column), kTile);
+            block.each([&](int r, int c, Real& x) { d_phi.at(row + r, column + c) = x; });
+        });
+    }
+
+    // ⟨φ(q), dφ(q)⟩ of the tile's keys.
+    DEVICE void store_log(Range tile) {
+        if (!p.d_log) return;
+        auto d_log = static_cast<double*>(p.d_log) + tiles.place.state_head(p) * p.keys;
+        for (int r = ptx::thread(); r < kTile; r += ptx::threads()) {
+            if (tiles.has_key(tile, r)) d_log[tiles.key_at(tile, r)] = tiles.rows->d_log[r];
+        }
+        ptx::barrier_sync();
+    }
+
+    DEVICE void run() {
+        state.enter();
+        Range segment = tiles.place.positions(p);
+        int64_t group = p.scan == kChunkExclusive ? p.chunk : p.segment_length;
+        for (int64_t start = segment.start; start < segment.end; start += group) {
+            Range range{start, ptx::min(start + group, segment.end)};
+            each_tile(range, [&](Range tile) {
+                keep_stabilizer(tile);
+                if (is_inclusive(p)) {
+                    ptx::barrier_sync();
+                    tiles.load_keys(tile);
+                }
+                visit(tile);
+                if (is_inclusive(p)) state.absorb_keys();
+            });
+            if (p.scan == kChunkExclusive) state.absorb_all(range);
+        }
+    }
+};
+
+template <class Element>
+DEVICE void queries(const LinearParams& p) {
+    Queries<Element>(p).run();
+}
+
+ATTN_KERNEL(linear_queries_f32, queries<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_f64, queries<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_f16, queries<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_bf16, queries<ptx::bf16>, LinearParams, kThreads)
+
+}  // namespace attn::linear

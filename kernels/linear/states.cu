@@ -1,0 +1,44 @@
+// Sums of the keys of each segment, for sequences that are cut into segments: S = Σ_j e^{G_C − G_j} φ(k_j)ᵀ v_j, z alike.
+//
+// One block: a segment of the positions of a state head, for a tile of value columns. Pieces: rows, z, S [D′ × columns],
+// φ(k) [32 × D′], values [32 × columns], for FAVOR+ x [32 × D].
+#include "state.cuh"
+
+namespace attn::linear {
+
+// Given log-decay summed over the keys of a segment, by a warp.
+template <class Element>
+DEVICE double segment_log_decay(const Tiles<Element>& tiles) {
+    const LinearParams& p = tiles.p;
+    Range segment = tiles.place.positions(p);
+    int64_t end = ptx::min(segment.end - p.first_key, p.keys);
+    double sum = 0.0;
+    for (int64_t key = ptx::max(segment.start - p.first_key, int64_t(0)) + ptx::lane(); key < end; key += 32) {
+        sum += tiles.log_decay(key);
+    }
+    return warp_sum(sum);
+}
+
+template <class Element>
+DEVICE void states(const LinearParams& p) {
+    using Real = typename Arithmetic<Element>::Real;
+    Tiles<Element> tiles(p);
+    KeyState<Element> state(tiles);
+    state.empty();
+    ptx::barrier_sync();
+    state.absorb_all(tiles.place.positions(p));
+    int64_t slot = tiles.place.slot(p, tiles.place.segment);
+    state.store_slot(p.segment_s, p.segment_z, slot, tiles.place);
+    if (ptx::warp() != 0 || tiles.place.value_tile != 0) return;
+    double log_decay = p.decay == kNoDecay ? 0.0 : segment_log_decay(tiles);
+    if (ptx::lane() != 0) return;
+    static_cast<Real*>(p.segment_stabilizer)[slot] = tiles.rows->stabilizer;
+    static_cast<double*>(p.segment_log_decay)[slot] = log_decay;
+}
+
+ATTN_KERNEL(linear_states_f32, states<float>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_f64, states<double>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_f16, states<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_bf16, states<ptx::bf16>, LinearParams, kThreads)
+
+}  // namespace attn::linear

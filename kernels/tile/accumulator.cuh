@@ -1,0 +1,114 @@
+// Sums of one warp in registers, and values per row of them. Algorithms see rows and columns, never lanes.
+#pragma once
+
+#include "../ptx/index.cuh"
+#include "../ptx/math.cuh"
+#include "../ptx/shuffle.cuh"
+
+namespace attn::tile {
+
+// Element i of a 16×8 block belongs to this row and column of it.
+DEVICE int block_row(int i) { return ptx::lane() / 4 + 8 * (i / 2); }
+DEVICE int block_column(int i) { return 2 * (ptx::lane() % 4) + i % 2; }
+
+// A number for each of the 16·M rows of an accumulator; lanes that share a row hold the same number.
+template <class Real, int M>
+struct RowValues {
+    Real value[M][2];
+
+    DEVICE static RowValues filled(Real x) {
+        RowValues rows;
+#pragma unroll
+        for (int m = 0; m < M; ++m) rows.value[m][0] = rows.value[m][1] = x;
+        return rows;
+    }
+
+    // f(row, value&) for each of this lane's rows.
+    template <class F>
+    DEVICE void each(F f) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) f(16 * m + block_row(2 * half), value[m][half]);
+        }
+    }
+
+    // As `each`, but by one lane of those that share a row.
+    template <class F>
+    DEVICE void each_once(F f) {
+        if (ptx::lane() % 4 == 0) each(f);
+    }
+
+    // Element of the row that the i-th number of block row m belongs to.
+    DEVICE Real at(int m, int i) const { return value[m][i / 2]; }
+};
+
+// 16·M rows × 8·N columns of sums.
+template <class Real, int M, int N>
+struct Accumulator {
+    Real value[M][N][4];
+
+    DEVICE static Accumulator zero() {
+        Accumulator sums;
+        sums.each([](int, int, Real& x) { x = Real(0); });
+        return sums;
+    }
+
+    // f(row, column, value&) for each of this lane's numbers.
+    template <class F>
+    DEVICE void each(F f) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) f(16 * m + block_row(i), 8 * n + block_column(i), value[m][n][i]);
+            }
+        }
+    }
+
+    // f(value&, row's value) for each number.
+    template <class F>
+    DEVICE void with_rows(const RowValues<Real, M>& rows, F f) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) f(value[m][n][i], rows.at(m, i));
+            }
+        }
+    }
+
+    DEVICE void scale_rows(const RowValues<Real, M>& factors) {
+        with_rows(factors, [](Real& x, Real factor) { x *= factor; });
+    }
+
+    // f folded over each row, on all lanes that share it; f is commutative and associative up to rounding.
+    template <class F>
+    DEVICE RowValues<Real, M> fold_rows(RowValues<Real, M> rows, F f) const {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                Real x = f(value[m][0][2 * half], value[m][0][2 * half + 1]);
+#pragma unroll
+                for (int n = 1; n < N; ++n) x = f(x, f(value[m][n][2 * half], value[m][n][2 * half + 1]));
+                x = f(x, ptx::shuffle_xor(x, 1));
+                x = f(x, ptx::shuffle_xor(x, 2));
+                rows.value[m][half] = f(rows.value[m][half], x);
+            }
+        }
+        return rows;
+    }
+
+    DEVICE RowValues<Real, M> row_maxima(RowValues<Real, M> rows) const {
+        return fold_rows(rows, [](Real a, Real b) { return ptx::max(a, b); });
+    }
+
+    DEVICE RowValues<Real, M> row_sums(RowValues<Real, M> rows) const {
+        return fold_rows(rows, [](Real a, Real b) { return a + b; });
+    }
+};
+
+}  // namespace attn::tile

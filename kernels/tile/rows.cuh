@@ -1,0 +1,134 @@
+// Rows of operands in global memory, and their way into tiles and out of accumulators. All threads of a block take part.
+#pragma once
+
+#include "../ptx/cp_async.cuh"
+#include "../ptx/element.cuh"
+#include "../ptx/vector.cuh"
+#include "accumulator.cuh"
+#include "native.cuh"
+#include "wide.cuh"
+
+namespace attn::tile {
+
+// An element in the type of sums, and back with one rounding.
+template <class Real, class Element>
+DEVICE Real widen(Element x) {
+    if constexpr (sizeof(Real) == sizeof(double)) {
+        return ptx::to_double(x);
+    } else {
+        return ptx::to_float(x);
+    }
+}
+
+template <class Element, class Real>
+DEVICE Element narrow(Real x) {
+    if constexpr (sizeof(Element) < sizeof(Real)) {
+        return ptx::from_float<Element>(float(x));
+    } else {
+        return x;
+    }
+}
+
+// The rows of one head: `count` rows of `width` elements, `stride` elements apart.
+template <class Element>
+struct Rows {
+    Element* data;
+    int64_t stride;
+    int64_t count;
+    int width;
+
+    DEVICE Element* row(int64_t r) const { return data + r * stride; }
+
+    // Whether every row starts at a multiple of 16 bytes and consists of whole 16-byte vectors.
+    DEVICE bool is_aligned() const {
+        uint64_t bits = reinterpret_cast<uint64_t>(data) | stride * sizeof(Element) | width * sizeof(Element);
+        return bits % 16 == 0;
+    }
+};
+
+// A row-major array of more than two dimensions: the strides of batch entry, head and row, in elements.
+struct Strides {
+    int64_t batch, head, row;
+};
+
+template <class Element>
+DEVICE Rows<Element> rows_of_head(Element* data, const Strides& strides, int64_t batch, int64_t head, int64_t count,
+                                  int width) {
+    return {data + batch * strides.batch + head * strides.head, strides.row, count, width};
+}
+
+// Rows first … first + rows of `from` into a tile of `rows` × `columns`, converted. Rows outside `from` or refused by
+// keep(row), and columns past its width, are zeros; what they would be is not read.
+template <class Real, class Element, class Keep>
+DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, int64_t first, int rows, int columns,
+                 Keep keep) {
+    constexpr int kVector = 16 / sizeof(Element);
+    bool is_aligned = from.is_aligned();
+    int vectors = (columns + kVector - 1) / kVector;
+    for (int index = ptx::thread(); index < rows * vectors; index += ptx::threads()) {
+        int r = index / vectors, c = index % vectors * kVector;
+        int64_t row = first + r;
+        bool is_present = row >= 0 && row < from.count && keep(row);
+        int present = is_present ? ptx::min(from.width - c, kVector) : 0;
+        ptx::Vector<Element, kVector> x;
+        if (is_aligned && present == kVector) x = ptx::load_constant<Element, kVector>(from.row(row) + c);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+            bool is_read = i < present;
+            if (is_read && !is_aligned) x.value[i] = from.row(row)[c + i];
+            if (c + i < columns) into.at(r, c + i) = is_read ? widen<Real>(x.value[i]) : Real(0);
+        }
+    }
+}
+
+// The same into a swizzled tile, by asynchronous copies where alignment allows; `columns` is a multiple of 8.
+template <class Element, class Keep>
+DEVICE void load(const SwizzledTile<Element>& into, const Rows<const Element>& from, int64_t first, int rows,
+                 int columns, Keep keep) {
+    constexpr int kVector = 8;
+    bool is_aligned = from.is_aligned();
+    int vectors = columns / kVector;
+    for (int index = ptx::thread(); index < rows * vectors; index += ptx::threads()) {
+        int r = index / vectors, c = index % vectors * kVector;
+        int64_t row = first + r;
+        bool is_present = row >= 0 && row < from.count && keep(row);
+        int present = is_present ? ptx::max(ptx::min(from.width - c, kVector), 0) : 0;
+        Element* to = into.chunk(r, c);
+        if (is_aligned) {
+            ptx::cp_async_16(to, present > 0 ? from.row(row) + c : from.data, present > 0);
+            continue;
+        }
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) to[i] = i < present ? from.row(row)[c + i] : Element{};
+    }
+}
+
+// The numbers of an accumulator whose first row and column are given into rows of `into`, converted; what lies outside
+// is left out.
+template <class Real, int M, int N, class Element>
+DEVICE void store(const Accumulator<Real, M, N>& sums, const Rows<Element>& into, int64_t first, int column) {
+    bool is_even = (reinterpret_cast<uint64_t>(into.data) | into.stride * sizeof(Element)) % (2 * sizeof(Element)) == 0;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            int64_t row = first + 16 * m + block_row(2 * half);
+            if (row < 0 || row >= into.count) continue;
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+                int c = column + 8 * n + block_column(0);
+                ptx::Vector<Element, 2> pair;
+                for (int i = 0; i < 2; ++i) pair.value[i] = narrow<Element>(sums.value[m][n][2 * half + i]);
+                if (is_even && c + 1 < into.width) {
+                    ptx::store_vector(into.row(row) + c, pair);
+                } else {
+                    for (int i = 0; i < 2; ++i) {
+                        if (c + i < into.width) into.row(row)[c + i] = pair.value[i];
+                    }
+                }
+            }
+        }
+    }
+}
+
+}  // namespace attn::tile

@@ -1,0 +1,235 @@
+//! The linear engine's kernels on the emulator.
+
+use std::collections::BTreeMap;
+
+use attn_kernels::gpu::linear::{ForwardOutputs, LinearLayout, SavedLayout, StateLayout, plan_backward, plan_forward};
+use attn_kernels::gpu::plan::{Argument, DeviceFacts, Plan};
+use attn_kernels::problem::{DType, Linear};
+use half::{bf16, f16};
+
+use super::super::buffers::{Buffer, Operand};
+use super::super::cases::{Case, Operation};
+use super::super::data::Data;
+use super::super::emulator::{self, Sanitizer, Tensor};
+use super::super::options::{Extras, With};
+use super::super::reference::Results;
+use super::cpu::{Operands, add_branches, is_per_token};
+use super::{Backend, Pass};
+
+/// Plans for a device, run for each of the seeds, whose results must be the same bits. The local branch of mixed chunks is
+/// computed on the CPU.
+pub struct EmulatedLinear {
+    pub facts: DeviceFacts,
+    pub sanitizer: Sanitizer,
+    pub seeds: &'static [u32],
+}
+
+impl Backend for EmulatedLinear {
+    fn name(&self) -> String {
+        "emulator".into()
+    }
+
+    fn is_available(&self) -> bool {
+        emulator::is_available()
+    }
+
+    fn takes(&self, case: &Case) -> bool {
+        case.operation.has_state() || matches!(case.operation, Operation::MixedChunk(_))
+    }
+
+    fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String> {
+        let operands = Operands::new(case, data, dtype);
+        let (q, k, v) = (&operands.q.view(), &operands.k.view(), &operands.v.view());
+        let (extras, name) = (operands.extras(), case.operation.name());
+        let worded = |error: attn_kernels::Error| error.to_string();
+        let run = |problem: &Linear, rows: [&Operand; 2]| {
+            Call { backend: self, case, data, operands: &operands, problem, rows }.run(pass)
+        };
+        let rows = [&operands.q, &operands.k];
+        match &case.operation {
+            Operation::Linear(o) => run(&o.with(extras).problem(name, q, k, v).map_err(worded)?, rows),
+            Operation::Norm(o) => run(&o.with(extras).problem(name, q, k, v).map_err(worded)?, rows),
+            Operation::Performer(o, _) => {
+                let omega = operands.omega.as_ref().expect("ω of a Performer").view();
+                run(&o.with(extras).problem(name, q, k, v, &omega).map_err(worded)?, rows)
+            }
+            Operation::MixedChunk(o) => {
+                let [q_lin, k_lin] = operands.global.as_ref().expect("operands of the global branch").each_ref();
+                let options = o.with(extras);
+                let local = options.local_problem(name, q, k, v).map_err(worded)?;
+                let local = operands.quadratic(data, &local, pass, false).map_err(worded)?;
+                let global = options.global_problem(name, &q_lin.view(), &k_lin.view(), v).map_err(worded)?;
+                Ok(add_branches(local, run(&global, [q_lin, k_lin])?))
+            }
+            operation => Err(format!("{} is not of the linear family", operation.name())),
+        }
+    }
+}
+
+/// One problem with its operands.
+struct Call<'a> {
+    backend: &'a EmulatedLinear,
+    case: &'a Case,
+    data: &'a Data,
+    operands: &'a Operands,
+    problem: &'a Linear,
+    /// q and k.
+    rows: [&'a Operand; 2],
+}
+
+impl Call<'_> {
+    fn run(&self, pass: Pass) -> Result<Results, String> {
+        let (problem, data, dtype) = (self.problem, self.data, self.operands.dtype);
+        let accumulator = dtype.accumulator();
+        let wanted = ForwardOutputs { wide_out: false, statistic: problem.statistic_len() > 0, state: true };
+        let plan = plan_forward(problem, &self.layout(), wanted, &self.backend.facts);
+        let shapes = problem.state_shapes();
+        let [s, z] = [shapes.s.iter().product(), shapes.z.iter().product()];
+        let stabilizers = shapes.stabilizer.map(|dims| dims.iter().product::<usize>());
+        let mut outputs = Vec::from([(Argument::Out, dtype, problem.output_len()), (Argument::FinalS, accumulator, s)]);
+        outputs.push((Argument::FinalZ, accumulator, z));
+        outputs.extend(stabilizers.map(|len| (Argument::FinalStabilizer, accumulator, len)));
+        outputs.push((Argument::Statistic, accumulator, problem.statistic_len()));
+        let mut forward = self.execute(&plan, self.inputs(), &outputs)?;
+        let mut take = |argument| forward.remove(&argument);
+        let [out, final_s, final_z] =
+            [Argument::Out, Argument::FinalS, Argument::FinalZ].map(&mut take).map(|buffer| buffer.expect("asked for"));
+        let mut results = Results::default();
+        results.push("out", out.array(data.d_out.shape));
+        let [batch, heads, features] = shapes.z;
+        results.push("state.s", final_s.array(shapes.s));
+        results.push("state.z", final_z.array([batch, 1, heads, features]));
+        results.push("state.stabilizer", take(Argument::FinalStabilizer).map(|c| c.array([1, 1, batch, heads])));
+        if pass == Pass::Both {
+            let statistic = take(Argument::Statistic).expect("asked for");
+            self.backward(&out, &statistic, &mut results)?;
+        }
+        Ok(results)
+    }
+
+    fn backward(&self, out: &Buffer, statistic: &Buffer, results: &mut Results) -> Result<(), String> {
+        let (problem, data, dtype) = (self.problem, self.data, self.operands.dtype);
+        let [_, heads, queries, width] = data.d_out.shape.map(|size| size as i64);
+        let per_head = problem.statistic_len() == data.d_out.shape[..3].iter().product::<usize>();
+        let log_decay = self.operands.extras.log_decay.as_ref().filter(|g| is_per_token(g.view()));
+        let saved = SavedLayout {
+            out: [heads * queries * width, queries * width, width],
+            d_out: strides(&self.operands.d_out),
+            statistic: if per_head { [heads * queries, queries, 1] } else { [queries, 0, 1] },
+            d_log_decay: log_decay.is_some(),
+        };
+        let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
+        let mut inputs = self.inputs();
+        inputs.push(Tensor::input(Argument::Out, bytes(out), 0));
+        inputs.push(Tensor::input(Argument::Statistic, bytes(statistic), 0));
+        inputs.push(tensor(Argument::DOut, &self.operands.d_out));
+        let [q, k] = data.global.as_ref().map_or([&data.q, &data.k], |global| global.each_ref());
+        let mut named = vec![("d_q", Argument::DQ, q), ("d_k", Argument::DK, k), ("d_v", Argument::DV, &data.v)];
+        let decays = log_decay.and(data.extras.log_decay.as_ref());
+        named.extend(decays.map(|g| ("d_log_decay", Argument::DLogDecay, g)));
+        let dtype_of = |argument| if argument == Argument::DLogDecay { dtype.accumulator() } else { dtype };
+        let outputs: Vec<_> = named.iter().map(|&(_, a, array)| (a, dtype_of(a), array.data.len())).collect();
+        let gradients = self.execute(&plan, inputs, &outputs)?;
+        for (name, argument, array) in named {
+            results.push(name, gradients[&argument].array(array.shape));
+        }
+        Ok(())
+    }
+
+    fn layout(&self) -> LinearLayout {
+        let Operands { v, extras, omega, state, .. } = self.operands;
+        let [q, k] = self.rows;
+        LinearLayout {
+            q: strides(q),
+            k: strides(k),
+            v: strides(v),
+            key_mask: extras.key_mask.as_ref().map(|mask| mask.strides[0] as i64),
+            log_decay: extras.log_decay.as_ref().map_or([0; 3], |g| match g.strides[..] {
+                [head] => [0, head as i64, 0],
+                _ => strides(g),
+            }),
+            omega: omega.as_ref().map_or(0, |omega| omega.strides[0] as i64),
+            state: state.as_ref().map(|(s, z, stabilizer)| StateLayout {
+                s: strides(s),
+                z: pair(z),
+                stabilizer: stabilizer.as_ref().map_or([0; 2], pair),
+                position: self.data.position,
+            }),
+        }
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        let Operands { v, extras, omega, state, .. } = self.operands;
+        let Extras { key_mask, log_decay, .. } = extras;
+        let mut inputs = vec![tensor(Argument::Q, self.rows[0]), tensor(Argument::K, self.rows[1])];
+        inputs.push(tensor(Argument::V, v));
+        let mut push = |argument, operand: Option<&Operand>| {
+            inputs.extend(operand.map(|operand| tensor(argument, operand)));
+        };
+        push(Argument::KeyMask, key_mask.as_ref());
+        push(Argument::LogDecay, log_decay.as_ref());
+        push(Argument::Omega, omega.as_ref());
+        if let Some((s, z, stabilizer)) = state {
+            push(Argument::StateS, Some(s));
+            push(Argument::StateZ, Some(z));
+            push(Argument::StateStabilizer, stabilizer.as_ref());
+        }
+        inputs
+    }
+
+    fn execute(
+        &self,
+        plan: &Plan,
+        mut tensors: Vec<Tensor>,
+        outputs: &[(Argument, DType, usize)],
+    ) -> Result<BTreeMap<Argument, Buffer>, String> {
+        plan.check(&self.backend.facts)?;
+        tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
+        // The emulator runs blocks one after the other.
+        let seeds = if self.case.batch * self.case.state_heads() > 10_000 { &self.backend.seeds[..1] } else { self.backend.seeds };
+        let written = emulator::get(self.backend.sanitizer)?.run(plan, &tensors, seeds)?;
+        Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
+    }
+}
+
+fn strides(operand: &Operand) -> [i64; 3] {
+    [0, 1, 2].map(|axis| operand.strides[axis] as i64)
+}
+
+fn pair(operand: &Operand) -> [i64; 2] {
+    [0, 1].map(|axis| operand.strides[axis] as i64)
+}
+
+fn tensor(argument: Argument, operand: &Operand) -> Tensor {
+    let size = match operand.buffer {
+        Buffer::U8(_) => 1,
+        Buffer::F16(_) | Buffer::BF16(_) => 2,
+        Buffer::F32(_) => 4,
+        Buffer::F64(_) => 8,
+    };
+    Tensor::input(argument, bytes(&operand.buffer), operand.start * size)
+}
+
+fn bytes(buffer: &Buffer) -> Vec<u8> {
+    match buffer {
+        Buffer::F16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Buffer::BF16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Buffer::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Buffer::F64(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Buffer::U8(x) => x.clone(),
+    }
+}
+
+fn buffer(dtype: DType, bytes: &[u8]) -> Buffer {
+    /// Elements of one size.
+    fn elements<const N: usize, T>(bytes: &[u8], make: fn([u8; N]) -> T) -> Vec<T> {
+        bytes.chunks_exact(N).map(|bytes| make(bytes.try_into().expect("a whole element"))).collect()
+    }
+    match dtype {
+        DType::F16 => Buffer::F16(elements(bytes, f16::from_le_bytes)),
+        DType::BF16 => Buffer::BF16(elements(bytes, bf16::from_le_bytes)),
+        DType::F32 => Buffer::F32(elements(bytes, f32::from_le_bytes)),
+        DType::F64 => Buffer::F64(elements(bytes, f64::from_le_bytes)),
+        dtype => panic!("no outputs of {dtype}"),
+    }
+}
