@@ -24,7 +24,9 @@ fn check(cases: &[Case]) {
     let mut complaints = Vec::new();
     let (mut runs, mut slow) = (0, Vec::new());
     for case in cases.iter().filter(|case| case.to_string().contains(&only)) {
-        for &dtype in case.dtypes.iter().filter(|dtype| types.is_empty() || types.split(',').any(|t| t == dtype.to_string())) {
+        for &dtype in
+            case.dtypes.iter().filter(|dtype| types.is_empty() || types.split(',').any(|t| t == dtype.to_string()))
+        {
             let data = Data::new(case, dtype);
             let judge = Judge::new(case, &data, dtype);
             let start = Instant::now();

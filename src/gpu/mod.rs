@@ -10,9 +10,9 @@ mod driver;
 mod info;
 #[cfg(feature = "gpu")]
 mod launch;
+pub mod linear;
 #[cfg(feature = "gpu")]
 mod module;
-pub mod linear;
 pub mod params;
 pub mod plan;
 #[cfg(feature = "gpu")]

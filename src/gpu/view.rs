@@ -99,3 +99,8 @@ macro_rules! written {
     )* };
 }
 written!(F16 f16, BF16 bf16, F32 f32, F64 f64);
+
+/// The first strides, in elements.
+pub(super) fn strides<const N: usize>(view: &DeviceView<'_>) -> [i64; N] {
+    std::array::from_fn(|i| view.strides().get(i).map_or(0, |&stride| stride as i64))
+}

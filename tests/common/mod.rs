@@ -6,10 +6,7 @@ pub mod cases;
 pub mod compare;
 pub mod data;
 pub mod emulator;
-<<<<<<< HEAD
 pub mod instances;
-=======
->>>>>>> linear-kernels
 pub mod options;
 pub mod plain;
 pub mod random;

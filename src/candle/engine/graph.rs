@@ -5,11 +5,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Error, Layout, Result, Shape, Tensor};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Error, Layout, Result, Shape, Storage, Tensor};
 
-use super::tensors::{buffer, slice_mut, tensor};
-use crate::problem::SliceMut;
+use super::backend::Backend;
+use super::tensors::{buffer, tensor};
 
 /// The way back of a computation, with everything it needs.
 pub trait Node: Send + Sync + 'static {
@@ -36,39 +36,39 @@ pub struct Inputs<'a> {
 /// Room for one gradient per input.
 pub struct Gradients {
     /// Of q, then of k.
-    qk: CpuStorage,
-    v: CpuStorage,
-    extra: Option<CpuStorage>,
+    qk: Storage,
+    v: Storage,
+    extra: Option<Storage>,
 }
 
 /// Where the gradients go.
-pub struct GradientSlices<'a> {
-    pub q: SliceMut<'a>,
-    pub k: SliceMut<'a>,
-    pub v: SliceMut<'a>,
-    pub extra: Option<SliceMut<'a>>,
+pub struct GradientRooms<Room> {
+    pub q: Room,
+    pub k: Room,
+    pub v: Room,
+    pub extra: Option<Room>,
 }
 
 impl Gradients {
     pub fn new(inputs: Inputs<'_>) -> Result<Self> {
         let Inputs { q, k, v, extra } = inputs;
+        let device = q.device();
         Ok(Self {
-            qk: buffer(q.dtype(), q.elem_count() + k.elem_count())?,
-            v: buffer(v.dtype(), v.elem_count())?,
-            extra: extra.map(|extra| buffer(extra.dtype(), extra.elem_count())).transpose()?,
+            qk: buffer(device, q.dtype(), q.elem_count() + k.elem_count())?,
+            v: buffer(device, v.dtype(), v.elem_count())?,
+            extra: extra.map(|extra| buffer(device, extra.dtype(), extra.elem_count())).transpose()?,
         })
     }
 
-    pub fn slices(&mut self, inputs: Inputs<'_>) -> Result<GradientSlices<'_>> {
-        let mut k = slice_mut(&mut self.qk)?;
-        let q = k.take(inputs.q.elem_count());
-        let extra = self.extra.as_mut().map(slice_mut).transpose()?;
-        Ok(GradientSlices { q, k, v: slice_mut(&mut self.v)?, extra })
+    pub fn rooms<B: Backend>(&mut self, backend: &B, inputs: Inputs<'_>) -> Result<GradientRooms<B::Room<'_>>> {
+        let [q, k] = backend.rooms(&mut self.qk, inputs.q.elem_count())?;
+        let extra = self.extra.as_mut().map(|extra| backend.room(extra)).transpose()?;
+        Ok(GradientRooms { q, k, v: backend.room(&mut self.v)?, extra })
     }
 }
 
 /// Puts a result of the given shape into the graph, behind the inputs of `node`.
-pub fn attach(node: impl Node, result: CpuStorage, shape: impl Into<Shape>) -> Result<Tensor> {
+pub fn attach(node: impl Node, result: Storage, shape: impl Into<Shape>) -> Result<Tensor> {
     let Inputs { q, k, v, extra } = node.inputs();
     let (q, k, v, extra) = (q.clone(), k.clone(), v.clone(), extra.cloned());
     let join = Join { node, result: Mutex::new(Some(result)), shape: shape.into() };
@@ -82,8 +82,19 @@ pub fn attach(node: impl Node, result: CpuStorage, shape: impl Into<Shape>) -> R
 struct Join<N> {
     node: N,
     /// Until candle asks for it.
-    result: Mutex<Option<CpuStorage>>,
+    result: Mutex<Option<Storage>>,
     shape: Shape,
+}
+
+impl<N: Node> Join<N> {
+    fn take(&self) -> Result<Storage> {
+        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        result.ok_or_else(|| Error::msg(format!("{}: asked twice for its result", self.node.name())))
+    }
+}
+
+fn elsewhere(name: &str) -> Error {
+    Error::msg(format!("{name}: the result is on another device than the inputs"))
 }
 
 impl<N: Node> CustomOp3 for Join<N> {
@@ -100,8 +111,20 @@ impl<N: Node> CustomOp3 for Join<N> {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let result = result.ok_or_else(|| Error::msg(format!("{}: asked twice for its result", self.name())))?;
+        let Storage::Cpu(result) = self.take()? else { return Err(elsewhere(self.name())) };
+        Ok((result, self.shape.clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let Storage::Cuda(result) = self.take()? else { return Err(elsewhere(self.name())) };
         Ok((result, self.shape.clone()))
     }
 
@@ -138,7 +161,12 @@ impl CustomOp2 for Token {
 
     fn cpu_fwd(&self, q: &CpuStorage, lq: &Layout, _: &CpuStorage, lk: &Layout) -> Result<(CpuStorage, Shape)> {
         let len = lq.shape().elem_count() + lk.shape().elem_count();
-        Ok((buffer(q.dtype(), 0)?, Shape::from(len)))
+        Ok((q.device().zeros_impl(&Shape::from(0), q.dtype())?, Shape::from(len)))
+    }
+
+    fn cuda_fwd(&self, q: &CudaStorage, lq: &Layout, _: &CudaStorage, lk: &Layout) -> Result<(CudaStorage, Shape)> {
+        let len = lq.shape().elem_count() + lk.shape().elem_count();
+        Ok((q.device().zeros_impl(&Shape::from(0), q.dtype())?, Shape::from(len)))
     }
 
     fn bwd(&self, q: &Tensor, k: &Tensor, _: &Tensor, qk: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

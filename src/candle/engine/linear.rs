@@ -1,14 +1,12 @@
 //! The linear engine on tensors.
 
-use candle_core::{CpuStorage, DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Storage, Tensor};
 
-use super::graph::{GradientSlices, Gradients, Inputs, Node, attach};
-use super::tensors::{Reading, accumulator, buffer, constant, differentiable, slice_mut, tensor, view, viewable};
+use super::backend::{Backend, on_device};
+use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
+use super::tensors::{Admission, Reading, accumulator, buffer, tensor, view, viewable};
 use crate::candle::LinearState;
-use crate::cpu::linear::{
-    LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView, backward, forward,
-};
-use crate::problem::{Decay, Linear};
+use crate::problem::{Decay, Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView};
 
 /// The tensors of a call that may be absent.
 #[derive(Default)]
@@ -33,22 +31,22 @@ pub struct LinearCall {
 
 impl LinearCall {
     pub fn new(problem: Linear, [q, k, v]: [&Tensor; 3], tensors: LinearTensors<'_>) -> Result<Self> {
-        let function = problem.function;
+        let admission = Admission::new(problem.function, q);
         let constant =
-            |argument, tensor: Option<&Tensor>| tensor.map(|tensor| constant(function, argument, tensor)).transpose();
+            |argument, tensor: Option<&Tensor>| tensor.map(|tensor| admission.constant(argument, tensor)).transpose();
         let LinearTensors { key_mask, log_decay, omega, state } = tensors;
         Ok(Self {
             problem,
-            q: differentiable(function, "q", q)?,
-            k: differentiable(function, "k", k)?,
-            v: differentiable(function, "v", v)?,
+            q: admission.differentiable("q", q)?,
+            k: admission.differentiable("k", k)?,
+            v: admission.differentiable("v", v)?,
             key_mask: constant("key_mask", key_mask)?,
             log_decay: match problem.shapes.decay {
-                Decay::Token => log_decay.map(|decay| differentiable(function, "log_decay", decay)).transpose()?,
+                Decay::Token => log_decay.map(|decay| admission.differentiable("log_decay", decay)).transpose()?,
                 Decay::Head | Decay::None => constant("log_decay", log_decay)?,
             },
             omega: constant("omega", omega)?,
-            state: state.map(|state| admit_state(&problem, state)).transpose()?,
+            state: state.map(|state| admit_state(&problem, admission, state)).transpose()?,
         })
     }
 
@@ -72,7 +70,7 @@ impl LinearCall {
 
     /// The output in `dtype`, that of q or that of sums, and the state after the last key.
     pub fn output_and_state_in(self, dtype: DType) -> Result<(Tensor, LinearState)> {
-        let mut room = StateRoom::new(&self.problem, accumulator(dtype))?;
+        let mut room = StateRoom::new(self.q.device(), &self.problem, accumulator(dtype))?;
         let (out, statistic) = self.forward(dtype, Some(&mut room))?;
         let position = self.state.as_ref().map_or(0, LinearState::position);
         let position = position.saturating_add(self.problem.shapes.keys);
@@ -80,8 +78,12 @@ impl LinearCall {
         Ok((self.attach(out, statistic)?, state))
     }
 
-    /// Calls the engine.
-    fn compute(&self, engine: impl FnOnce(&Linear, &LinearInputs<'_>) -> crate::Result<()>) -> Result<()> {
+    /// Calls an engine with the operands.
+    fn compute<B: Backend>(
+        &self,
+        backend: &B,
+        engine: impl FnOnce(&LinearInputs<B::View<'_>>) -> crate::Result<()>,
+    ) -> Result<()> {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(Reading::new);
         let optional = [&self.key_mask, &self.log_decay, &self.omega].map(|tensor| tensor.as_ref().map(Reading::new));
         let [key_mask, log_decay, omega] = &optional;
@@ -90,29 +92,32 @@ impl LinearCall {
         let state = match &state {
             None => None,
             Some((s, z, state)) => {
-                let stabilizer = view(&stabilizer)?;
-                Some(StateView { s: s.view()?, z: z.view()?, stabilizer, position: state.position() })
+                let stabilizer = view(backend, &stabilizer)?;
+                Some(StateView { s: s.view(backend)?, z: z.view(backend)?, stabilizer, position: state.position() })
             }
         };
-        let (key_mask, log_decay, omega) = (view(key_mask)?, view(log_decay)?, view(omega)?);
-        let (q, k, v) = (q.view()?, k.view()?, v.view()?);
-        Ok(engine(&self.problem, &LinearInputs { q, k, v, key_mask, log_decay, omega, state })?)
+        let [key_mask, log_decay, omega] = [view(backend, key_mask)?, view(backend, log_decay)?, view(backend, omega)?];
+        let [q, k, v] = [q.view(backend)?, k.view(backend)?, v.view(backend)?];
+        Ok(engine(&LinearInputs { q, k, v, key_mask, log_decay, omega, state })?)
     }
 
     /// The output and the row statistic, and the state into its room.
-    fn forward(&self, dtype: DType, state: Option<&mut StateRoom>) -> Result<(CpuStorage, CpuStorage)> {
-        let mut out = buffer(dtype, self.problem.output_len())?;
-        let mut statistic = buffer(accumulator(dtype), self.problem.statistic_len())?;
-        let outputs = LinearOutputs {
-            out: slice_mut(&mut out)?,
-            statistic: Some(slice_mut(&mut statistic)?),
-            state: state.map(StateRoom::slices).transpose()?,
-        };
-        self.compute(|problem, inputs| forward(problem, inputs, outputs))?;
+    fn forward(&self, dtype: DType, state: Option<&mut StateRoom>) -> Result<(Storage, Storage)> {
+        let device = self.q.device();
+        let mut out = buffer(device, dtype, self.problem.output_len())?;
+        let mut statistic = buffer(device, accumulator(dtype), self.problem.statistic_len())?;
+        on_device!(device, backend => {
+            let outputs = LinearOutputs {
+                out: backend.room(&mut out)?,
+                statistic: Some(backend.room(&mut statistic)?),
+                state: state.map(|state| state.rooms(backend)).transpose()?,
+            };
+            self.compute(backend, |inputs| backend.linear_forward(&self.problem, inputs, outputs))?
+        });
         Ok((out, statistic))
     }
 
-    fn attach(self, out: CpuStorage, statistic: CpuStorage) -> Result<Tensor> {
+    fn attach(self, out: Storage, statistic: Storage) -> Result<Tensor> {
         let shapes = &self.problem.shapes;
         let (batch, heads, queries) = (shapes.batch, shapes.heads(), shapes.queries);
         let shape = [batch, heads, queries, shapes.value_width];
@@ -126,39 +131,40 @@ impl LinearCall {
 }
 
 /// A state handed in, ready to be viewed.
-fn admit_state(problem: &Linear, state: &LinearState) -> Result<LinearState> {
-    let (function, stabilizer) = (problem.function, state.stabilizer());
+fn admit_state(problem: &Linear, admission: Admission<'_>, state: &LinearState) -> Result<LinearState> {
+    let stabilizer = state.stabilizer();
     problem.check_state(state.s(), state.z(), stabilizer)?;
     Ok(LinearState::new(
-        constant(function, "state.s", state.s())?,
-        constant(function, "state.z", state.z())?,
-        stabilizer.map(|stabilizer| constant(function, "state.stabilizer", stabilizer)).transpose()?,
+        admission.constant("state.s", state.s())?,
+        admission.constant("state.z", state.z())?,
+        stabilizer.map(|stabilizer| admission.constant("state.stabilizer", stabilizer)).transpose()?,
         state.position(),
     ))
 }
 
 /// Room for a state.
 struct StateRoom {
-    s: CpuStorage,
-    z: CpuStorage,
-    stabilizer: Option<CpuStorage>,
+    s: Storage,
+    z: Storage,
+    stabilizer: Option<Storage>,
 }
 
 impl StateRoom {
-    fn new(problem: &Linear, dtype: DType) -> Result<Self> {
+    fn new(device: &Device, problem: &Linear, dtype: DType) -> Result<Self> {
         let shapes = problem.state_shapes();
+        let buffer = |dims: &[usize]| buffer(device, dtype, dims.iter().product());
         Ok(Self {
-            s: buffer(dtype, shapes.s.iter().product())?,
-            z: buffer(dtype, shapes.z.iter().product())?,
-            stabilizer: shapes.stabilizer.map(|dims| buffer(dtype, dims.iter().product())).transpose()?,
+            s: buffer(&shapes.s)?,
+            z: buffer(&shapes.z)?,
+            stabilizer: shapes.stabilizer.map(|dims| buffer(&dims)).transpose()?,
         })
     }
 
-    fn slices(&mut self) -> Result<StateMut<'_>> {
+    fn rooms<B: Backend>(&mut self, backend: &B) -> Result<StateMut<B::Room<'_>>> {
         Ok(StateMut {
-            s: slice_mut(&mut self.s)?,
-            z: slice_mut(&mut self.z)?,
-            stabilizer: self.stabilizer.as_mut().map(slice_mut).transpose()?,
+            s: backend.room(&mut self.s)?,
+            z: backend.room(&mut self.z)?,
+            stabilizer: self.stabilizer.as_mut().map(|stabilizer| backend.room(stabilizer)).transpose()?,
         })
     }
 
@@ -186,14 +192,17 @@ impl Node for OutputNode {
     }
 
     fn backward(&self, out: &Tensor, d_out: &Tensor) -> Result<Gradients> {
-        let d_out = viewable(d_out)?;
-        let [out, d_out] = [out, &d_out].map(Reading::new);
-        let statistic = self.statistic.as_ref().map(Reading::new);
-        let saved = LinearSaved { out: out.view()?, statistic: view(&statistic)?, d_out: d_out.view()? };
         let mut gradients = Gradients::new(self.inputs())?;
-        let GradientSlices { q, k, v, extra: log_decay } = gradients.slices(self.inputs())?;
-        let slices = LinearGradients { q, k, v, log_decay };
-        self.call.compute(|problem, inputs| backward(problem, inputs, &saved, slices))?;
+        on_device!(self.call.q.device(), backend => {
+            let d_out = viewable(d_out)?;
+            let [out, d_out] = [out, &d_out].map(Reading::new);
+            let statistic = self.statistic.as_ref().map(Reading::new);
+            let [out, d_out] = [out.view(backend)?, d_out.view(backend)?];
+            let saved = LinearSaved { out, statistic: view(backend, &statistic)?, d_out };
+            let GradientRooms { q, k, v, extra: log_decay } = gradients.rooms(backend, self.inputs())?;
+            let (problem, rooms) = (&self.call.problem, LinearGradients { q, k, v, log_decay });
+            self.call.compute(backend, |inputs| backend.linear_backward(problem, inputs, &saved, rooms))?
+        });
         Ok(gradients)
     }
 }

@@ -3,6 +3,9 @@
 //! A call holds a problem with its tensors, computes, and puts its result into the graph with a node that knows the
 //! way back.
 
+mod backend;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod graph;
 mod linear;
 mod quadratic;

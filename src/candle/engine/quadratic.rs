@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Result, Tensor};
+use candle_core::{DType, Layout, Result, Storage, Tensor};
 
-use super::graph::{GradientSlices, Gradients, Inputs, Node, attach};
-use super::tensors::{Reading, accumulator, buffer, constant, differentiable, slice_mut, tensor, view, viewable};
-use crate::cpu::quadratic::{QuadraticGradients, QuadraticInputs, QuadraticSaved, backward, forward};
-use crate::problem::Quadratic;
+use super::backend::{Backend, on_device};
+use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
+use super::tensors::{Admission, Reading, accumulator, buffer, tensor, view, viewable};
+use crate::problem::{Quadratic, QuadraticGradients, QuadraticInputs, QuadraticSaved};
 
 /// A problem with its tensors.
 pub struct QuadraticCall {
@@ -26,14 +26,14 @@ impl QuadraticCall {
         key_mask: Option<&Tensor>,
         bias: Option<&Tensor>,
     ) -> Result<Self> {
-        let function = problem.function;
+        let admission = Admission::new(problem.function, q);
         Ok(Self {
             problem,
-            q: differentiable(function, "q", q)?,
-            k: differentiable(function, "k", k)?,
-            v: differentiable(function, "v", v)?,
-            key_mask: key_mask.map(|mask| constant(function, "key_mask", mask)).transpose()?,
-            bias: bias.map(|bias| differentiable(function, "bias", bias)).transpose()?,
+            q: admission.differentiable("q", q)?,
+            k: admission.differentiable("k", k)?,
+            v: admission.differentiable("v", v)?,
+            key_mask: key_mask.map(|mask| admission.constant("key_mask", mask)).transpose()?,
+            bias: bias.map(|bias| admission.differentiable("bias", bias)).transpose()?,
         })
     }
 
@@ -53,7 +53,9 @@ impl QuadraticCall {
     pub fn output_and_lse(self) -> Result<(Tensor, Tensor)> {
         let (out, lse) = self.forward(self.q.dtype())?;
         let call = Arc::new(self);
-        let (out, rows) = (OutputNode::attach(call.clone(), out, lse.clone())?, call.rows());
+        let rows = call.rows();
+        let statistic = lse.try_clone(&Layout::contiguous(&rows[..]))?;
+        let out = OutputNode::attach(call.clone(), out, statistic)?;
         let lse = attach(LogSumExpNode { call, out: out.detach() }, lse, &rows[..])?;
         Ok((out, lse))
     }
@@ -69,21 +71,28 @@ impl QuadraticCall {
         Inputs { q: &self.q, k: &self.k, v: &self.v, extra }
     }
 
-    /// Calls the engine.
-    fn compute(&self, engine: impl FnOnce(&Quadratic, &QuadraticInputs<'_>) -> crate::Result<()>) -> Result<()> {
+    /// Calls an engine with the operands.
+    fn compute<B: Backend>(
+        &self,
+        backend: &B,
+        engine: impl FnOnce(&QuadraticInputs<B::View<'_>>) -> crate::Result<()>,
+    ) -> Result<()> {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(Reading::new);
         let [key_mask, bias] = [&self.key_mask, &self.bias].map(|tensor| tensor.as_ref().map(Reading::new));
-        let (key_mask, bias) = (view(&key_mask)?, view(&bias)?);
-        let inputs = QuadraticInputs { q: q.view()?, k: k.view()?, v: v.view()?, key_mask, bias };
-        Ok(engine(&self.problem, &inputs)?)
+        let [q, k, v] = [q.view(backend)?, k.view(backend)?, v.view(backend)?];
+        let (key_mask, bias) = (view(backend, &key_mask)?, view(backend, &bias)?);
+        Ok(engine(&QuadraticInputs { q, k, v, key_mask, bias })?)
     }
 
     /// The output and the row statistic.
-    fn forward(&self, dtype: DType) -> Result<(CpuStorage, CpuStorage)> {
-        let mut out = buffer(dtype, self.problem.output_len())?;
-        let mut statistic = buffer(accumulator(dtype), self.problem.statistic_len())?;
-        let (out_slice, statistic_slice) = (slice_mut(&mut out)?, slice_mut(&mut statistic)?);
-        self.compute(|problem, inputs| forward(problem, inputs, out_slice, Some(statistic_slice)))?;
+    fn forward(&self, dtype: DType) -> Result<(Storage, Storage)> {
+        let device = self.q.device();
+        let mut out = buffer(device, dtype, self.problem.output_len())?;
+        let mut statistic = buffer(device, accumulator(dtype), self.problem.statistic_len())?;
+        on_device!(device, backend => {
+            let rooms = (backend.room(&mut out)?, backend.room(&mut statistic)?);
+            self.compute(backend, |inputs| backend.quadratic_forward(&self.problem, inputs, rooms.0, rooms.1))?
+        });
         Ok((out, statistic))
     }
 
@@ -94,19 +103,21 @@ impl QuadraticCall {
         d_out: &Tensor,
         d_statistic: Option<&Tensor>,
     ) -> Result<Gradients> {
-        let (d_out, d_statistic) = (viewable(d_out)?, d_statistic.map(viewable).transpose()?);
-        let [out, statistic, d_out] = [out, statistic, &d_out].map(Reading::new);
-        let d_statistic = d_statistic.as_ref().map(Reading::new);
-        let saved = QuadraticSaved {
-            out: out.view()?,
-            statistic: statistic.view()?,
-            d_out: d_out.view()?,
-            d_statistic: view(&d_statistic)?,
-        };
         let mut gradients = Gradients::new(self.inputs())?;
-        let GradientSlices { q, k, v, extra: bias } = gradients.slices(self.inputs())?;
-        let slices = QuadraticGradients { q, k, v, bias };
-        self.compute(|problem, inputs| backward(problem, inputs, &saved, slices))?;
+        on_device!(self.q.device(), backend => {
+            let (d_out, d_statistic) = (viewable(d_out)?, d_statistic.map(viewable).transpose()?);
+            let [out, statistic, d_out] = [out, statistic, &d_out].map(Reading::new);
+            let d_statistic = d_statistic.as_ref().map(Reading::new);
+            let saved = QuadraticSaved {
+                out: out.view(backend)?,
+                statistic: statistic.view(backend)?,
+                d_out: d_out.view(backend)?,
+                d_statistic: view(backend, &d_statistic)?,
+            };
+            let GradientRooms { q, k, v, extra: bias } = gradients.rooms(backend, self.inputs())?;
+            let rooms = QuadraticGradients { q, k, v, bias };
+            self.compute(backend, |inputs| backend.quadratic_backward(&self.problem, inputs, &saved, rooms))?
+        });
         Ok(gradients)
     }
 }
@@ -118,7 +129,7 @@ struct OutputNode {
 }
 
 impl OutputNode {
-    fn attach(call: Arc<QuadraticCall>, out: CpuStorage, statistic: CpuStorage) -> Result<Tensor> {
+    fn attach(call: Arc<QuadraticCall>, out: Storage, statistic: Storage) -> Result<Tensor> {
         let rows = call.rows();
         let shape = [rows[0], rows[1], rows[2], call.problem.shapes.value_width];
         attach(Self { call, statistic: tensor(statistic, &rows[..]) }, out, &shape[..])

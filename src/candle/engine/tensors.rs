@@ -1,11 +1,12 @@
 //! Candle tensors as operands of the engines: checks of arguments, views of storages, buffers for results.
 
-use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::backend::BackendDevice;
 use candle_core::cpu_backend::CpuDevice;
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, DType, DeviceLocation, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
 
-use crate::problem::{self, Operand, Slice, SliceMut, View};
+use super::backend::Backend;
+use crate::problem::{self, Operand};
 
 impl From<crate::Error> for Error {
     fn from(error: crate::Error) -> Self {
@@ -35,23 +36,53 @@ pub fn accumulator(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// An argument that may receive a gradient, ready to be viewed.
-pub fn differentiable(function: &'static str, argument: &'static str, tensor: &Tensor) -> Result<Tensor> {
-    let got = match tensor.device().location() {
-        DeviceLocation::Cpu => return viewable(tensor),
-        DeviceLocation::Cuda { gpu_id } => format!("CUDA device {gpu_id}"),
-        DeviceLocation::Metal { gpu_id } => format!("Metal device {gpu_id}"),
-    };
-    let needs = "the CPU, the only device that this build computes on".to_string();
-    Err(crate::Error::Device { function, argument, got, needs }.into())
+/// The arguments of a call, which must all be on one device.
+#[derive(Clone, Copy)]
+pub struct Admission<'a> {
+    function: &'static str,
+    device: &'a Device,
 }
 
-/// An argument without a gradient, ready to be viewed; tracked ones are refused.
-pub fn constant(function: &'static str, argument: &'static str, tensor: &Tensor) -> Result<Tensor> {
-    if tensor.track_op() {
-        return Err(crate::Error::NoGradient { function, argument }.into());
+impl<'a> Admission<'a> {
+    /// For a call whose queries are `q`.
+    pub fn new(function: &'static str, q: &'a Tensor) -> Self {
+        Self { function, device: q.device() }
     }
-    differentiable(function, argument, tensor)
+
+    /// An argument that may receive a gradient, ready to be viewed.
+    pub fn differentiable(self, argument: &'static str, tensor: &Tensor) -> Result<Tensor> {
+        let location = tensor.device().location();
+        let computes = match location {
+            DeviceLocation::Cpu => true,
+            DeviceLocation::Cuda { .. } => cfg!(feature = "cuda"),
+            DeviceLocation::Metal { .. } => false,
+        };
+        let needs = match self.device.location() {
+            wanted if computes && wanted != location => format!("the device of q, {}", name(wanted)),
+            _ if !computes => format!(
+                "{}, which this build computes on",
+                if cfg!(feature = "cuda") { "the CPU or CUDA" } else { "the CPU" }
+            ),
+            _ => return viewable(tensor),
+        };
+        Err(crate::Error::Device { function: self.function, argument, got: name(location), needs }.into())
+    }
+
+    /// An argument without a gradient, ready to be viewed; tracked ones are refused.
+    pub fn constant(self, argument: &'static str, tensor: &Tensor) -> Result<Tensor> {
+        if tensor.track_op() {
+            return Err(crate::Error::NoGradient { function: self.function, argument }.into());
+        }
+        self.differentiable(argument, tensor)
+    }
+}
+
+fn name(location: DeviceLocation) -> String {
+    match location {
+        DeviceLocation::Cpu => "the CPU".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("CUDA device {gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("Metal device {gpu_id}"),
+    }
 }
 
 /// The tensor, copied if its last dimension is not contiguous.
@@ -74,63 +105,41 @@ impl<'a> Reading<'a> {
         Self { storage, layout }
     }
 
-    pub fn view(&self) -> Result<View<'_>> {
-        let offset = self.layout.start_offset();
-        let data = match &*self.storage {
-            Storage::Cpu(CpuStorage::U8(elements)) => tail(elements, offset),
-            Storage::Cpu(CpuStorage::F16(elements)) => tail(elements, offset),
-            Storage::Cpu(CpuStorage::BF16(elements)) => tail(elements, offset),
-            Storage::Cpu(CpuStorage::F32(elements)) => tail(elements, offset),
-            Storage::Cpu(CpuStorage::F64(elements)) => tail(elements, offset),
-            other => return Err(unsupported(other.dtype())),
-        };
-        Ok(View::new(data, self.layout.dims(), self.layout.stride())?)
+    pub fn view<B: Backend>(&self, backend: &B) -> Result<B::View<'_>> {
+        backend.view(&self.storage, self.layout)
     }
 }
 
 /// The view of an operand that may be absent.
-pub fn view<'r>(reading: &'r Option<Reading<'_>>) -> Result<Option<View<'r>>> {
-    reading.as_ref().map(Reading::view).transpose()
+pub fn view<'r, B: Backend>(backend: &B, reading: &'r Option<Reading<'_>>) -> Result<Option<B::View<'r>>> {
+    reading.as_ref().map(|reading| reading.view(backend)).transpose()
 }
 
-/// Elements from `offset` on; an empty tensor may start anywhere.
-fn tail<T>(elements: &[T], offset: usize) -> Slice<'_>
-where
-    for<'a> Slice<'a>: From<&'a [T]>,
-{
-    elements.get(offset..).unwrap_or_default().into()
-}
-
-fn unsupported(dtype: DType) -> Error {
-    Error::UnsupportedDTypeForOp(dtype, "attention").bt()
+/// Names the dtype of a storage that no engine takes.
+pub fn unsupported(storage: &Storage) -> Error {
+    Error::UnsupportedDTypeForOp(storage.dtype(), "attention").bt()
 }
 
 /// Room for the elements of a result.
-pub fn buffer(dtype: DType, len: usize) -> Result<CpuStorage> {
-    CpuDevice.zeros_impl(&Shape::from(len), dtype)
-}
-
-/// The elements of a buffer.
-pub fn slice_mut(buffer: &mut CpuStorage) -> Result<SliceMut<'_>> {
-    match buffer {
-        CpuStorage::F16(elements) => Ok(elements.as_mut_slice().into()),
-        CpuStorage::BF16(elements) => Ok(elements.as_mut_slice().into()),
-        CpuStorage::F32(elements) => Ok(elements.as_mut_slice().into()),
-        CpuStorage::F64(elements) => Ok(elements.as_mut_slice().into()),
-        other => Err(unsupported(other.dtype())),
+pub fn buffer(device: &Device, dtype: DType, len: usize) -> Result<Storage> {
+    let shape = Shape::from(len);
+    match device {
+        Device::Cpu => Ok(Storage::Cpu(CpuDevice.zeros_impl(&shape, dtype)?)),
+        Device::Cuda(device) => Ok(Storage::Cuda(device.zeros_impl(&shape, dtype)?)),
+        Device::Metal(device) => Ok(Storage::Metal(device.zeros_impl(&shape, dtype)?)),
     }
 }
 
 /// A filled buffer as a tensor outside of any graph.
-pub fn tensor(buffer: CpuStorage, shape: impl Into<Shape>) -> Tensor {
-    Tensor::from_storage(Storage::Cpu(buffer), shape, BackpropOp::none(), false)
+pub fn tensor(buffer: Storage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(buffer, shape, BackpropOp::none(), false)
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
+    use super::super::backend::Cpu;
     use super::*;
+    use crate::problem::Slice;
 
     #[test]
     fn views_lie_over_the_tensor_itself() -> Result<()> {
@@ -144,7 +153,7 @@ mod tests {
         for (tensor, strides, first) in in_place {
             let tensor = viewable(&tensor)?;
             let reading = Reading::new(&tensor);
-            let view = reading.view()?;
+            let view = reading.view(&Cpu)?;
             assert_eq!((view.dims(), view.strides()), (Tensor::dims(&tensor), &strides[..]));
             assert!(matches!(view.data(), Slice::F32(elements) if elements[0] == first));
         }
@@ -155,9 +164,9 @@ mod tests {
     fn last_dimensions_out_of_order_are_copied() -> Result<()> {
         let x = Tensor::arange(0f32, 120.0, &Device::Cpu)?.reshape((2, 3, 4, 5))?;
         for tensor in [x.transpose(2, 3)?, x.narrow(3, 2, 1)?.broadcast_as((2, 3, 4, 6))?] {
-            assert!(Reading::new(&tensor).view().is_err());
+            assert!(Reading::new(&tensor).view(&Cpu).is_err());
             assert!(viewable(&tensor)?.is_contiguous());
-            Reading::new(&viewable(&tensor)?).view()?;
+            Reading::new(&viewable(&tensor)?).view(&Cpu)?;
         }
         Ok(())
     }

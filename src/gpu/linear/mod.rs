@@ -3,8 +3,12 @@
 mod backward;
 mod memory;
 mod params;
+#[cfg(feature = "gpu")]
+mod run;
 
 pub use backward::{SavedLayout, plan_backward};
+#[cfg(feature = "gpu")]
+pub use run::{LinearGradients, LinearInputs, LinearOutputs, LinearSaved, backward, forward};
 
 use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};

@@ -186,7 +186,11 @@ impl Call<'_> {
         plan.check(&self.backend.facts)?;
         tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
         // The emulator runs blocks one after the other.
-        let seeds = if self.case.batch * self.case.state_heads() > 10_000 { &self.backend.seeds[..1] } else { self.backend.seeds };
+        let seeds = if self.case.batch * self.case.state_heads() > 10_000 {
+            &self.backend.seeds[..1]
+        } else {
+            self.backend.seeds
+        };
         let written = emulator::get(self.backend.sanitizer)?.run(plan, &tensors, seeds)?;
         Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
     }
