@@ -7,6 +7,4 @@ namespace attn::emulator {
 int check_primitives();
 int check_faults();
 
-int run_checks();
-
 }  // namespace attn::emulator

@@ -62,7 +62,7 @@ static int main(int count, char** arguments) {
     } else if (first == "--serve") {
         serve();
     } else if (first == "--check") {
-        return run_checks();
+        return check_primitives() + check_faults() ? 1 : 0;
     } else {
         return usage();
     }
