@@ -86,6 +86,14 @@ struct Launch {
 const std::vector<const Kernel*>& kernels();
 void run(const Launch& launch, uint32_t seed);
 
+// What the launch that ran last did, over all its blocks.
+struct Counters {
+    uint64_t products;   // mma instructions
+    uint64_t matrices;   // 8×8 matrices that ldmatrix loaded
+    uint64_t conflicts;  // extra passes through the banks that they took
+};
+extern Counters counters;
+
 // Suspends the running thread until the generation changes.
 void wait(Operation at, const uint32_t& generation);
 
