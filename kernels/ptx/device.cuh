@@ -52,7 +52,7 @@ DEVICE To bit_cast(From from) {
 // `function` may contain up to six commas, which the preprocessor takes for separators.
 #ifdef ATTN_EMULATOR
 #define ATTN_KERNEL_INSTANCE(name, Params, count, ...)   \
-    static const ::attn::emulator::Kernel name##_kernel{ \
+    static const ::emulator::Kernel name##_kernel{ \
         #name, [](const void* params) { (__VA_ARGS__)(*static_cast<const Params*>(params)); }, sizeof(Params), count};
 #else
 #define ATTN_KERNEL_INSTANCE(name, Params, count, ...) \

@@ -14,7 +14,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace attn::emulator {
+namespace emulator {
 
 static const char* const operation_names[] = {
     "shuffle", "warp_sync", "ldmatrix_x2", "ldmatrix_x2_trans", "ldmatrix_x4",  "ldmatrix_x4_trans",
@@ -240,4 +240,4 @@ void run(const Launch& launch, uint32_t seed) {
     running = nullptr;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

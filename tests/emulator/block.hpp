@@ -7,7 +7,7 @@
 #include "emulator.hpp"
 #include "fiber.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 // A cp.async that the thread has not waited for.
 struct Copy {
@@ -97,4 +97,4 @@ extern Counters counters;
 // Suspends the running thread until the generation changes.
 void wait(Operation at, const uint32_t& generation);
 
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -12,7 +12,7 @@
 #include "checks.hpp"
 #include "guarded.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 #if defined(__SANITIZE_ADDRESS__)
 enum { plain, address, thread, build = address };
@@ -120,4 +120,4 @@ int check_faults() {
     return failed;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -10,7 +10,7 @@
 #include "checks.hpp"
 #include "guarded.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 static int checked, failed;
 static std::mt19937 random_bits(1);
@@ -375,4 +375,4 @@ int check_primitives() {
     return failed;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

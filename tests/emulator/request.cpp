@@ -9,7 +9,7 @@
 
 #include "guarded.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 // Takes numbers and bytes off the front of a file.
 class Reader {
@@ -147,4 +147,4 @@ void answer(const Request& request, const std::string& response_path, bool print
     if (!response) fail("%s: cannot be written", response_path.c_str());
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -6,7 +6,7 @@
 
 #include "block.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 struct Buffer {
     uint64_t bytes;
@@ -37,4 +37,4 @@ Request read_request(const std::string& path);
 // Runs every seed and writes the outputs.
 void answer(const Request& request, const std::string& response_path, bool prints_counters = false);
 
-}  // namespace attn::emulator
+}  // namespace emulator

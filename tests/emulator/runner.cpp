@@ -10,7 +10,7 @@
 #include "checks.hpp"
 #include "request.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 static int usage() {
     fputs("usage: runner [--counters] REQUEST_FILE RESPONSE_FILE | --serve | --list | --check\n", stderr);
@@ -71,6 +71,6 @@ static int main(int count, char** arguments) {
     return 0;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator
 
-int main(int count, char** arguments) { return attn::emulator::main(count, arguments); }
+int main(int count, char** arguments) { return emulator::main(count, arguments); }

@@ -4,7 +4,7 @@
 #include "block.hpp"
 #include "ptx/element.cuh"
 
-namespace attn::emulator {
+namespace emulator {
 
 template <class Complete>
 static void rendezvous(Operation operation, const Operands& operands, Complete complete) {
@@ -117,8 +117,8 @@ static void multiply_16_bit(Operands* lanes) {
     float floats_a[16][16];
     Row floats_b[16];
     for (int k = 0; k < 16; ++k) {
-        for (int row = 0; row < 16; ++row) floats_a[k][row] = ptx::to_float(a[k][row]);
-        for (int column = 0; column < 8; ++column) floats_b[k][column] = ptx::to_float(b[k][column]);
+        for (int row = 0; row < 16; ++row) floats_a[k][row] = attn::ptx::to_float(a[k][row]);
+        for (int column = 0; column < 8; ++column) floats_b[k][column] = attn::ptx::to_float(b[k][column]);
     }
     multiply(lanes, floats_a, floats_b);
 }
@@ -127,7 +127,7 @@ static void multiply_tf32(Operands* lanes) {
     float a[8][16];
     Row b[8];
     auto operand = [](const void* registers, int i) {
-        return ptx::bit_cast<float>(static_cast<const uint32_t*>(registers)[i] & 0xffffe000);
+        return attn::ptx::bit_cast<float>(static_cast<const uint32_t*>(registers)[i] & 0xffffe000);
     };
     for (int lane = 0; lane < 32; ++lane) {
         int group = lane / 4, in_group = lane % 4;
@@ -150,11 +150,11 @@ static void multiply_f64(Operands* lanes) {
 void mma(Operation kind, void* d, const void* a, const void* b) {
     rendezvous(kind, {d, a, b, 0}, [=](Operands* lanes) {
         ++counters.products;
-        if (kind == Operation::mma_f16) multiply_16_bit<ptx::f16>(lanes);
-        if (kind == Operation::mma_bf16) multiply_16_bit<ptx::bf16>(lanes);
+        if (kind == Operation::mma_f16) multiply_16_bit<attn::ptx::f16>(lanes);
+        if (kind == Operation::mma_bf16) multiply_16_bit<attn::ptx::bf16>(lanes);
         if (kind == Operation::mma_tf32) multiply_tf32(lanes);
         if (kind == Operation::mma_f64) multiply_f64(lanes);
     });
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator
