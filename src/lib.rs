@@ -33,6 +33,7 @@ pub mod candle;
 pub mod cpu;
 mod error;
 pub mod gau;
+pub mod gpu;
 pub mod linear;
 pub mod performer;
 pub mod problem;
