@@ -71,7 +71,7 @@ DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, in
         bool is_present = row >= 0 && row < from.count && keep(row);
         int present = is_present ? ptx::min(from.width - c, kVector) : 0;
         ptx::Vector<Element, kVector> x;
-        if (is_aligned && present == kVector) x = ptx::load_vector<kVector>(from.row(row) + c);
+        if (is_aligned && present == kVector) x = ptx::load_vector<Element, kVector>(from.row(row) + c);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
             bool is_read = i < present;

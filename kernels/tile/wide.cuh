@@ -110,8 +110,8 @@ struct Wide<float, Passes> {
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
             float big = ptx::round_to_tf32(x[i]);
-            parts.big[i] = ptx::bits(big);
-            if (Passes == 3) parts.small[i] = ptx::bits(ptx::round_to_tf32(x[i] == big ? 0.0f : x[i] - big));
+            parts.big[i] = ptx::bit_cast<uint32_t>(big);
+            if (Passes == 3) parts.small[i] = ptx::bit_cast<uint32_t>(ptx::round_to_tf32(x[i] == big ? 0.0f : x[i] - big));
         }
         return parts;
     }
