@@ -29,9 +29,10 @@ struct Config {
 
     // Columns of a panel as products take them.
     DEVICE static int inner(int width, int panel) {
-        int columns = ptx::min(width - panel * kColumns, kColumns);
-        return (columns + Math::kStep - 1) / Math::kStep * Math::kStep;
+        return whole_inner(ptx::min(width - panel * kColumns, kColumns));
     }
+
+    DEVICE static int whole_inner(int width) { return (width + Math::kStep - 1) / Math::kStep * Math::kStep; }
 };
 
 // How tiles of an arithmetic are made of memory.

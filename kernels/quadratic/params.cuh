@@ -93,6 +93,11 @@ struct QuadraticParams {
         return key_mask == nullptr ? nullptr : key_mask + batch_entry * key_mask_stride;
     }
 
+    DEVICE Real* statistic_of(int64_t batch_entry, int64_t head, int64_t query) const {
+        const tile::Strides& strides = statistic_strides;
+        return statistic + batch_entry * strides.batch + head * strides.head + query * strides.row;
+    }
+
     DEVICE int64_t row(int64_t batch_entry, int64_t head, int64_t query) const {
         return (batch_entry * heads + head) * queries + query;
     }

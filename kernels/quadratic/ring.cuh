@@ -17,16 +17,14 @@ public:
 
     // The stage of the next step, filled for all threads, which are done with the step before.
     DEVICE int next() {
-        if (stages_ == 1) {
-            ptx::barrier_sync();
-            fill(0);
-        }
-        ptx::cp_async_wait<0>();
-        ptx::barrier_sync();
         int ready = current_;
-        if (stages_ > 1) {
-            current_ = 1 - current_;
-            fill(current_);
+        current_ = stages_ - 1 - current_;
+        if (stages_ > 1) ptx::cp_async_wait<0>();
+        ptx::barrier_sync();
+        fill(current_);
+        if (stages_ == 1) {
+            ptx::cp_async_wait<0>();
+            ptx::barrier_sync();
         }
         return ready;
     }
