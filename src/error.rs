@@ -1,6 +1,6 @@
 //! The one error type of the crate.
 
-/// Why an operation refused its input; nothing has been computed when one is returned.
+/// Why an operation failed. But for [`Error::Gpu`] it refused its input, and nothing has been computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -59,6 +59,16 @@ pub enum Error {
         function: &'static str,
         /// The argument at fault.
         argument: &'static str,
+    },
+    /// A GPU is not there, has no room or fails. Unlike with the others, work may have begun.
+    #[error("{function}: {doing}: {why}")]
+    Gpu {
+        /// The public function that was called.
+        function: &'static str,
+        /// What was being done: the allocation, or the launch with its kernel, grid and parameters.
+        doing: String,
+        /// What the driver says.
+        why: String,
     },
 }
 

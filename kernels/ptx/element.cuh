@@ -19,10 +19,10 @@ struct bf16 {
 inline float to_float(bf16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
 
 inline float to_float(f16 value) {
-    uint32_t sign = uint32_t(value.bits & 0x8000) << 16, magnitude = value.bits & 0x7fff;
-    if (magnitude >= 0x7c00) return bit_cast<float>(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
-    // As f32 bits the exponent is 112 too low; the product is exact, subnormals included.
-    return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
+    uint32_t sign = uint32_t(value.bits & 0x8000) << 16, fields = uint32_t(value.bits & 0x7fff) << 13;
+    // As float bits the exponent is 112 too low; the product is exact, subnormals included.
+    uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(fields) * 0x1p112f);
+    return bit_cast<float>(sign | (fields >= 0x7c00 << 13 ? fields | 0x7f800000 : finite));
 }
 
 inline uint16_t bf16_bits(float value) {

@@ -1,10 +1,23 @@
 //! The GPU backend.
 //!
 //! A launch is a value: [`plan`] says what would run (kernels, grids, shared memory, parameters, workspaces) without a
-//! GPU, so that it can be printed and tested anywhere, and is compiled with every set of features.
+//! GPU, so that it can be printed and tested anywhere, and is compiled with every set of features. With the feature
+//! `gpu` a `Device` runs plans; the driver is opened at run time, so that one binary works with and without a GPU.
+//! [`info`] says what there is.
 
+#[cfg(feature = "gpu")]
+mod driver;
+mod info;
+#[cfg(feature = "gpu")]
+mod launch;
+#[cfg(feature = "gpu")]
+mod module;
 pub mod params;
 pub mod plan;
+
+pub use info::{DeviceInfo, Info, info};
+#[cfg(feature = "gpu")]
+pub use launch::{Arguments, Device};
 
 use params::Type;
 

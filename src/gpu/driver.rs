@@ -1,0 +1,67 @@
+//! The driver: whether it is there, and what devices it has.
+
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::{CudaContext, DriverError};
+
+use super::info::DeviceInfo;
+use super::plan::DeviceFacts;
+
+/// Opens the driver, once, and gives the newest CUDA that it supports. To be called before anything else of the
+/// driver: a library that is missing makes the bindings panic.
+pub fn open() -> Result<(u32, u32), String> {
+    static OPENED: OnceLock<Result<(u32, u32), String>> = OnceLock::new();
+    OPENED.get_or_init(|| find_library().and_then(|()| version())).clone()
+}
+
+fn find_library() -> Result<(), String> {
+    let names = if cfg!(windows) { ["nvcuda.dll", "nvcuda"] } else { ["libcuda.so.1", "libcuda.so"] };
+    // SAFETY: these names are the CUDA driver's, whose initialisers and finalisers any program may run.
+    let found = names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok());
+    if found { Ok(()) } else { Err(format!("no CUDA driver ({}) on this machine", names[0])) }
+}
+
+fn version() -> Result<(u32, u32), String> {
+    let mut version = 0;
+    // SAFETY: the function writes an int to the address, which is that of a live local; it needs no initialisation.
+    let status = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    status.result().map_err(|error| format!("the CUDA driver does not answer: {}", describe(error)))?;
+    let version = version.unsigned_abs();
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// All devices of an open driver.
+pub fn devices() -> Result<Vec<DeviceInfo>, String> {
+    let ask = || -> Result<Vec<DeviceInfo>, DriverError> {
+        let count = CudaContext::device_count()?;
+        (0..count).map(|ordinal| CudaContext::new(ordinal as usize).and_then(|context| device(&context))).collect()
+    };
+    ask().map_err(|error| format!("the CUDA driver has no usable device: {}", describe(error)))
+}
+
+fn device(context: &CudaContext) -> Result<DeviceInfo, DriverError> {
+    Ok(DeviceInfo { name: context.name()?, facts: facts(context)?, memory: context.total_mem()?, unused: None })
+}
+
+/// What plans depend on.
+pub fn facts(context: &CudaContext) -> Result<DeviceFacts, DriverError> {
+    let attribute = |attribute| context.attribute(attribute).map(i32::unsigned_abs);
+    Ok(DeviceFacts {
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        compute_capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+    })
+}
+
+/// Name and meaning of a driver's error.
+pub fn describe(error: DriverError) -> String {
+    let text = |text: Result<&std::ffi::CStr, _>| text.map(|text| text.to_string_lossy().into_owned());
+    match (text(error.error_name()), text(error.error_string())) {
+        (Ok(name), Ok(meaning)) => format!("{name}, {meaning}"),
+        _ => format!("{:?}", error.0),
+    }
+}

@@ -1,0 +1,90 @@
+use std::fmt;
+
+use super::plan::DeviceFacts;
+
+/// What this build can run on, and what this machine has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Info {
+    /// What the kernels were compiled for: `sm_…` for a processor, `compute_…` for any later one.
+    pub architectures: Vec<&'static str>,
+    /// Number of kernels in this build.
+    pub kernels: usize,
+    /// The newest CUDA that the driver supports, major and minor.
+    pub driver: Option<(u32, u32)>,
+    /// In the driver's order.
+    pub devices: Vec<DeviceInfo>,
+    /// Why no GPU is used at all.
+    pub unused: Option<String>,
+}
+
+/// A GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// As the driver calls it.
+    pub name: String,
+    /// What plans depend on.
+    pub facts: DeviceFacts,
+    /// Memory in bytes.
+    pub memory: usize,
+    /// Why it cannot be used.
+    pub unused: Option<String>,
+}
+
+/// Looks for GPUs. Never fails: what is missing is said in [`Info::unused`].
+#[cfg(not(feature = "gpu"))]
+pub fn info() -> Info {
+    let unused = Some("this build is without the feature `gpu`".into());
+    Info { unused, ..Info::default() }
+}
+
+/// Looks for GPUs. Never fails: what is missing is said in [`Info::unused`].
+#[cfg(feature = "gpu")]
+pub fn info() -> Info {
+    use super::{driver, module};
+
+    let (architectures, kernels) = module::built();
+    let mut info = Info { architectures: architectures.to_vec(), kernels, ..Info::default() };
+    if architectures.is_empty() {
+        info.unused = Some("this build is without kernels (ATTN_KERNELS_STUB)".into());
+    }
+    match driver::open() {
+        Ok(version) => {
+            info.driver = Some(version);
+            match driver::devices() {
+                Ok(devices) => info.devices = devices,
+                Err(why) => info.unused = info.unused.or(Some(why)),
+            }
+        }
+        Err(why) => info.unused = info.unused.or(Some(why)),
+    }
+    for device in &mut info.devices {
+        device.unused = module::unsupported(architectures, device.facts.compute_capability);
+    }
+    if info.unused.is_none() && info.devices.iter().all(|device| device.unused.is_some()) {
+        let first = info.devices.iter().find_map(|device| device.unused.clone());
+        info.unused = Some(first.unwrap_or("the driver has no device".into()));
+    }
+    info
+}
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} kernels for {}", self.kernels, self.architectures.join(", "))?;
+        if let Some((major, minor)) = self.driver {
+            writeln!(f, "driver for CUDA {major}.{minor}")?;
+        }
+        for (ordinal, device) in self.devices.iter().enumerate() {
+            let DeviceFacts { multiprocessors, shared_bytes_per_block, compute_capability: (major, minor) } =
+                device.facts;
+            let gib = device.memory as f64 / f64::from(1 << 30);
+            let shared_kib = shared_bytes_per_block / 1024;
+            write!(f, "GPU {ordinal}: {}, compute capability {major}.{minor}, ", device.name)?;
+            write!(f, "{multiprocessors} multiprocessors with {shared_kib} KiB, {gib:.1} GiB")?;
+            let unused = device.unused.as_ref().map_or(String::new(), |why| format!(", not used: {why}"));
+            writeln!(f, "{unused}")?;
+        }
+        self.unused.as_ref().map_or(Ok(()), |why| writeln!(f, "no GPU is used: {why}"))
+    }
+}

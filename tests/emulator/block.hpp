@@ -1,0 +1,91 @@
+// The running block: its threads, what they wait for, and the scheduler.
+#pragma once
+
+#include <deque>
+#include <vector>
+
+#include "emulator.hpp"
+#include "fiber.hpp"
+
+namespace attn::emulator {
+
+// A cp.async that the thread has not waited for.
+struct Copy {
+    char* shared;
+    const char* global;  // null: absent
+    uint32_t group;
+    bool done;
+    const void* line;
+};
+
+struct Thread {
+    Fiber fiber;
+    Operation at;
+    const uint32_t* generation;  // resumed when it differs from `seen`; null: at once
+    uint32_t seen;
+    std::vector<Copy> copies;
+    uint32_t groups;  // committed
+
+    Thread(int index, void (*entry)()) : fiber(index, entry) {}
+    bool ready() const { return !generation || *generation != seen; }
+};
+
+// What a lane brings to a collective; results are written through its pointers.
+struct Operands {
+    void* result;
+    const void* a;
+    const void* b;
+    int source;
+};
+
+// What the race checker knows a barrier by: two in turn, since a thread that is early at the next barrier must not be
+// ordered before one that is late at this.
+struct Tags {
+    uint64_t of[2];
+};
+
+// Rendezvous of the 32 lanes of a warp.
+struct Warp {
+    Operation operation;
+    int arrived;
+    uint32_t generation;
+    Operands posted[32];
+    Tags tags;
+};
+
+struct Barrier {
+    int expected, arrived;
+    uint32_t generation;
+    Tags tags;
+};
+
+struct Block {
+    std::deque<Thread> threads;
+    const int* order;  // of the 32 threads of the warp that runs
+    int turn;          // the running thread's place in it
+    std::vector<Warp> warps;
+    Barrier barriers[16];
+    size_t shared_bytes;
+    bool copies_are_early;
+
+    Thread& current() { return threads[here.thread]; }
+};
+extern Block block;
+
+const char* name_of(Operation operation);
+
+struct Launch {
+    const Kernel* kernel;
+    uint32_t grid[3];
+    uint32_t shared_bytes;
+    const void* params;
+};
+
+// Every kernel of the program, by name.
+const std::vector<const Kernel*>& kernels();
+void run(const Launch& launch, uint32_t seed);
+
+// Suspends the running thread until the generation changes.
+void wait(Operation at, const uint32_t& generation);
+
+}  // namespace attn::emulator

@@ -1,0 +1,10 @@
+// Checks of the emulator itself.
+#pragma once
+
+namespace attn::emulator {
+
+// The number of checks that failed, after printing each.
+int check_primitives();
+int check_faults();
+
+}  // namespace attn::emulator

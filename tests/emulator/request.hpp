@@ -1,0 +1,40 @@
+// A request of the runner, as README.md lays it out.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "block.hpp"
+
+namespace attn::emulator {
+
+struct Buffer {
+    uint64_t bytes;
+    bool output;
+    std::vector<char> contents;  // empty: poisoned
+};
+
+struct Pointer {
+    uint32_t offset, buffer;
+    uint64_t buffer_offset;
+};
+
+struct RequestedLaunch {
+    const Kernel* kernel;
+    uint32_t grid[3];
+    uint32_t shared_bytes;
+    std::vector<char> params;
+    std::vector<Pointer> pointers;
+};
+
+struct Request {
+    std::vector<uint32_t> seeds;
+    std::vector<Buffer> buffers;
+    std::vector<RequestedLaunch> launches;
+};
+
+Request read_request(const std::string& path);
+// Runs every seed and writes the outputs.
+void answer(const Request& request, const std::string& response_path);
+
+}  // namespace attn::emulator

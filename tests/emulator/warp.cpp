@@ -1,0 +1,142 @@
+// Collectives of a warp: every lane posts its operands, the last to come computes the results of all.
+#include <cstring>
+
+#include "block.hpp"
+#include "ptx/element.cuh"
+
+namespace attn::emulator {
+
+template <class Complete>
+static void rendezvous(Operation operation, const Operands& operands, Complete complete) {
+    Warp& warp = block.warps[here.thread / 32];
+    if (warp.arrived && warp.operation != operation) {
+        fail("divergence: at %s, while %d lanes of the warp are at %s", name_of(operation), warp.arrived,
+             name_of(warp.operation));
+    }
+    warp.operation = operation;
+    warp.posted[here.thread % 32] = operands;
+    if (++warp.arrived < 32) {
+        wait(operation, warp.generation);
+    } else {
+        warp.arrived = 0;
+        complete(warp.posted);
+        ++warp.generation;
+    }
+}
+
+void warp_barrier() {
+    Warp& warp = block.warps[here.thread / 32];
+    const uint64_t* tag = &warp.tags.of[warp.generation % 2];
+    release(tag);
+    rendezvous(Operation::warp_sync, {}, [](Operands*) {});
+    acquire(tag);
+}
+
+uint64_t shuffle(uint64_t bits, int source_lane) {
+    uint64_t result;
+    rendezvous(Operation::shuffle, {&result, &bits, nullptr, source_lane}, [](Operands* lanes) {
+        for (int i = 0; i < 32; ++i) memcpy(lanes[i].result, lanes[lanes[i].source].a, sizeof(uint64_t));
+    });
+    return result;
+}
+
+// A tile of 16-bit elements in registers of two: register i of lane l holds row l/4, columns 2(l%4) + {0, 1} of an 8×8.
+static void load_matrices(Operands* lanes, int matrices, bool transpose) {
+    for (int i = 0; i < matrices; ++i) {
+        uint16_t tile[8][8], transposed[8][8];
+        for (int row = 0; row < 8; ++row) memcpy(tile[row], lanes[8 * i + row].a, 16);
+        for (int row = 0; transpose && row < 8; ++row) {
+            for (int column = 0; column < 8; ++column) transposed[column][row] = tile[row][column];
+        }
+        const char* source = reinterpret_cast<const char*>(transpose ? transposed : tile);
+        for (int lane = 0; lane < 32; ++lane) memcpy(static_cast<char*>(lanes[lane].result) + 4 * i, source + 4 * lane, 4);
+    }
+}
+
+void ldmatrix(uint32_t* registers, const void* row, int matrices, bool transpose) {
+    if (here.thread % 32 < 8 * matrices) {
+        check_aligned(row, 16, "ldmatrix");
+        ptrdiff_t offset = static_cast<const char*>(row) - here.shared;
+        if (offset < 0 || size_t(offset) + 16 > block.shared_bytes) {
+            fail("ldmatrix: byte %td of %zu of shared memory", offset, block.shared_bytes);
+        }
+        note_read(row, __builtin_return_address(0));
+    }
+    Operation operation = Operation(int(Operation::ldmatrix_x2) + (matrices == 4 ? 2 : 0) + (transpose ? 1 : 0));
+    rendezvous(operation, {registers, row, nullptr, 0},
+               [=](Operands* lanes) { load_matrices(lanes, matrices, transpose); });
+}
+
+using Row = float __attribute__((vector_size(32)));
+
+// Products are exact in float (operands have at most 11 significant bits); sums are rounded once for each k. A tensor core
+// rounds its sums otherwise: agreement is to a few units in the last place of the largest summand.
+template <int depth>
+static void multiply(Operands* lanes, const float (&a)[depth][16], const Row (&b)[depth]) {
+    Row d[16];
+    auto accumulators = [&](int lane) { return static_cast<float*>(lanes[lane].result); };
+    auto block = [&](int lane, int i) { return reinterpret_cast<float*>(d + lane / 4 + 8 * i) + lane % 4 * 2; };
+    for (int lane = 0; lane < 32; ++lane) {
+        for (int i = 0; i < 2; ++i) memcpy(block(lane, i), accumulators(lane) + 2 * i, 8);
+    }
+    for (int k = 0; k < depth; ++k) {
+        for (int row = 0; row < 16; ++row) d[row] += a[k][row] * b[k];
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        for (int i = 0; i < 2; ++i) memcpy(accumulators(lane) + 2 * i, block(lane, i), 8);
+    }
+}
+
+template <class E>
+static void multiply_16_bit(Operands* lanes) {
+    E a[16][16], b[16][8];  // [k][row], [k][column]
+    for (int lane = 0; lane < 32; ++lane) {
+        int group = lane / 4, pair = lane % 4 * 2;
+        const E* registers_a = static_cast<const E*>(lanes[lane].a);
+        const E* registers_b = static_cast<const E*>(lanes[lane].b);
+        for (int i = 0; i < 8; ++i) a[pair + i / 4 * 8 + i % 2][group + i / 2 % 2 * 8] = registers_a[i];
+        for (int i = 0; i < 4; ++i) b[pair + i / 2 * 8 + i % 2][group] = registers_b[i];
+    }
+    float floats_a[16][16];
+    Row floats_b[16];
+    for (int k = 0; k < 16; ++k) {
+        for (int row = 0; row < 16; ++row) floats_a[k][row] = ptx::to_float(a[k][row]);
+        for (int column = 0; column < 8; ++column) floats_b[k][column] = ptx::to_float(b[k][column]);
+    }
+    multiply(lanes, floats_a, floats_b);
+}
+
+static void multiply_tf32(Operands* lanes) {
+    float a[8][16];
+    Row b[8];
+    auto operand = [](const void* registers, int i) {
+        return ptx::bit_cast<float>(static_cast<const uint32_t*>(registers)[i] & 0xffffe000);
+    };
+    for (int lane = 0; lane < 32; ++lane) {
+        int group = lane / 4, in_group = lane % 4;
+        for (int i = 0; i < 4; ++i) a[in_group + i / 2 * 4][group + i % 2 * 8] = operand(lanes[lane].a, i);
+        for (int i = 0; i < 2; ++i) b[in_group + i * 4][group] = operand(lanes[lane].b, i);
+    }
+    multiply(lanes, a, b);
+}
+
+static void multiply_f64(Operands* lanes) {
+    for (int lane = 0; lane < 32; ++lane) {
+        double* d = static_cast<double*>(lanes[lane].result);
+        for (int k = 0; k < 4; ++k) {
+            double a = *static_cast<const double*>(lanes[lane / 4 * 4 + k].a);
+            for (int i = 0; i < 2; ++i) d[i] += a * *static_cast<const double*>(lanes[(lane % 4 * 2 + i) * 4 + k].b);
+        }
+    }
+}
+
+void mma(Operation kind, void* d, const void* a, const void* b) {
+    rendezvous(kind, {d, a, b, 0}, [=](Operands* lanes) {
+        if (kind == Operation::mma_f16) multiply_16_bit<ptx::f16>(lanes);
+        if (kind == Operation::mma_bf16) multiply_16_bit<ptx::bf16>(lanes);
+        if (kind == Operation::mma_tf32) multiply_tf32(lanes);
+        if (kind == Operation::mma_f64) multiply_f64(lanes);
+    });
+}
+
+}  // namespace attn::emulator
