@@ -18,26 +18,6 @@
 
 namespace attn::quadratic {
 
-// The part of the key tiles that a block walks: those that one of its rows sees, divided among `splits`.
-struct KeyTiles {
-    int64_t first, end;
-    // Keys that all rows see, if all rows are there.
-    Range common;
-
-    template <class Params>
-    DEVICE static KeyTiles of(const Params& params, int64_t first_row, int rows, int keys, int64_t part) {
-        int64_t last_row = ptx::min(first_row + rows, params.queries) - 1;
-        Range upper = params.visible_keys(first_row), lower = params.visible_keys(last_row);
-        int64_t first = upper.low / keys, count = (lower.high + keys - 1) / keys - first;
-        count = ptx::max(count, int64_t(0));
-        bool is_full = first_row + rows <= params.queries;
-        return {first + count * part / params.splits, first + count * (part + 1) / params.splits,
-                is_full ? Range{lower.low, upper.high} : Range{0, 0}};
-    }
-
-    DEVICE bool is_whole(int64_t key, int keys) const { return key >= common.low && key + keys <= common.high; }
-};
-
 // Fills stages in the order of the steps: for each key tile the panels of k, then the tile of v.
 template <class Config>
 struct ForwardLoad {
@@ -126,7 +106,8 @@ DEVICE void forward(const typename Config::Params& params) {
     using Number = typename Tiles<Math>::Number;
     auto block = RowBlock::of(ptx::block_x(), params.heads, params.queries, Config::kRows);
     int64_t key_head = block.head / params.group();
-    auto tiles = KeyTiles::of(params, block.first, Config::kRows, Config::kOthers, ptx::block_z());
+    auto tiles = OtherTiles::of_queries(params, block.first, Config::kRows, Config::kOthers);
+    tiles = tiles.part(ptx::block_z(), params.splits);
     auto q = query_rows(params, block.batch, block.head);
     int panels = Config::panels(params.width);
 

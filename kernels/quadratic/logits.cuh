@@ -40,6 +40,37 @@ struct KeysByQueries {
     }
 };
 
+// The tiles of `size` columns that some row of a block sees, and the columns that all its rows see.
+struct OtherTiles {
+    int64_t first, end;
+    // Empty if a row is missing.
+    Range common;
+
+    // Of what the first and the last row see.
+    DEVICE static OtherTiles of(const Range& upper, const Range& lower, bool is_full, int size) {
+        int64_t first = upper.low / size, end = (lower.high + size - 1) / size;
+        return {first, ptx::max(first, end), is_full ? Range{lower.low, upper.high} : Range{0, 0}};
+    }
+
+    template <class Params>
+    DEVICE static OtherTiles of_queries(const Params& params, int64_t first, int rows, int size) {
+        int64_t last = ptx::min(first + rows, params.queries) - 1;
+        return of(params.visible_keys(first), params.visible_keys(last), first + rows <= params.queries, size);
+    }
+
+    template <class Params>
+    DEVICE static OtherTiles of_keys(const Params& params, int64_t first, int rows, int size) {
+        int64_t last = ptx::min(first + rows, params.keys) - 1;
+        return of(params.seeing_queries(first), params.seeing_queries(last), first + rows <= params.keys, size);
+    }
+
+    DEVICE OtherTiles part(int64_t index, int64_t parts) const {
+        return {first + (end - first) * index / parts, first + (end - first) * (index + 1) / parts, common};
+    }
+
+    DEVICE bool is_whole(int64_t column, int size) const { return column >= common.low && column + size <= common.high; }
+};
+
 // The visible columns of each row of a warp.
 template <int M>
 struct Bounds {
@@ -129,6 +160,34 @@ struct Logits {
             x = is_visible ? finished(x, place.query(row + r, column), place.key(row + r, column)) : -infinity<Real>();
         });
         return Real(1);
+    }
+
+    // Turns products and gradients of weights into weights, or into gradients of logits if the `weights` are not
+    // wanted, and into gradients of the products up to the scale. values(m, i, column): statistic and δ of the query.
+    template <class Place, class Weight, class Values>
+    DEVICE void gradients(typename Config::Scores& scores, typename Config::Scores& d_scores, const Place& place,
+                          int row, bool whole, const Weight& weight, Values values, bool weights) const {
+        if (whole && are_plain()) {
+            scores.with_indexed(d_scores, [&](int m, int i, int, int column, Real& x, Real& d) {
+                auto [statistic, delta] = values(m, i, column);
+                auto result = weight.gradient(x, factor(), d, statistic, delta);
+                x = weights ? result.weight : result.d_score, d = result.d_score;
+            });
+            return;
+        }
+        auto bounds = Bounds<Config::kBlocks>::of(place, row, Config::kOthers, whole);
+        scores.with_indexed(d_scores, [&](int m, int i, int r, int column, Real& x, Real& d) {
+            auto [statistic, delta] = values(m, i, column);
+            Real squashed_x = cap == Real(0) ? Real(0) : squashed(x);
+            Real logit = cap == Real(0) ? x * scale : cap * squashed_x;
+            bool is_visible = bounds.contains(m, i, column);
+            if (is_visible) logit = finished(logit, place.query(row + r, column), place.key(row + r, column));
+            is_visible = is_visible && logit != -infinity<Real>();
+            auto result = weight.gradient(logit, Real(1), d, statistic, delta);
+            Real d_logit = is_visible ? result.d_score : Real(0);
+            x = !weights ? d_logit : is_visible ? result.weight : Real(0);
+            d = d_logit * (Real(1) - squashed_x * squashed_x);
+        });
     }
 };
 

@@ -51,17 +51,22 @@ struct QuadraticParams {
     Element* d_k;
     Element* d_v;
     Element* d_bias;
-    // Workspaces: sums [splits, B, H, N, E] and their maxima and sums of weights [splits, B, H, N, 2]; [B, H, N];
-    // gradients of the bias of each block of queries [B·H·blocks, bias_span].
+    // Workspaces: sums [splits, B, H, N, E]; their maxima and sums of weights [splits, B, H, N, 2]; [B, H, N].
     Real* partial_sums;
     Real* partial_weights;
     RowFactors<Real>* factors;
+    // Gradients of the bias from each block of queries of a launch [blocks, bias_span], the distance that its first one
+    // belongs to, and their sums over the launches so far [heads of the bias, 2R + 1].
     Real* partial_bias;
+    int64_t* first_distance;
+    Real* bias_sums;
     // In elements.
     tile::Strides q_strides, k_strides, v_strides, out_strides, d_out_strides, statistic_strides, d_statistic_strides;
     int64_t key_mask_stride, bias_stride;
     int64_t batch, heads, key_heads, queries, keys;
     int64_t bias_radius, bias_span;
+    // Blocks of queries that this launch is about.
+    int64_t first_block, blocks;
     Mask mask;
     double scale;
     // 0: none
@@ -75,7 +80,7 @@ struct QuadraticParams {
     int32_t splits, has_partial_sums;
     // Whether the block's own rows stay in shared memory; 1 or 2 stages for the others.
     int32_t is_resident, stages;
-    int32_t reserved;
+    int32_t bias_heads;
 
     DEVICE int64_t offset() const { return keys - queries; }
     DEVICE int64_t group() const { return heads / key_heads; }

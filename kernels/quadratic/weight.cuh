@@ -19,6 +19,12 @@ struct Weighted {
     Real weight, d_score;
 };
 
+// What the backward pass knows of a query row.
+template <class Real>
+struct RowPair {
+    Real statistic, delta;
+};
+
 // Powers of 2 below the largest logit so far. `maximum` and `sum` are of the rows; sums are of this lane's columns until
 // they are finished.
 struct Softmax {

@@ -101,6 +101,21 @@ struct Accumulator {
         }
     }
 
+    // f(m, i, row, column, value&, other's value&)
+    template <class F>
+    DEVICE void with_indexed(Accumulator& other, F f) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    f(m, i, 16 * m + block_row(i), 8 * n + block_column(i), value[m][n][i], other.value[m][n][i]);
+                }
+            }
+        }
+    }
+
     // f(value&, row's value) for each number.
     template <class F>
     DEVICE void with_rows(const RowValues<Real, M>& rows, F f) {
