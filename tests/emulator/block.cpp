@@ -27,6 +27,13 @@ Block block;
 static const Launch* running;
 static uint32_t started, finished;  // what the race checker knows the start and the end of a block by
 
+// For the race checker the blocks of a launch are not ordered: each has its own memory and other threads than the last.
+#ifdef ATTN_THREAD_SANITIZER
+static constexpr bool separate_blocks = true;
+#else
+static constexpr bool separate_blocks = false;
+#endif
+
 static Fiber& scheduler() {
     static Fiber fiber;
     return fiber;
@@ -72,7 +79,7 @@ const char* name_of(Operation operation) { return operation_names[int(operation)
 static Thread* next_ready() {
     for (int i = 1; i <= 32; ++i) {
         int turn = (block.turn + i) % 32;
-        Thread& thread = block.threads[block.order[turn]];
+        Thread& thread = *block.threads[block.order[turn]];
         if (thread.ready()) {
             block.turn = turn;
             here.thread = block.order[turn];
@@ -134,7 +141,7 @@ static std::string tally(int first, int count) {
     std::string text;
     for (int operation = 0; operation <= int(Operation::exit); ++operation) {
         int waiting = 0;
-        for (int i = first; i < first + count; ++i) waiting += int(block.threads[i].at) == operation;
+        for (int i = first; i < first + count; ++i) waiting += int(block.threads[i]->at) == operation;
         if (waiting) text += (text.empty() ? "" : ", ") + std::to_string(waiting) + " at " + operation_names[operation];
     }
     return text;
@@ -142,7 +149,7 @@ static std::string tally(int first, int count) {
 
 static void require_exit() {
     for (int i = 0; i < here.threads; ++i) {
-        if (block.threads[i].at != Operation::exit) {
+        if (block.threads[i]->at != Operation::exit) {
             here.thread = -1;
             fail("deadlock: %s", tally(0, here.threads).c_str());
         }
@@ -153,7 +160,7 @@ static void run_block(const std::vector<int>& order) {
     for (Barrier& barrier : block.barriers) barrier = {};
     for (Warp& warp : block.warps) warp = {};
     for (int i = 0; i < here.threads; ++i) {
-        Thread& thread = block.threads[i];
+        Thread& thread = *block.threads[i];
         thread.fiber.rewind();
         thread.generation = nullptr;
         thread.groups = 0;
@@ -163,7 +170,6 @@ static void run_block(const std::vector<int>& order) {
         progress = false;
         for (int first = 0; first < here.threads; first += 32) progress |= run_warp(&order[first]);
     }
-    acquire(&finished);
     require_exit();
 }
 
@@ -192,33 +198,42 @@ static void check(const Launch& launch) {
     if (here.threads % 32 || here.threads > 1024) fail("%d threads are not whole warps up to 1024", here.threads);
 }
 
+static void choose_threads(size_t turn) {
+    size_t first = separate_blocks && turn % 2 ? 1024 : 0;
+    while (block.fibers.size() < first + size_t(here.threads)) {
+        block.fibers.emplace_back(int(block.fibers.size() % 1024), thread_main);
+    }
+    block.threads.resize(here.threads);
+    for (int i = 0; i < here.threads; ++i) block.threads[i] = &block.fibers[first + i];
+}
+
 void run(const Launch& launch, uint32_t seed) {
     running = &launch;
     here.threads = launch.kernel->threads;
     std::copy(launch.grid, launch.grid + 3, here.blocks);
     check(launch);
-    while (int(block.threads.size()) < here.threads) {
-        block.threads.emplace_back(int(block.threads.size()), thread_main);
-    }
     block.warps.resize(here.threads / 32);
     block.shared_bytes = launch.shared_bytes;
     block.copies_are_early = seed % 2;
-    Guarded shared(launch.shared_bytes);
-    here.shared = shared.data();
 
     std::vector<int> order = thread_order(here.threads, seed);
     std::vector<uint64_t> blocks(uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2]);
     std::iota(blocks.begin(), blocks.end(), 0);
     if (seed) std::shuffle(blocks.begin(), blocks.end(), std::mt19937(seed));
-    for (uint64_t index : blocks) {
-        here.block[0] = uint32_t(index % launch.grid[0]);
-        here.block[1] = uint32_t(index / launch.grid[0] % launch.grid[1]);
-        here.block[2] = uint32_t(index / launch.grid[0] / launch.grid[1]);
-        shared.poison();
+    std::deque<Guarded> shared;
+    for (size_t turn = 0; turn < blocks.size(); ++turn) {
+        here.block[0] = uint32_t(blocks[turn] % launch.grid[0]);
+        here.block[1] = uint32_t(blocks[turn] / launch.grid[0] % launch.grid[1]);
+        here.block[2] = uint32_t(blocks[turn] / launch.grid[0] / launch.grid[1]);
+        if (shared.empty() || separate_blocks) shared.emplace_back(launch.shared_bytes);
+        shared.back().poison();
+        here.shared = shared.back().data();
+        choose_threads(turn);
         run_block(order);
         here.thread = -1;
-        if (shared.overrun()) fail("writes outside its %u bytes of shared memory", launch.shared_bytes);
+        if (shared.back().overrun()) fail("writes outside its %u bytes of shared memory", launch.shared_bytes);
     }
+    acquire(&finished);
     running = nullptr;
 }
 

@@ -60,7 +60,8 @@ struct Barrier {
 };
 
 struct Block {
-    std::deque<Thread> threads;
+    std::deque<Thread> fibers;
+    std::vector<Thread*> threads;
     const int* order;  // of the 32 threads of the warp that runs
     int turn;          // the running thread's place in it
     std::vector<Warp> warps;
@@ -68,7 +69,7 @@ struct Block {
     size_t shared_bytes;
     bool copies_are_early;
 
-    Thread& current() { return threads[here.thread]; }
+    Thread& current() { return *threads[here.thread]; }
 };
 extern Block block;
 
