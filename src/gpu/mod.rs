@@ -14,6 +14,7 @@ mod launch;
 mod module;
 pub mod params;
 pub mod plan;
+pub mod quadratic;
 
 pub use info::{DeviceInfo, Info, info};
 #[cfg(feature = "gpu")]
@@ -23,5 +24,5 @@ use params::Type;
 
 /// The parameter structs of all kernels, for tests that compare them with their twins on the device.
 pub fn parameters() -> Vec<Type> {
-    Vec::new()
+    quadratic::parameters()
 }
