@@ -8,24 +8,21 @@ use crate::common::emulator::{self, SEEDS, Sanitizer, Tensor};
 use crate::common::instances;
 
 attn_kernels::kernel_params! {
-    /// Of the kernels in tests/emulator/faults.cu.
-    struct FaultParams {
+    /// Of the kernels in kernels/primitives.
+    struct PrimitiveParams {
         input: Pointer,
         output: Pointer,
-        count: i64,
     }
 }
 
-/// A plan of one of these kernels.
-fn plan(kernel: &str) -> Plan {
+/// 128 words from the input to a workspace, and from there to the output.
+fn plan(kernel: &str, input: Option<Argument>) -> Plan {
     let mut plan = Plan::default();
-    let params = FaultParams { input: Argument::Q.into(), output: Argument::Out.into(), count: 1 };
-    plan.launch(kernel, [1; 3], 128, 0, &params);
+    let between = plan.workspace(512).into();
+    plan.launch(kernel, [1; 3], 128, 0, &PrimitiveParams { input: input.into(), output: between });
+    let output = Argument::Out.into();
+    plan.launch("primitive_vector_4", [1; 3], 128, 0, &PrimitiveParams { input: between, output });
     plan
-}
-
-fn tensors() -> [Tensor; 2] {
-    [Tensor::input(Argument::Q, vec![0; 512], 0), Tensor::output(Argument::Out, 512)]
 }
 
 #[test]
@@ -34,16 +31,21 @@ fn plans_run() {
         return emulator::skip("the emulator's executor");
     }
     let emulator = emulator::get(Sanitizer::None).unwrap();
-    let run = |kernel| emulator.run(&plan(kernel), &tensors(), &SEEDS);
-    let ones = 1f32.to_le_bytes().repeat(128);
-    assert_eq!(run("measure_nothing").unwrap()[&Argument::Out], ones);
-    let error = run("no_such_kernel").unwrap_err();
-    assert!(error.contains("no_such_kernel") && error.contains("exit status"), "{error}");
-    // The next request has a new process.
-    assert_eq!(run("measure_nothing").unwrap()[&Argument::Out], ones);
+    let content: Vec<u8> = (0..516usize).map(|i| (i / 3) as u8).collect();
+    let tensors = [Tensor::input(Argument::Q, content.clone(), 4), Tensor::output(Argument::Out, 512)];
+    let run = |kernel, input| emulator.run(&plan(kernel, input), &tensors, &SEEDS);
+    let copy = || run("primitive_vector_4", Some(Argument::Q)).unwrap()[&Argument::Out].clone();
+    assert_eq!(copy(), content[4..]);
 
-    let missing = emulator.run(&plan("measure_nothing"), &tensors()[..1], &SEEDS).unwrap_err();
-    assert!(missing.starts_with("no tensor was given for Out of measure_nothing<<<"), "{missing}");
+    let error = run("no_such_kernel", Some(Argument::Q)).unwrap_err();
+    assert!(error.contains("no_such_kernel") && error.contains("exit status"), "{error}");
+    let error = run("primitive_vector_4", None).unwrap_err();
+    assert!(error.contains("primitive_vector_4") && error.contains("input: null"), "{error}");
+    // The next request has a new process.
+    assert_eq!(copy(), content[4..]);
+
+    let missing = emulator.run(&plan("primitive_vector_4", Some(Argument::Q)), &tensors[..1], &SEEDS).unwrap_err();
+    assert!(missing.starts_with("no tensor was given for Out of primitive_vector_4<<<"), "{missing}");
 }
 
 #[test]

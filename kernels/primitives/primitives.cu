@@ -181,7 +181,9 @@ DEVICE void multiply(const Params& params) {
 
 template <class E>
 struct Mma16Bit {
-    static DEVICE void run(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_m16n8k16(E{}, d, a, b); }
+    static DEVICE void run(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+        mma_m16n8k16(E{}, d, a, b);
+    }
 };
 
 struct MmaTf32 {
@@ -201,21 +203,23 @@ template <class T>
 DEVICE void elementary(const Params& params) {
     const T* values = input<T>(params) + 3 * index();
     T x = values[0], y = values[1], z = values[2];
-    T all[12] = {exp2(x), log2(x),  exp(x), log(x),    tanh(x),   sqrt(x),
-                 rsqrt(x), abs(x), x,      max(x, y), min(x, y), fma(x, y, z)};
+    T all[12] = {exp2(x),  log2(x), exp(x), log(x),    tanh(x),   sqrt(x),
+                 rsqrt(x), abs(x),  x,      max(x, y), min(x, y), fma(x, y, z)};
     for (int j = 0; j < 12; ++j) output<T>(params)[12 * index() + j] = all[j];
 }
 
 // N uint32[i] → the same, by load_vector and store_vector
 template <int N>
 DEVICE void move_vector(const Params& params) {
-    store_vector(output<uint32_t>(params) + N * index(), load_vector<uint32_t, N>(input<uint32_t>(params) + N * index()));
+    store_vector(output<uint32_t>(params) + N * index(),
+                 load_vector<uint32_t, N>(input<uint32_t>(params) + N * index()));
 }
 
 // N uint32[i] → the same, by load_constant and store_vector
 template <int N>
 DEVICE void move_constant(const Params& params) {
-    store_vector(output<uint32_t>(params) + N * index(), load_constant<uint32_t, N>(input<uint32_t>(params) + N * index()));
+    store_vector(output<uint32_t>(params) + N * index(),
+                 load_constant<uint32_t, N>(input<uint32_t>(params) + N * index()));
 }
 
 ATTN_KERNEL(primitive_from_float_f16, narrow<f16>, Params, 128)

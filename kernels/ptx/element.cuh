@@ -37,7 +37,9 @@ inline uint16_t f16_bits(float value) {
     if (value != value) return 0x7fff;
     if (magnitude >= 0x477ff000) return sign | 0x7c00;  // rounds to 65536 or more
     // Below 2^-14 the spacing is 2^-24, which is that of floats in [0.5, 1).
-    if (magnitude < 0x38800000) return sign | uint16_t(bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000);
+    if (magnitude < 0x38800000) {
+        return sign | uint16_t(bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000);
+    }
     return sign | uint16_t((magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 

@@ -14,16 +14,16 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace attn::emulator {
+namespace emulator {
 
 static const char* const operation_names[] = {
-    "shuffle",           "warp_sync", "ldmatrix_x2", "ldmatrix_x2_trans", "ldmatrix_x4",
-    "ldmatrix_x4_trans", "mma f16",   "mma bf16",    "mma tf32",          "mma f64",
-    "barrier_sync",      "exit",
+    "shuffle", "warp_sync", "ldmatrix_x2", "ldmatrix_x2_trans", "ldmatrix_x4",  "ldmatrix_x4_trans",
+    "mma f16", "mma bf16",  "mma tf32",    "mma f64",           "barrier_sync", "exit",
 };
 
 Here here;
 Block block;
+Counters counters;
 static const Launch* running;
 static uint32_t started, finished;  // what the race checker knows the start and the end of a block by
 
@@ -57,7 +57,8 @@ const std::vector<const Kernel*>& kernels() {
 
 void fail(const char* format, ...) {
     if (running) {
-        fprintf(stderr, "kernel %s, block (%u, %u, %u)", running->kernel->name, here.block[0], here.block[1], here.block[2]);
+        fprintf(stderr, "kernel %s, block (%u, %u, %u)", running->kernel->name, here.block[0], here.block[1],
+                here.block[2]);
         if (here.thread >= 0) fprintf(stderr, ", thread %d", here.thread);
         fputs(": ", stderr);
     }
@@ -192,7 +193,8 @@ static void check(const Launch& launch) {
     here.thread = -1;
     for (int axis = 0; axis < 3; ++axis) {
         uint32_t limit = axis == 0 ? 0x7fffffff : 65535;
-        if (launch.grid[axis] == 0 || launch.grid[axis] > limit) fail("a grid has 1 to %u blocks along axis %d", limit, axis);
+        if (launch.grid[axis] == 0 || launch.grid[axis] > limit)
+            fail("a grid has 1 to %u blocks along axis %d", limit, axis);
     }
     if (launch.shared_bytes > 227 << 10) fail("%u bytes of shared memory, a block has 232448", launch.shared_bytes);
     if (here.threads % 32 || here.threads > 1024) fail("%d threads are not whole warps up to 1024", here.threads);
@@ -209,6 +211,7 @@ static void choose_threads(size_t turn) {
 
 void run(const Launch& launch, uint32_t seed) {
     running = &launch;
+    counters = {};
     here.threads = launch.kernel->threads;
     std::copy(launch.grid, launch.grid + 3, here.blocks);
     check(launch);
@@ -237,4 +240,4 @@ void run(const Launch& launch, uint32_t seed) {
     running = nullptr;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -36,7 +36,7 @@ DEVICE void reversed_in_warp(const Params& params) {
     params.output[index()] = shared[31 - lane()];
 }
 
-// Shared memory used twice: without the barrier at the end of a step a fast warp overwrites what a slow one still reads.
+// Shared memory used again: without the barrier at a step's end a fast warp overwrites what a slow one still reads.
 template <bool has_barrier>
 DEVICE void reused(const Params& params) {
     float* shared = shared_memory<float>();

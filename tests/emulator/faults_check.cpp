@@ -12,7 +12,7 @@
 #include "checks.hpp"
 #include "guarded.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 #if defined(__SANITIZE_ADDRESS__)
 enum { plain, address, thread, build = address };
@@ -49,7 +49,9 @@ static const Fault faults[] = {
     {"fault_in_flight", nullptr, {"cp.async in flight", "cp.async in flight", "cp.async in flight"}},
     {"fault_copy_outside", nullptr, {"byte 2048 of 2048", "byte 2048 of 2048", "byte 2048 of 2048"}},
     {"fault_divergence", nullptr, {"divergence: at ", "divergence: at ", "divergence: at "}},
-    {"fault_deadlock", nullptr, {"96 at barrier_sync, 32 at exit", "96 at barrier_sync, 32 at exit", "96 at barrier_sync"}},
+    {"fault_deadlock",
+     nullptr,
+     {"96 at barrier_sync, 32 at exit", "96 at barrier_sync, 32 at exit", "96 at barrier_sync"}},
     {"fault_barrier_count", nullptr, {"others wait for", "others wait for", "others wait for"}},
     {"fault_shared_overrun", nullptr, {"outside its 2048 bytes", overrun, "outside its 2048 bytes"}},
     {"fault_global_overrun", nullptr, {"outside its output", overrun, "outside its output"}},
@@ -118,4 +120,4 @@ int check_faults() {
     return failed;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

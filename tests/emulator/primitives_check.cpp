@@ -10,7 +10,7 @@
 #include "checks.hpp"
 #include "guarded.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 static int checked, failed;
 static std::mt19937 random_bits(1);
@@ -31,8 +31,8 @@ static bool agree(T got, T wanted, Tolerance tolerance) {
 }
 
 template <class In, class Out>
-static void expect(const char* name, std::vector<uint32_t> grid, const std::vector<In>& input, const std::vector<Out>& wanted,
-                   uint32_t shared_bytes = 0, Tolerance tolerance = exact) {
+static void expect(const char* name, std::vector<uint32_t> grid, const std::vector<In>& input,
+                   const std::vector<Out>& wanted, uint32_t shared_bytes = 0, Tolerance tolerance = exact) {
     const std::vector<const Kernel*>& all = kernels();
     auto kernel = std::find_if(all.begin(), all.end(), [=](const Kernel* k) { return strcmp(k->name, name) == 0; });
     if (kernel == all.end()) fail("there is no kernel %s", name);
@@ -54,14 +54,17 @@ static void expect(const char* name, std::vector<uint32_t> grid, const std::vect
     failed += wrong != 0;
 }
 
-static std::vector<uint32_t> blocks(size_t elements, uint32_t threads = 128) { return {uint32_t(elements / threads), 1, 1}; }
+static std::vector<uint32_t> blocks(size_t elements, uint32_t threads = 128) {
+    return {uint32_t(elements / threads), 1, 1};
+}
 
 // A 16-bit format by its list of values: what bits 0, 1, 2, … mean, up to the first that is too large.
 struct Format {
     std::vector<double> values;
 
     Format(int exponent_bits, int fraction_bits) {
-        int bias = (1 << (exponent_bits - 1)) - 1, count = (1 << (exponent_bits + fraction_bits)) - (1 << fraction_bits);
+        int bias = (1 << (exponent_bits - 1)) - 1,
+            count = (1 << (exponent_bits + fraction_bits)) - (1 << fraction_bits);
         for (int bits = 0; bits <= count; ++bits) {
             int exponent = bits >> fraction_bits, fraction = bits & ((1 << fraction_bits) - 1);
             if (exponent) fraction += 1 << fraction_bits;
@@ -103,7 +106,8 @@ static std::vector<float> awkward_floats() {
     for (const Format& format : formats) {
         for (size_t i = 0; i + 1 < format.values.size(); i += 5) {
             float middle = float((format.values[i] + format.values[i + 1]) / 2);
-            for (float value : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) floats.push_back(value);
+            for (float value : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)})
+                floats.push_back(value);
             floats.push_back(-float(format.values[i]));
         }
     }
@@ -130,11 +134,13 @@ static void check_conversions() {
         expect(names[i][3], blocks(bits.size() / 2), bits, wide);
         if (names[i][4]) expect(names[i][4], blocks(bits.size()), bits, std::vector<double>(wide.begin(), wide.end()));
     }
-    expect("primitive_to_double_float", blocks(floats.size()), floats, std::vector<double>(floats.begin(), floats.end()));
+    expect("primitive_to_double_float", blocks(floats.size()), floats,
+           std::vector<double>(floats.begin(), floats.end()));
 
     std::vector<double> doubles(floats.begin(), floats.end());
     for (double& value : doubles) value *= 1 + 0x1p-30;
-    expect("primitive_from_double", blocks(doubles.size()), doubles, std::vector<float>(doubles.begin(), doubles.end()));
+    expect("primitive_from_double", blocks(doubles.size()), doubles,
+           std::vector<float>(doubles.begin(), doubles.end()));
 
     // Beyond the normal numbers the instruction's results are not promised.
     for (float value : floats) normal.push_back(std::isnormal(value) && std::abs(value) < 3e38f ? value : 1.5f);
@@ -162,7 +168,8 @@ static void check_barriers() {
     const struct {
         const char* name;
         int group;
-    } barriers[3] = {{"primitive_barrier_sync", 256}, {"primitive_barrier_sync_named", 128}, {"primitive_warp_sync", 32}};
+    } barriers[3] = {
+        {"primitive_barrier_sync", 256}, {"primitive_barrier_sync_named", 128}, {"primitive_warp_sync", 32}};
     for (const auto& barrier : barriers) {
         std::vector<int> wanted;
         for (int i = 0; i < 3 * 256; ++i) {
@@ -205,8 +212,9 @@ static void check_copies() {
     }
     expect("primitive_cp_async", {1, 1, 1}, input, wanted, 4096);
 
-    const char* names[2][3] = {{"primitive_vector_4", "primitive_vector_8", "primitive_vector_16"},
-                               {"primitive_load_constant_4", "primitive_load_constant_8", "primitive_load_constant_16"}};
+    const char* names[2][3] = {
+        {"primitive_vector_4", "primitive_vector_8", "primitive_vector_16"},
+        {"primitive_load_constant_4", "primitive_load_constant_8", "primitive_load_constant_16"}};
     for (int i = 0; i < 3; ++i) {
         for (auto& kind : names) expect(kind[i], blocks(input.size() >> i), input, input);
     }
@@ -238,7 +246,9 @@ struct Place {
     int row, column;
 };
 
-static Place place_a16(int lane, int i) { return {lane / 4 + (i % 4 < 2 ? 0 : 8), lane % 4 * 2 + i % 2 + (i < 4 ? 0 : 8)}; }
+static Place place_a16(int lane, int i) {
+    return {lane / 4 + (i % 4 < 2 ? 0 : 8), lane % 4 * 2 + i % 2 + (i < 4 ? 0 : 8)};
+}
 static Place place_b16(int lane, int i) { return {lane % 4 * 2 + i % 2 + (i < 2 ? 0 : 8), lane / 4}; }
 static Place place_a8(int lane, int i) { return {lane / 4 + (i % 2 == 0 ? 0 : 8), lane % 4 + (i < 2 ? 0 : 4)}; }
 static Place place_b8(int lane, int i) { return {lane % 4 + (i == 0 ? 0 : 4), lane / 4}; }
@@ -258,9 +268,12 @@ struct Product {
     int a[16][16], b[16][8], d[16][8];
 
     explicit Product(const Shape& shape) {
-        for (auto& row : a) for (int& value : row) value = below(17) - 8;
-        for (auto& row : b) for (int& value : row) value = below(17) - 8;
-        for (auto& row : d) for (int& value : row) value = below(201) - 100;
+        for (auto& row : a)
+            for (int& value : row) value = below(17) - 8;
+        for (auto& row : b)
+            for (int& value : row) value = below(17) - 8;
+        for (auto& row : d)
+            for (int& value : row) value = below(201) - 100;
         depth = shape.depth;
     }
 
@@ -320,15 +333,26 @@ static void check_products() {
 // `Exact` has more digits than T.
 template <class T, class Exact>
 static void check_math(const char* name, Tolerance tolerance) {
-    std::vector<T> input = {T(0), T(-0.0), T(1), T(INFINITY), T(2), T(-3), T(-INFINITY), T(1), T(1), T(1), T(NAN), T(0)};
+    std::vector<T> input = {T(0),         T(-0.0), T(1), T(INFINITY), T(2),   T(-3),
+                            T(-INFINITY), T(1),    T(1), T(1),        T(NAN), T(0)};
     while (input.size() < 3 * 1024) input.push_back(T(below(40001) - 20000) / T(below(1000) + 251));
     std::vector<T> wanted;
     for (size_t i = 0; i < input.size(); i += 3) {
         T a = input[i], b = input[i + 1];
         Exact x = a, y = b, z = input[i + 2];
         bool a_or_b = std::isnan(b) || a > b;
-        Exact all[12] = {std::exp2(x), std::log2(x),     std::exp(x), std::log(x), std::tanh(x),         std::sqrt(x),
-                         1 / std::sqrt(x), std::abs(x), x,           a_or_b ? x : y, a_or_b && !std::isnan(b) ? y : x, x * y + z};
+        Exact all[12] = {std::exp2(x),
+                         std::log2(x),
+                         std::exp(x),
+                         std::log(x),
+                         std::tanh(x),
+                         std::sqrt(x),
+                         1 / std::sqrt(x),
+                         std::abs(x),
+                         x,
+                         a_or_b ? x : y,
+                         a_or_b && !std::isnan(b) ? y : x,
+                         x * y + z};
         for (Exact value : all) wanted.push_back(T(value));
     }
     expect(name, blocks(1024), input, wanted, 0, tolerance);
@@ -351,4 +375,4 @@ int check_primitives() {
     return failed;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator
