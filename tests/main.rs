@@ -9,6 +9,7 @@ mod causality;
 mod common;
 mod differences;
 mod emulated;
+mod emulated_quadratic;
 mod favor;
 mod invariance;
 mod kernels;

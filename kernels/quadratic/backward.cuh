@@ -69,8 +69,10 @@ struct BackwardLoad {
             Number* second = pieces.take<Number>(Tiles<Math>::size(Config::kRows, e));
             resident_first = Tiles<Math>::tile(first, Config::kRows, d);
             resident_second = Tiles<Math>::tile(second, Config::kRows, e);
-            own.load_first(resident_first, first_row, Config::kRows, 0, Config::whole_inner(d));
-            own.load_second(resident_second, first_row, Config::kRows, 0, Config::whole_inner(e));
+            if (tiles.first < tiles.end) {
+                own.load_first(resident_first, first_row, Config::kRows, 0, Config::whole_inner(d));
+                own.load_second(resident_second, first_row, Config::kRows, 0, Config::whole_inner(e));
+            }
         }
         stages = pieces.take<Number>(params.stages * stage_size);
         values = pieces.take<Real>(params.stages * 2 * Config::kOthers);

@@ -116,7 +116,9 @@ DEVICE void forward(const typename Config::Params& params) {
     if (params.is_resident) {
         resident = Tiles<Math>::tile(pieces.take<Number>(Tiles<Math>::size(Config::kRows, params.width)), Config::kRows,
                                      params.width);
-        tile::load(resident, q, block.first, Config::kRows, Config::whole_inner(params.width), EveryRow{});
+        if (tiles.first < tiles.end) {
+            tile::load(resident, q, block.first, Config::kRows, Config::whole_inner(params.width), EveryRow{});
+        }
     }
     auto values = value_rows(params, block.batch, key_head).from_column(int(ptx::block_y()) * Config::kColumns);
     ForwardLoad<Config> load{q, key_rows(params, block.batch, key_head), values, {params.mask_of(block.batch)},

@@ -33,22 +33,22 @@ impl Backend for Cpu {
 }
 
 /// A case's inputs in memory.
-struct Operands {
-    dtype: DType,
-    q: Operand,
-    k: Operand,
-    v: Operand,
-    global: Option<[Operand; 2]>,
-    extras: Extras<Operand>,
-    omega: Option<Operand>,
+pub(super) struct Operands {
+    pub(super) dtype: DType,
+    pub(super) q: Operand,
+    pub(super) k: Operand,
+    pub(super) v: Operand,
+    pub(super) global: Option<[Operand; 2]>,
+    pub(super) extras: Extras<Operand>,
+    pub(super) omega: Option<Operand>,
     /// S, z, stabiliser.
-    state: Option<(Operand, Operand, Option<Operand>)>,
-    d_out: Operand,
-    d_lse: Option<Operand>,
+    pub(super) state: Option<(Operand, Operand, Option<Operand>)>,
+    pub(super) d_out: Operand,
+    pub(super) d_lse: Option<Operand>,
 }
 
 impl Operands {
-    fn new(case: &Case, data: &Data, dtype: DType) -> Self {
+    pub(super) fn new(case: &Case, data: &Data, dtype: DType) -> Self {
         let accumulator = dtype.accumulator();
         let of = |array: &Array, rank, dtype| Operand::new(array, rank, dtype, case.layout);
         let extras = &data.extras;
@@ -79,7 +79,7 @@ impl Operands {
         }
     }
 
-    fn extras(&self) -> Extras<View<'_>> {
+    pub(super) fn extras(&self) -> Extras<View<'_>> {
         let Extras { key_mask, bias, log_decay } = &self.extras;
         let [key_mask, bias, log_decay] = [key_mask, bias, log_decay].map(|x| x.as_ref().map(Operand::view));
         Extras { key_mask, bias, log_decay }
@@ -109,7 +109,7 @@ impl Operands {
         }
     }
 
-    fn quadratic(&self, data: &Data, problem: &Quadratic, pass: Pass, lse: bool) -> attn_kernels::Result<Results> {
+    pub(super) fn quadratic(&self, data: &Data, problem: &Quadratic, pass: Pass, lse: bool) -> attn_kernels::Result<Results> {
         let accumulator = self.dtype.accumulator();
         let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
         let Extras { key_mask, bias, .. } = self.extras();
@@ -149,7 +149,7 @@ impl Operands {
         Ok(results)
     }
 
-    fn linear(
+    pub(super) fn linear(
         &self,
         data: &Data,
         problem: &Linear,
@@ -220,7 +220,7 @@ impl Operands {
     }
 }
 
-fn is_per_token(log_decay: View<'_>) -> bool {
+pub(super) fn is_per_token(log_decay: View<'_>) -> bool {
     log_decay.strides().len() == 3
 }
 
@@ -255,7 +255,7 @@ impl StateBuffers {
 }
 
 /// The sum of the branches of mixed chunks; the state of the global branch is not a result of the operation.
-fn add_branches(local: Results, global: Results) -> Results {
+pub(super) fn add_branches(local: Results, global: Results) -> Results {
     let sum = |name| {
         let (x, y): (&Array, &Array) = (local.get(name)?, global.get(name)?);
         Some(Array { data: x.data.iter().zip(&y.data).map(|(x, y)| x + y).collect(), shape: x.shape })

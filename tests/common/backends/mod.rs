@@ -3,6 +3,7 @@
 #[cfg(feature = "candle")]
 pub mod candle;
 mod cpu;
+pub mod emulator_quadratic;
 
 use attn_kernels::cpu::Isa;
 use attn_kernels::problem::DType;
