@@ -23,12 +23,13 @@ enum FinishKind : int32_t { kNone, kScale, kRowSum, kRmsNorm };
 // What the backward pass needs to know of a query row.
 template <class Real>
 struct alignas(4 * sizeof(Real)) RowFactors {
-    // log-sum-exp times log2 e, +inf where no weight is left (softmax)
+    // log-sum-exp times log2 e, +inf where no weight is left (softmax); else the factor of the finish.
     Real statistic;
-    // d_score = weight' (d_weight - delta)
+    // d_score = weight' (d_weight - delta), times the factor
     Real delta;
-    // The gradient of the row's sum is from_d_out d_out - from_out out.
-    Real from_d_out, from_out;
+    // The gradient of the row's sum is d_out - from_out out, times the factor.
+    Real from_out;
+    Real reserved;
 };
 
 template <class Element>

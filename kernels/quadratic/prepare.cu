@@ -1,9 +1,9 @@
 // What the backward pass needs of each row besides q and d_out, from out, d_out and the statistic; a warp per row.
 //
-//     softmax    d_score = w (⟨d_out, v⟩ − δ),         δ = ⟨d_out, out⟩ − d_statistic
-//     scale      d_sum = c d_out,                      δ = 0
-//     row sum    d_sum = d_out / r,                    δ = ⟨d_out, out⟩ / r
-//     RMS norm   d_sum = (d_out − out mean(d_out ⊙ out)) / r,   δ = 0
+//     softmax    d_score = w (⟨d_out, v⟩ − δ),                  δ = ⟨d_out, out⟩ − d_statistic
+//     scale      d_score = c w′ ⟨d_out, v⟩
+//     row sum    d_score = w′ (⟨d_out, v⟩ − δ) / r,             δ = ⟨d_out, out⟩
+//     RMS norm   d_score = w′ ⟨d_out − out mean, v⟩ / r,        mean = ⟨d_out, out⟩ / E
 
 #include "weight.cuh"
 
@@ -29,19 +29,12 @@ DEVICE RowFactors<Real> factors_of(const Params& params, Real product, Real stat
     if (params.weight == kSoftmax) {
         // Rows without a key have no weights.
         bool is_empty = statistic == -Real(__builtin_huge_val());
-        return {is_empty ? -statistic : statistic * Real(kLog2E), product - d_statistic, Real(1), Real(0)};
+        return {is_empty ? -statistic : statistic * Real(kLog2E), product - d_statistic, Real(0), Real(0)};
     }
-    Real constant = Real(params.constant);
-    if (params.finish == kScale) return {Real(0), Real(0), constant, Real(0)};
-    if (params.finish == kRowSum) {
-        Real factor = inverse(statistic);
-        return {Real(0), factor * product, factor, Real(0)};
-    }
-    if (params.finish == kRmsNorm) {
-        Real factor = Real(1) / statistic;
-        return {Real(0), Real(0), factor, product / Real(params.value_width) * factor};
-    }
-    return {Real(0), Real(0), Real(1), Real(0)};
+    if (params.finish == kScale) return {Real(params.constant), Real(0), Real(0), Real(0)};
+    if (params.finish == kRowSum) return {inverse(statistic), product, Real(0), Real(0)};
+    if (params.finish == kRmsNorm) return {Real(1) / statistic, Real(0), product / Real(params.value_width), Real(0)};
+    return {Real(1), Real(0), Real(0), Real(0)};
 }
 
 template <class Element>

@@ -2,7 +2,7 @@
 // gradients of the weights.
 //
 //     keys       first k,  second v
-//     queries    first q,  second the gradient of the rows' sums, from_d_out d_out − from_out out
+//     queries    first q,  second the gradient of the rows' sums up to their factors, d_out − from_out out
 #pragma once
 
 #include "config.cuh"
@@ -50,7 +50,7 @@ struct QuerySide {
     DEVICE void load_second(const Tile& tile, int64_t row, int rows, int column, int columns) const {
         if (params.is_out_wide) {
             load_sum_gradients<Real>(tile, row, rows, column, columns);
-        } else if (params.weight == kSoftmax || params.finish == kNone) {
+        } else if (params.finish != kRmsNorm) {
             tile::load(tile, gradient_rows<Element>().from_column(column), row, rows, columns, EveryRow{});
         } else {
             load_sum_gradients<Element>(tile, row, rows, column, columns);
@@ -67,7 +67,8 @@ struct QuerySide {
 
     // Rows past the end have no weights.
     DEVICE RowFactors<Real> factors_of(int64_t query) const {
-        if (query >= params.queries) return {Real(__builtin_huge_val()), Real(0), Real(0), Real(0)};
+        Real none = params.weight == kSoftmax ? Real(__builtin_huge_val()) : Real(0);
+        if (query >= params.queries) return {none, Real(0), Real(0), Real(0)};
         return params.factors[params.row(batch, head, query)];
     }
 
@@ -88,9 +89,10 @@ private:
             int r = index / columns, c = index % columns;
             Real x = 0;
             if (first + r < params.queries && column + c < params.value_width) {
-                auto factors = factors_of(first + r);
-                x = factors.from_d_out * tile::widen<Real>(d_out.row(first + r)[column + c]);
-                if (reads_out) x -= factors.from_out * tile::widen<Real>(out.row(first + r)[column + c]);
+                x = tile::widen<Real>(d_out.row(first + r)[column + c]);
+                if (reads_out) {
+                    x -= factors_of(first + r).from_out * tile::widen<Real>(out.row(first + r)[column + c]);
+                }
             }
             tile.at(r, c) = tile::narrow<Number>(x);
         }

@@ -19,7 +19,7 @@ struct Weighted {
     Real weight, d_score;
 };
 
-// What the backward pass knows of a query row.
+// Of RowFactors.
 template <class Real>
 struct RowPair {
     Real statistic, delta;
@@ -61,7 +61,7 @@ struct Softmax {
         sums.scale_rows(rescale);
     }
 
-    // Weight and gradient of a score, from its logit and the gradient of the weight.
+    // Weight and gradient of a score, from its logit up to `factor`, the gradient of the weight, and RowFactors.
     template <class Real>
     DEVICE Weighted<Real> gradient(Real logit, Real factor, Real d_weight, Real statistic, Real delta) const {
         Real weight = ptx::exp2(ptx::fma(logit, factor, -statistic));
@@ -92,10 +92,11 @@ struct Relu {
     }
 
     template <class Real>
-    DEVICE Weighted<Real> gradient(Real logit, Real factor, Real d_weight, Real, Real delta) const {
+    DEVICE Weighted<Real> gradient(Real logit, Real factor, Real d_weight, Real of_row, Real delta) const {
         Real score = positive(logit * factor);
         Real slope = is_squared ? score + score : Real(1);
-        return {is_squared ? score * score : score, score > Real(0) ? slope * (d_weight - delta) : Real(0)};
+        return {(is_squared ? score * score : score) * of_row,
+                score > Real(0) ? slope * (d_weight - delta) * of_row : Real(0)};
     }
 };
 
