@@ -10,6 +10,7 @@ mod common;
 mod differences;
 mod emulated;
 mod emulated_linear;
+mod emulated_quadratic;
 mod favor;
 mod invariance;
 mod kernels;

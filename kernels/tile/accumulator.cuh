@@ -33,6 +33,27 @@ struct RowValues {
         }
     }
 
+    // f(value&, other's value) for each of this lane's rows.
+    template <class F>
+    DEVICE void with(const RowValues& other, F f) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) f(value[m][half], other.value[m][half]);
+        }
+    }
+
+    // f folded over the lanes that share a row, where each holds a part of it.
+    template <class F>
+    DEVICE RowValues fold_lanes(F f) const {
+        RowValues rows = *this;
+        rows.each([f](int, Real& x) {
+            x = f(x, ptx::shuffle_xor(x, 1));
+            x = f(x, ptx::shuffle_xor(x, 2));
+        });
+        return rows;
+    }
+
     // As `each`, but by one lane of those that share a row.
     template <class F>
     DEVICE void each_once(F f) {
@@ -67,6 +88,34 @@ struct Accumulator {
         }
     }
 
+    // As `each`, with what RowValues::at takes: f(m, i, row, column, value&).
+    template <class F>
+    DEVICE void each_indexed(F f) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) f(m, i, 16 * m + block_row(i), 8 * n + block_column(i), value[m][n][i]);
+            }
+        }
+    }
+
+    // f(m, i, row, column, value&, other's value&)
+    template <class F>
+    DEVICE void with_indexed(Accumulator& other, F f) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    f(m, i, 16 * m + block_row(i), 8 * n + block_column(i), value[m][n][i], other.value[m][n][i]);
+                }
+            }
+        }
+    }
+
     // f(value&, row's value) for each number.
     template <class F>
     DEVICE void with_rows(const RowValues<Real, M>& rows, F f) {
@@ -84,9 +133,10 @@ struct Accumulator {
         with_rows(factors, [](Real& x, Real factor) { x *= factor; });
     }
 
-    // f folded over each row, on all lanes that share it; f is commutative and associative up to rounding.
+    // f folded over this lane's numbers of each row; f is commutative and associative up to rounding.
     template <class F>
-    DEVICE RowValues<Real, M> fold_rows(RowValues<Real, M> rows, F f) const {
+    DEVICE RowValues<Real, M> fold_lane(F f) const {
+        RowValues<Real, M> rows;
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -94,11 +144,17 @@ struct Accumulator {
                 Real x = f(value[m][0][2 * half], value[m][0][2 * half + 1]);
 #pragma unroll
                 for (int n = 1; n < N; ++n) x = f(x, f(value[m][n][2 * half], value[m][n][2 * half + 1]));
-                x = f(x, ptx::shuffle_xor(x, 1));
-                x = f(x, ptx::shuffle_xor(x, 2));
-                rows.value[m][half] = f(rows.value[m][half], x);
+                rows.value[m][half] = x;
             }
         }
+        return rows;
+    }
+
+    // f folded over each row and its value in `rows`, on all lanes that share it.
+    template <class F>
+    DEVICE RowValues<Real, M> fold_rows(RowValues<Real, M> rows, F f) const {
+        RowValues<Real, M> folded = fold_lane(f).fold_lanes(f);
+        rows.with(folded, [f](Real& x, Real y) { x = f(x, y); });
         return rows;
     }
 

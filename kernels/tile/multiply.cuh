@@ -28,6 +28,7 @@ DEVICE void multiply_step(Accumulator<typename Math::Real, M, N>& sums, const Le
 // `inner` is a multiple of Math::kStep (8 or 16); operands are zero where they are padded.
 template <class Math, int M, int N, class Left, class Right>
 DEVICE void multiply(Accumulator<typename Math::Real, M, N>& sums, const Left& left, const Right& right, int inner) {
+#pragma unroll 1
     for (int k = 0; k < inner; k += Math::kStep) multiply_step<Math>(sums, left, right, k);
 }
 

@@ -21,8 +21,8 @@ struct SwizzledTile {
 
     // Eight elements from column c (a multiple of 8) of row r.
     DEVICE Element* chunk(int r, int c) const {
-        int panel = c / kPanelColumns, index = c % kPanelColumns / 8;
-        return data + (panel * rows + r) * kPanelColumns + (index ^ (r % 8)) * 8;
+        unsigned panel = unsigned(c) / kPanelColumns, index = unsigned(c) % kPanelColumns / 8;
+        return data + ((panel * rows + r) * kPanelColumns + (index ^ (unsigned(r) % 8)) * 8);
     }
 
     DEVICE Element& at(int r, int c) const { return chunk(r, c)[c % 8]; }

@@ -39,6 +39,9 @@ struct Rows {
 
     DEVICE Element* row(int64_t r) const { return data + r * stride; }
 
+    // The same rows from a column on.
+    DEVICE Rows from_column(int c) const { return {data + c, stride, count, width - c}; }
+
     // Whether every row starts at a multiple of 16 bytes and consists of whole 16-byte vectors.
     DEVICE bool is_aligned() const {
         uint64_t bits = reinterpret_cast<uint64_t>(data) | stride * sizeof(Element) | width * sizeof(Element);
@@ -88,6 +91,7 @@ DEVICE void load(const SwizzledTile<Element>& into, const Rows<const Element>& f
     constexpr int kVector = 8;
     bool is_aligned = from.is_aligned();
     int vectors = columns / kVector;
+#pragma unroll 1
     for (int index = ptx::thread(); index < rows * vectors; index += ptx::threads()) {
         int r = index / vectors, c = index % vectors * kVector;
         int64_t row = first + r;

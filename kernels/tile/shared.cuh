@@ -7,7 +7,7 @@ namespace attn::tile {
 
 class SharedPieces {
 public:
-    DEVICE SharedPieces() : next_(shared_memory<char>()) {}
+    DEVICE SharedPieces() : next_(ptx::shared_memory<char>()) {}
 
     // Room for `count` numbers, at a multiple of 128 bytes.
     template <class T>

@@ -15,6 +15,7 @@ pub mod linear;
 mod module;
 pub mod params;
 pub mod plan;
+pub mod quadratic;
 #[cfg(feature = "gpu")]
 mod view;
 
@@ -28,5 +29,5 @@ use params::Type;
 
 /// The parameter structs of all kernels, for tests that compare them with their twins on the device.
 pub fn parameters() -> Vec<Type> {
-    linear::parameters()
+    [linear::parameters(), quadratic::parameters()].concat()
 }

@@ -28,8 +28,7 @@ pub fn forward(
 ) -> Result<()> {
     inputs.check(problem)?;
     problem.check_outputs(&out, statistic.as_ref())?;
-    let asked =
-        QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
+    let asked = QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
     let plan = plan_forward(problem, &layout(inputs), asked, device.facts());
     let mut arguments = Arguments::new(device);
     read_inputs(&mut arguments, inputs);

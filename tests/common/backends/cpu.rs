@@ -44,7 +44,7 @@ pub(super) struct Operands {
     /// S, z, stabiliser.
     pub(super) state: Option<(Operand, Operand, Option<Operand>)>,
     pub(super) d_out: Operand,
-    d_lse: Option<Operand>,
+    pub(super) d_lse: Option<Operand>,
 }
 
 impl Operands {
@@ -155,7 +155,7 @@ impl Operands {
         Ok(results)
     }
 
-    fn linear(
+    pub(super) fn linear(
         &self,
         data: &Data,
         problem: &Linear,

@@ -4,6 +4,7 @@
 pub mod candle;
 mod cpu;
 pub mod emulator_linear;
+pub mod emulator_quadratic;
 
 use attn_kernels::cpu::Isa;
 use attn_kernels::problem::DType;

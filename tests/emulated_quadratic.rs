@@ -1,0 +1,76 @@
+//! Every case of the quadratic engine on its kernels under the emulator.
+
+use std::io::Write;
+use std::time::Instant;
+
+use attn_kernels::gpu::plan::DeviceFacts;
+
+use crate::common::backends::emulator_quadratic::EmulatedQuadratic;
+use crate::common::backends::{Backend, Pass};
+use crate::common::cases::{self, Case};
+use crate::common::compare::Judge;
+use crate::common::data::Data;
+use crate::common::emulator::{self, SEEDS, Sanitizer};
+
+fn check(cases: &[Case]) {
+    let operation = cases[0].operation.name();
+    if !emulator::is_available() {
+        return emulator::skip(operation);
+    }
+    let facts = if std::env::var("SMALL").is_ok() { DeviceFacts::RTX_3090 } else { DeviceFacts::H200 };
+    let seeds = if std::env::var("SEED").is_ok() { &SEEDS[..1] } else { &SEEDS };
+    let wide_out = std::env::var("WIDE").is_ok();
+    let backend = EmulatedQuadratic { facts, sanitizer: Sanitizer::None, seeds, wide_out };
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let not = std::env::var("NOT").unwrap_or("nothing".into());
+    let types = std::env::var("TYPES").unwrap_or_default();
+    let pass = if std::env::var("FORWARD").is_ok() { Pass::Forward } else { Pass::Both };
+    let mut complaints = Vec::new();
+    let (mut runs, mut slow) = (0, Vec::new());
+    for case in cases.iter().filter(|case| case.to_string().contains(&only) && !case.to_string().contains(&not)) {
+        for &dtype in
+            case.dtypes.iter().filter(|dtype| types.is_empty() || types.split(',').any(|t| t == dtype.to_string()))
+        {
+            let data = Data::new(case, dtype);
+            let judge = Judge::new(case, &data, dtype);
+            let start = Instant::now();
+            let found = match backend.run(case, &data, dtype, pass) {
+                Ok(results) => judge.complaints(&results),
+                Err(error) => vec![error],
+            };
+            slow.push((start.elapsed(), dtype, case.to_string()));
+            runs += 1;
+            for found in &found {
+                let _ = writeln!(std::io::stderr(), "{dtype} {case}: {found}");
+            }
+            complaints.extend(found.iter().map(|found| format!("{dtype} {case}: {found}")));
+        }
+    }
+    slow.sort_by_key(|(time, ..)| std::cmp::Reverse(*time));
+    let total: f64 = slow.iter().map(|(time, ..)| time.as_secs_f64()).sum();
+    let _ = writeln!(std::io::stderr(), "{operation}: {runs} emulated runs in {total:.1} s");
+    for (time, dtype, case) in slow.iter().take(5) {
+        let _ = writeln!(std::io::stderr(), "  {:.1} s {dtype} {case}", time.as_secs_f64());
+    }
+    assert!(complaints.is_empty(), "{} complaints", complaints.len());
+}
+
+#[test]
+fn softmax() {
+    check(&cases::softmax());
+}
+
+#[test]
+fn diag() {
+    check(&cases::diag());
+}
+
+#[test]
+fn gau() {
+    check(&cases::gau());
+}
+
+#[test]
+fn mixed_chunk() {
+    check(&cases::mixed_chunk());
+}
