@@ -15,6 +15,8 @@ pub struct SavedLayout {
     pub d_out: [i64; 3],
     /// Of the statistic: batch entry, head (0 for a norm over all heads), row.
     pub statistic: [i64; 3],
+    /// Output and gradient are in the type of sums.
+    pub wide_out: bool,
     /// Whether the gradient of the log-decay per token is wanted.
     pub d_log_decay: bool,
 }
@@ -86,6 +88,7 @@ impl Planner<'_> {
         params.out_strides = saved.out.into();
         params.d_out = Argument::DOut.into();
         params.d_out_strides = saved.d_out.into();
+        params.is_out_wide |= i32::from(saved.wide_out);
         if self.problem.statistic_len() > 0 {
             params.statistic = Argument::Statistic.into();
             params.statistic_strides = saved.statistic.into();

@@ -116,6 +116,7 @@ impl Call<'_> {
             out: [heads * queries * width, queries * width, width],
             d_out: strides(&self.operands.d_out),
             statistic: if per_head { [heads * queries, queries, 1] } else { [queries, 0, 1] },
+            wide_out: false,
             d_log_decay: log_decay.is_some(),
         };
         let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
