@@ -47,18 +47,17 @@ struct BackwardLoad {
     Own own;
     Other other;
     PanelOrder order;
-    int64_t first_row;
+    int first_row;
     OtherTiles tiles;
     int heads;
     Tile resident_first, resident_second;
     Number* stages;
     Real* values;
     // The step that is loaded next.
-    int64_t tile;
-    int step = 0;
+    int tile, step = 0;
 
     DEVICE BackwardLoad(const typename Config::Params& params, const Own& own, const Other& other,
-                        const PanelOrder& order, int64_t first_row, const OtherTiles& tiles, int heads,
+                        const PanelOrder& order, int first_row, const OtherTiles& tiles, int heads,
                         tile::SharedPieces& pieces)
         : params(params), own(own), other(other), order(order), first_row(first_row), tiles(tiles), heads(heads),
           tile(tiles.first) {
@@ -100,7 +99,7 @@ struct BackwardLoad {
 
     DEVICE void operator()(int index) {
         if (heads == 0) return;
-        int64_t row = tile * Config::kOthers;
+        int row = tile * Config::kOthers;
         int first = order.first(step), second = order.second(step);
         if (first < order.first_panels) {
             int column = first * Config::kColumns, inner = Config::inner(params.width, first);
@@ -129,12 +128,11 @@ DEVICE void walk_tiles(Load& load, F f) {
     using Math = typename Config::Math;
     const auto& params = load.params;
     const PanelOrder order = load.order;
-    int64_t steps = int64_t(load.heads) * (load.tiles.end - load.tiles.first), tile = load.tiles.first;
-    int64_t head = load.other.head;
+    int heads = load.heads, tile = load.tiles.first, head = load.other.head;
     int row = Config::kRowsOfWarp * ptx::warp(), step = 0;
     auto scores = Config::Scores::zero(), d_weights = Config::Scores::zero();
     Ring<Load> ring(params.stages, load);
-    while (steps > 0) {
+    while (heads > 0) {
         int stage = ring.next();
         int first = order.first(step), second = order.second(step);
         if (first < order.first_panels) {
@@ -150,8 +148,8 @@ DEVICE void walk_tiles(Load& load, F f) {
         if (++step < order.count()) continue;
         f(head, tile * Config::kOthers, scores, d_weights, stage);
         scores = d_weights = Config::Scores::zero();
-        step = 0, --steps;
-        if (++tile == load.tiles.end) tile = load.tiles.first, ++head;
+        step = 0;
+        if (++tile == load.tiles.end) tile = load.tiles.first, ++head, --heads;
     }
 }
 

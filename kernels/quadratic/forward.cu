@@ -30,10 +30,10 @@ struct ForwardLoad {
 
     tile::Rows<const Element> q, k, v;
     KeptKeys kept;
-    int64_t first_row;
+    int first_row;
     bool is_resident;
     Number* stages;
-    int64_t tile, end;
+    int tile, end;
     int panel;
 
     DEVICE Number* stage(int index) const { return stages + index * (kOther + (is_resident ? 0 : kOwn)); }
@@ -60,7 +60,7 @@ DEVICE void store_rows(const Params& params, const RowBlock& block, typename Con
                        tile::RowValues<typename Config::Real, Config::kBlocks> maximum,
                        tile::RowValues<typename Config::Real, Config::kBlocks> sum) {
     using Real = typename Config::Real;
-    int64_t first = block.first + Config::kRowsOfWarp * ptx::warp();
+    int first = block.first + Config::kRowsOfWarp * ptx::warp();
     int column = int(ptx::block_y()) * Config::kColumns;
     bool is_first_column = column == 0;
     if (params.has_partial_sums) {
@@ -105,9 +105,9 @@ DEVICE void forward(const typename Config::Params& params) {
     using Math = typename Config::Math;
     using Number = typename Tiles<Math>::Number;
     auto block = RowBlock::of(ptx::block_x(), params.heads, params.queries, Config::kRows);
-    int64_t key_head = block.head / params.group();
+    int key_head = block.head / params.group();
     auto tiles = OtherTiles::of_queries(params, block.first, Config::kRows, Config::kOthers);
-    tiles = tiles.part(ptx::block_z(), params.splits);
+    tiles = tiles.part(int(ptx::block_z()), params.splits);
     auto q = query_rows(params, block.batch, block.head);
     int panels = Config::panels(params.width);
 
@@ -132,7 +132,7 @@ DEVICE void forward(const typename Config::Params& params) {
     auto sum = tile::RowValues<Real, Config::kBlocks>::filled(Real(0));
     auto sums = Config::SumsTile::zero();
     auto scores = Config::Scores::zero();
-    int64_t tile = tiles.first;
+    int tile = tiles.first;
     for (int panel = 0; tile < tiles.end;) {
         int stage = ring.next();
         if (panel < panels) {
@@ -142,7 +142,7 @@ DEVICE void forward(const typename Config::Params& params) {
             ++panel;
             continue;
         }
-        int64_t key = tile * Config::kOthers;
+        int key = tile * Config::kOthers;
         QueriesByKeys<typename Config::Params> place{params, block.first, key};
         Real factor = logits.apply(scores, place, row, tiles.is_whole(key, Config::kOthers));
         weight.absorb(scores, factor, maximum, sum, sums);

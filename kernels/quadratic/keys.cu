@@ -13,7 +13,7 @@ namespace attn::quadratic {
 template <class Config, class Params, class Element>
 DEVICE void store_gradient(const Params& params, const RowBlock& block, typename Config::SumsTile& sums,
                            Element* gradient, int width, int panel) {
-    int64_t head = (block.batch * params.key_heads + block.head) * params.keys;
+    int64_t head = (int64_t(block.batch) * params.key_heads + block.head) * params.keys;
     tile::store(sums, tile::Rows<Element>{gradient + head * width, width, params.keys, width},
                 block.first + Config::kRowsOfWarp * ptx::warp(), panel * Config::kColumns);
 }
@@ -33,11 +33,11 @@ DEVICE void keys(const typename Config::Params& params) {
     tile::SharedPieces pieces;
     BackwardLoad<Config, Own, Other> load(params, Own(params, block.batch, block.head),
                                           Other{params, block.batch, block.head * params.group()}, order, block.first,
-                                          tiles, int(params.group()), pieces);
+                                          tiles, params.group(), pieces);
     Weight weight(params);
     auto d_k = Config::SumsTile::zero(), d_v = Config::SumsTile::zero();
     int row = Config::kRowsOfWarp * ptx::warp();
-    auto add = [&](int64_t head, int64_t query, auto& scores, auto& d_weights, int stage) {
+    auto add = [&](int head, int query, auto& scores, auto& d_weights, int stage) {
         Logits<Config> logits(params, Weight::kUnit, block.batch, head);
         KeysByQueries<typename Config::Params> place{params, query, block.first};
         const Real* values = load.values_of(stage);

@@ -9,14 +9,14 @@ namespace attn::quadratic {
 template <class Params>
 struct QueriesByKeys {
     const Params& params;
-    int64_t first_query, first_key;
+    int first_query, first_key;
 
-    DEVICE int64_t query(int row, int) const { return first_query + row; }
-    DEVICE int64_t key(int, int column) const { return first_key + column; }
+    DEVICE int query(int row, int) const { return first_query + row; }
+    DEVICE int key(int, int column) const { return first_key + column; }
 
     // Columns that a row sees, from the first of the tile on.
     DEVICE Range visible(int row) const {
-        int64_t i = first_query + row;
+        int i = first_query + row;
         if (i >= params.queries) return {0, 0};
         Range keys = params.visible_keys(i);
         return {keys.low - first_key, keys.high - first_key};
@@ -27,13 +27,13 @@ struct QueriesByKeys {
 template <class Params>
 struct KeysByQueries {
     const Params& params;
-    int64_t first_query, first_key;
+    int first_query, first_key;
 
-    DEVICE int64_t query(int, int column) const { return first_query + column; }
-    DEVICE int64_t key(int row, int) const { return first_key + row; }
+    DEVICE int query(int, int column) const { return first_query + column; }
+    DEVICE int key(int row, int) const { return first_key + row; }
 
     DEVICE Range visible(int row) const {
-        int64_t j = first_key + row;
+        int j = first_key + row;
         if (j >= params.keys) return {0, 0};
         Range queries = params.seeing_queries(j);
         return {queries.low - first_query, queries.high - first_query};
@@ -42,33 +42,34 @@ struct KeysByQueries {
 
 // The tiles of `size` columns that some row of a block sees, and the columns that all its rows see.
 struct OtherTiles {
-    int64_t first, end;
+    int first, end;
     // Empty if a row is missing.
     Range common;
 
     // Of what the first and the last row see.
     DEVICE static OtherTiles of(const Range& upper, const Range& lower, bool is_full, int size) {
-        int64_t first = upper.low / size, end = (lower.high + size - 1) / size;
+        int first = upper.low / size, end = (lower.high + size - 1) / size;
         return {first, ptx::max(first, end), is_full ? Range{lower.low, upper.high} : Range{0, 0}};
     }
 
     template <class Params>
-    DEVICE static OtherTiles of_queries(const Params& params, int64_t first, int rows, int size) {
-        int64_t last = ptx::min(first + rows, params.queries) - 1;
+    DEVICE static OtherTiles of_queries(const Params& params, int first, int rows, int size) {
+        int last = ptx::min(first + rows, int(params.queries)) - 1;
         return of(params.visible_keys(first), params.visible_keys(last), first + rows <= params.queries, size);
     }
 
     template <class Params>
-    DEVICE static OtherTiles of_keys(const Params& params, int64_t first, int rows, int size) {
-        int64_t last = ptx::min(first + rows, params.keys) - 1;
+    DEVICE static OtherTiles of_keys(const Params& params, int first, int rows, int size) {
+        int last = ptx::min(first + rows, int(params.keys)) - 1;
         return of(params.seeing_queries(first), params.seeing_queries(last), first + rows <= params.keys, size);
     }
 
-    DEVICE OtherTiles part(int64_t index, int64_t parts) const {
-        return {first + (end - first) * index / parts, first + (end - first) * (index + 1) / parts, common};
+    DEVICE OtherTiles part(int index, int parts) const {
+        int64_t count = end - first;
+        return {first + int(count * index / parts), first + int(count * (index + 1) / parts), common};
     }
 
-    DEVICE bool is_whole(int64_t column, int size) const { return column >= common.low && column + size <= common.high; }
+    DEVICE bool is_whole(int column, int size) const { return column >= common.low && column + size <= common.high; }
 };
 
 // The visible columns of each row of a warp.
@@ -85,9 +86,9 @@ struct Bounds {
         for (int m = 0; m < M; ++m) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                Range visible = place.visible(row + 16 * m + tile::block_row(2 * half)).clipped(0, columns);
-                bounds.low.value[m][half] = int(visible.low);
-                bounds.high.value[m][half] = int(visible.high);
+                Range visible = place.visible(row + 16 * m + tile::block_row(2 * half));
+                bounds.low.value[m][half] = ptx::max(visible.low, 0);
+                bounds.high.value[m][half] = ptx::min(visible.high, columns);
             }
         }
         return bounds;
@@ -111,15 +112,15 @@ struct Logits {
     using Params = typename Config::Params;
 
     Real scale, unit;
-    // 0: none
-    Real cap;
+    // 0: none; scale / cap
+    Real cap, cap_scale;
     // Of the key after the query's position by no key; null: none.
     const Element* bias;
     const uint8_t* mask;
 
     DEVICE Logits(const Params& params, double unit, int64_t batch, int64_t head)
-        : scale(Real(params.scale)), unit(Real(unit)), cap(Real(params.soft_cap)), bias(params.bias),
-          mask(params.mask_of(batch)) {
+        : scale(Real(params.scale)), unit(Real(unit)), cap(Real(params.soft_cap)), cap_scale(Real(params.cap_scale)),
+          bias(params.bias), mask(params.mask_of(batch)) {
         if (bias != nullptr) bias += head * params.bias_stride + params.bias_radius - params.offset();
     }
 
@@ -129,10 +130,10 @@ struct Logits {
     DEVICE Real factor() const { return scale * unit; }
 
     // tanh(scale x / cap)
-    DEVICE Real squashed(Real x) const { return ptx::tanh(x * (scale / cap)); }
+    DEVICE Real squashed(Real x) const { return ptx::tanh(x * cap_scale); }
 
     // The logit of a visible pair, from a score with scale and soft-cap; -inf if the key is masked.
-    DEVICE Real finished(Real x, int64_t query, int64_t key) const {
+    DEVICE Real finished(Real x, int query, int key) const {
         if (bias != nullptr) x += tile::widen<Real>(bias[key - query]);
         if (mask != nullptr && mask[key] == 0) x = -infinity<Real>();
         return x * unit;
@@ -175,18 +176,19 @@ struct Logits {
             });
             return;
         }
+        bool is_capped = cap != Real(0);
+        if (is_capped) scores.each([&](int, int, Real& x) { x = squashed(x); });
         auto bounds = Bounds<Config::kBlocks>::of(place, row, Config::kOthers, whole);
         scores.with_indexed(d_scores, [&](int m, int i, int r, int column, Real& x, Real& d) {
             auto [statistic, delta] = values(m, i, column);
-            Real squashed_x = cap == Real(0) ? Real(0) : squashed(x);
-            Real logit = cap == Real(0) ? x * scale : cap * squashed_x;
+            Real logit = x * (is_capped ? cap : scale), slope = is_capped ? Real(1) - x * x : Real(1);
             bool is_visible = bounds.contains(m, i, column);
             if (is_visible) logit = finished(logit, place.query(row + r, column), place.key(row + r, column));
             is_visible = is_visible && logit != -infinity<Real>();
             auto result = weight.gradient(logit, Real(1), d, statistic, delta);
             Real d_logit = is_visible ? result.d_score : Real(0);
             x = !weights ? d_logit : is_visible ? result.weight : Real(0);
-            d = d_logit * (Real(1) - squashed_x * squashed_x);
+            d = d_logit * slope;
         });
     }
 };

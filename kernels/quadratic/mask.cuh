@@ -1,4 +1,4 @@
-// Which keys a query sees, as a range of positions whose ends grow with the query's.
+// Which keys a query sees, as a range of positions whose ends grow with the query's. Rows are counted in 32 bits.
 #pragma once
 
 #include "../ptx/math.cuh"
@@ -6,12 +6,12 @@
 namespace attn::quadratic {
 
 struct Range {
-    int64_t low, high;
+    int low, high;
 
-    // What is left of it inside first … end; empty ranges keep low = high.
-    DEVICE Range clipped(int64_t first, int64_t end) const {
-        int64_t start = ptx::min(ptx::max(low, first), end);
-        return {start, ptx::max(ptx::min(high, end), start)};
+    // low … high inside first … end; empty ranges have low = high.
+    DEVICE static Range clipped(int64_t low, int64_t high, int first, int end) {
+        int start = int(ptx::min(ptx::max(low, int64_t(first)), int64_t(end)));
+        return {start, int(ptx::max(ptx::min(high, int64_t(end)), int64_t(start)))};
     }
 };
 
@@ -20,18 +20,26 @@ struct Range {
 struct Mask {
     int64_t left, right, block;
 
-    DEVICE Range around(int64_t position) const {
-        Range range{position - left, position + right + 1};
+    // Rows first … end around a position, less `origin`.
+    DEVICE Range around(int position, int origin, int first, int end) const {
+        int64_t low = position - left, high = position + right + 1;
         if (block > 0) {
-            int64_t index = position / block - (position % block < 0);
-            range.low = ptx::max(range.low, index * block);
-            range.high = ptx::min(range.high, index * block + block);
+            int64_t start = block_start(position);
+            low = ptx::max(low, start);
+            high = ptx::min(high, start + block);
         }
-        return range;
+        return Range::clipped(low - origin, high - origin, first, end);
     }
 
     // The queries that see a key.
     DEVICE Mask mirrored() const { return {right, left, block}; }
+
+private:
+    DEVICE int64_t block_start(int position) const {
+        if (block > INT32_MAX) return position < 0 ? -block : 0;
+        int size = int(block), index = position / size - (position % size < 0);
+        return int64_t(index) * size;
+    }
 };
 
 }  // namespace attn::quadratic

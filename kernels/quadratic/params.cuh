@@ -72,6 +72,8 @@ struct QuadraticParams {
     double scale;
     // 0: none
     double soft_cap;
+    // scale / soft_cap
+    double cap_scale;
     // The constant of the finish: the factor, or epsilon.
     double constant;
     int32_t width, value_width;
@@ -83,17 +85,14 @@ struct QuadraticParams {
     int32_t is_resident, stages;
     int32_t bias_heads;
 
-    DEVICE int64_t offset() const { return keys - queries; }
-    DEVICE int64_t group() const { return heads / key_heads; }
+    DEVICE int offset() const { return int(keys - queries); }
+    DEVICE int group() const { return int(heads) / int(key_heads); }
 
     // Keys that query i sees, key mask aside.
-    DEVICE Range visible_keys(int64_t i) const { return mask.around(i + offset()).clipped(0, keys); }
+    DEVICE Range visible_keys(int i) const { return mask.around(i + offset(), 0, 0, int(keys)); }
 
     // Queries that see key j, key mask aside.
-    DEVICE Range seeing_queries(int64_t j) const {
-        Range positions = mask.mirrored().around(j);
-        return Range{positions.low - offset(), positions.high - offset()}.clipped(0, queries);
-    }
+    DEVICE Range seeing_queries(int j) const { return mask.mirrored().around(j, offset(), 0, int(queries)); }
 
     DEVICE const uint8_t* mask_of(int64_t batch_entry) const {
         return key_mask == nullptr ? nullptr : key_mask + batch_entry * key_mask_stride;
@@ -111,13 +110,13 @@ struct QuadraticParams {
 
 // A block of rows of one head, out of `heads` heads of `count` rows in each batch entry.
 struct RowBlock {
-    int64_t batch, head, first;
+    int batch, head, first;
 
     // Neighbours along x share a head; the last rows, which see most keys of a causal mask, come first.
     DEVICE static RowBlock of(int64_t x, int64_t heads, int64_t count, int rows) {
-        int64_t blocks = (count + rows - 1) / rows;
-        int64_t unit = x / blocks;
-        return {unit / heads, unit % heads, (blocks - 1 - x % blocks) * rows};
+        unsigned blocks = unsigned((count + rows - 1) / rows);
+        unsigned unit = unsigned(x) / blocks;
+        return {int(unit / unsigned(heads)), int(unit % unsigned(heads)), int(blocks - 1 - unsigned(x) % blocks) * rows};
     }
 };
 

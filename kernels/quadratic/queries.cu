@@ -32,7 +32,7 @@ struct BiasPart {
     }
 
     // `key` counts from the first one of the block's first tile. The barriers of the ring keep tiles apart.
-    DEVICE void add(typename Config::Scores& tile, int row, int64_t key) {
+    DEVICE void add(typename Config::Scores& tile, int row, int key) {
         if (d_logits == nullptr) return;
         tile.each([&](int r, int column, Real& x) { d_logits[(row + r) * kRow + column] = x; });
         ptx::barrier_sync();
@@ -61,8 +61,8 @@ DEVICE void queries(const typename Config::Params& params) {
     Own own{params, block.batch, block.head};
     BackwardLoad<Config, Own, Other> load(params, own, Other(params, block.batch, block.head / params.group()), order,
                                           block.first, tiles, 1, pieces);
-    int64_t first_key = tiles.first * Config::kOthers;
-    int64_t last_position = block.first + Config::kRows - 1 + params.offset();
+    int first_key = tiles.first * Config::kOthers;
+    int last_position = block.first + Config::kRows - 1 + params.offset();
     BiasPart<Config> bias(params, ptx::block_x(), first_key - last_position, pieces);
     tile::RowValues<Real, Config::kBlocks> statistic, delta;
     statistic.each([&](int r, Real& x) { x = own.factors_of(block.first + row + r).statistic; });
@@ -72,7 +72,7 @@ DEVICE void queries(const typename Config::Params& params) {
     Logits<Config> logits(params, Weight::kUnit, block.batch, block.head);
     auto d_q = Config::SumsTile::zero();
     auto of_row = [&](int m, int i, int) { return RowPair<Real>{statistic.at(m, i), delta.at(m, i)}; };
-    auto add = [&](int64_t, int64_t key, auto& scores, auto& d_weights, int stage) {
+    auto add = [&](int, int key, auto& scores, auto& d_weights, int stage) {
         QueriesByKeys<typename Config::Params> place{params, block.first, key};
         logits.gradients(scores, d_weights, place, row, tiles.is_whole(key, Config::kOthers), weight, of_row, false);
         bias.add(scores, row, key - first_key);

@@ -13,23 +13,23 @@ template <class Config>
 struct KeySide {
     using Params = typename Config::Params;
     const Params& params;
-    int64_t batch, head;
+    int batch, head;
     KeptKeys kept;
 
-    DEVICE KeySide(const Params& params, int64_t batch, int64_t key_head)
+    DEVICE KeySide(const Params& params, int batch, int key_head)
         : params(params), batch(batch), head(key_head), kept{params.mask_of(batch)} {}
 
     template <class Tile>
-    DEVICE void load_first(const Tile& tile, int64_t row, int rows, int column, int columns) const {
+    DEVICE void load_first(const Tile& tile, int row, int rows, int column, int columns) const {
         tile::load(tile, key_rows(params, batch, head).from_column(column), row, rows, columns, kept);
     }
 
     template <class Tile>
-    DEVICE void load_second(const Tile& tile, int64_t row, int rows, int column, int columns) const {
+    DEVICE void load_second(const Tile& tile, int row, int rows, int column, int columns) const {
         tile::load(tile, value_rows(params, batch, head).from_column(column), row, rows, columns, kept);
     }
 
-    DEVICE void load_values(typename Config::Real*, int64_t, int) const {}
+    DEVICE void load_values(typename Config::Real*, int, int) const {}
 };
 
 template <class Config>
@@ -39,15 +39,15 @@ struct QuerySide {
     using Real = typename Config::Real;
     using Number = typename Tiles<typename Config::Math>::Number;
     const Params& params;
-    int64_t batch, head;
+    int batch, head;
 
     template <class Tile>
-    DEVICE void load_first(const Tile& tile, int64_t row, int rows, int column, int columns) const {
+    DEVICE void load_first(const Tile& tile, int row, int rows, int column, int columns) const {
         tile::load(tile, query_rows(params, batch, head).from_column(column), row, rows, columns, EveryRow{});
     }
 
     template <class Tile>
-    DEVICE void load_second(const Tile& tile, int64_t row, int rows, int column, int columns) const {
+    DEVICE void load_second(const Tile& tile, int row, int rows, int column, int columns) const {
         if (params.is_out_wide) {
             load_sum_gradients<Real>(tile, row, rows, column, columns);
         } else if (params.finish != kRmsNorm) {
@@ -58,7 +58,7 @@ struct QuerySide {
     }
 
     // Statistics of the rows, then their δ.
-    DEVICE void load_values(Real* values, int64_t row, int rows) const {
+    DEVICE void load_values(Real* values, int row, int rows) const {
         for (int r = ptx::thread(); r < rows; r += ptx::threads()) {
             auto factors = factors_of(row + r);
             values[r] = factors.statistic, values[rows + r] = factors.delta;
@@ -66,7 +66,7 @@ struct QuerySide {
     }
 
     // Rows past the end have no weights.
-    DEVICE RowFactors<Real> factors_of(int64_t query) const {
+    DEVICE RowFactors<Real> factors_of(int query) const {
         Real none = params.weight == kSoftmax ? Real(__builtin_huge_val()) : Real(0);
         if (query >= params.queries) return {none, Real(0), Real(0), Real(0)};
         return params.factors[params.row(batch, head, query)];
@@ -80,7 +80,7 @@ private:
     }
 
     template <class Stored, class Tile>
-    DEVICE void load_sum_gradients(const Tile& tile, int64_t first, int rows, int column, int columns) const {
+    DEVICE void load_sum_gradients(const Tile& tile, int first, int rows, int column, int columns) const {
         auto d_out = gradient_rows<Stored>();
         auto out = tile::rows_of_head(static_cast<const Stored*>(params.out), params.out_strides, batch, head,
                                       params.queries, params.value_width);

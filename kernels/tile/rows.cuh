@@ -60,6 +60,22 @@ DEVICE Rows<Element> rows_of_head(Element* data, const Strides& strides, int64_t
     return {data + batch * strides.batch + head * strides.head, strides.row, count, width};
 }
 
+// The vectors of a tile that fall to a thread, row by row.
+struct VectorOfThread {
+    int row, index;
+    // From one to the next.
+    int rows, indices;
+
+    DEVICE static VectorOfThread first(int vectors) {
+        return {ptx::thread() / vectors, ptx::thread() % vectors, ptx::threads() / vectors, ptx::threads() % vectors};
+    }
+
+    DEVICE void advance(int vectors) {
+        row += rows, index += indices;
+        if (index >= vectors) index -= vectors, ++row;
+    }
+};
+
 // Rows first … first + rows of `from` into a tile of `rows` × `columns`, converted. Rows outside `from` or refused by
 // keep(row), and columns past its width, are zeros; what they would be is not read.
 template <class Real, class Element, class Keep>
@@ -68,8 +84,8 @@ DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, in
     constexpr int kVector = 16 / sizeof(Element);
     bool is_aligned = from.is_aligned();
     int vectors = (columns + kVector - 1) / kVector;
-    for (int index = ptx::thread(); index < rows * vectors; index += ptx::threads()) {
-        int r = index / vectors, c = index % vectors * kVector;
+    for (auto at = VectorOfThread::first(vectors); at.row < rows; at.advance(vectors)) {
+        int r = at.row, c = at.index * kVector;
         int64_t row = first + r;
         bool is_present = row >= 0 && row < from.count && keep(row);
         int present = is_present ? ptx::min(from.width - c, kVector) : 0;
@@ -92,8 +108,8 @@ DEVICE void load(const SwizzledTile<Element>& into, const Rows<const Element>& f
     bool is_aligned = from.is_aligned();
     int vectors = columns / kVector;
 #pragma unroll 1
-    for (int index = ptx::thread(); index < rows * vectors; index += ptx::threads()) {
-        int r = index / vectors, c = index % vectors * kVector;
+    for (auto at = VectorOfThread::first(vectors); at.row < rows; at.advance(vectors)) {
+        int r = at.row, c = at.index * kVector;
         int64_t row = first + r;
         bool is_present = row >= 0 && row < from.count && keep(row);
         int present = is_present ? ptx::max(ptx::min(from.width - c, kVector), 0) : 0;

@@ -328,6 +328,7 @@ fn describe(problem: &Quadratic, layout: &QuadraticLayout) -> QuadraticParams {
         mask: problem.mask.into(),
         scale: problem.scale,
         soft_cap: problem.soft_cap.unwrap_or(0.0),
+        cap_scale: problem.soft_cap.map_or(0.0, |cap| problem.scale / cap),
         constant,
         width: shapes.width as i32,
         value_width: shapes.value_width as i32,

@@ -97,6 +97,7 @@ kernel_params! {
         pub(super) mask: Mask,
         pub(super) scale: f64,
         pub(super) soft_cap: f64,
+        pub(super) cap_scale: f64,
         pub(super) constant: f64,
         pub(super) width: i32,
         pub(super) value_width: i32,
