@@ -33,6 +33,17 @@ constexpr int kRowsSize = 384;
 static_assert(sizeof(TileRows<float>) <= kRowsSize * sizeof(float), "rows of f32");
 static_assert(sizeof(TileRows<double>) <= kRowsSize * sizeof(double), "rows of f64");
 
+// A sum in twice the precision: differences of long sums of decays count, however large the sums.
+struct DoubledSum {
+    double high, low;
+
+    DEVICE void add(const DoubledSum& other) {
+        double sum = high + other.high, part = sum - high;
+        low += other.low + ((high - (sum - part)) + (other.high - part));
+        high = sum;
+    }
+};
+
 template <class Element>
 struct Tiles {
     using Real = typename Arithmetic<Element>::Real;
@@ -161,17 +172,17 @@ struct Tiles {
             ptx::warp_sync();
             if (r == 31) rows->stabilizer = now;
         }
-        double sum = log;
+        DoubledSum sum{log, 0.0};
         for (int delta = 1; delta < 32; delta *= 2) {
-            double earlier = ptx::shuffle_up(sum, delta);
-            if (r >= delta) sum += earlier;
+            DoubledSum earlier{ptx::shuffle_up(sum.high, delta), ptx::shuffle_up(sum.low, delta)};
+            if (r >= delta) sum.add(earlier);
         }
-        double all = ptx::shuffle(sum, 31);
-        rows->high[r] = Real(sum);
-        rows->low[r] = Real(sum - double(rows->high[r]));
-        rows->from_start[r] = ptx::exp(Real(sum));
-        rows->to_end[r] = ptx::exp(Real(all - sum));
-        if (r == 31) rows->decay = ptx::exp(Real(all));
+        double later = (ptx::shuffle(sum.high, 31) - sum.high) + (ptx::shuffle(sum.low, 31) - sum.low);
+        rows->high[r] = Real(sum.high);
+        rows->low[r] = Real(sum.high - double(rows->high[r]) + sum.low);
+        rows->from_start[r] = ptx::exp(Real(sum.high));
+        rows->to_end[r] = ptx::exp(Real(later));
+        if (r == 31) rows->decay = rows->from_start[r];
     }
 
     // Loads and maps the queries of a reader at `tile`; rows without a query are zeros. Between barriers.
