@@ -161,20 +161,26 @@ struct Place {
     DEVICE int columns(const LinearParams& p) const { return ptx::min(p.value_width - first_column(p), p.value_tile); }
 };
 
-// f(tile) for the tiles of `range` in order, or from its end.
+// f(tile, reads, absorbs) for the visits of a sweep over a segment, in order or from its end: where a tile's outputs are read
+// from the carried sums, and where its own part is added to them. Where a tile does not read itself, these are two visits: a
+// chunk is read before it is added, and a full scan adds everything first, unless the sums of all segments are handed in.
 template <class F>
-DEVICE void each_tile(Range range, F f) {
-    for (int64_t start = range.start; start < range.end; start += kTile) {
-        f(Range{start, ptx::min(start + kTile, range.end)});
-    }
-}
-
-template <class F>
-DEVICE void each_tile_backward(Range range, F f) {
-    int64_t tiles = (range.end - range.start + kTile - 1) / kTile;
-    for (int64_t tile = tiles - 1; tile >= 0; --tile) {
-        int64_t start = range.start + tile * kTile;
-        f(Range{start, ptx::min(start + kTile, range.end)});
+DEVICE void each_visit(const LinearParams& p, Range segment, bool is_backward, F f) {
+    bool is_inclusive = p.scan == kCausal, is_full = p.scan == kFull;
+    int64_t length = segment.end - segment.start, group = p.scan == kChunkExclusive ? p.chunk : length;
+    int64_t groups = length == 0 ? 0 : (length + group - 1) / group;
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t first = segment.start + (is_backward ? groups - 1 - g : g) * group;
+        int64_t count = ptx::min(group, segment.end - first), tiles = (count + kTile - 1) / kTile;
+        for (int pass = 0; pass < (is_inclusive ? 1 : 2); ++pass) {
+            bool reads = is_inclusive || (is_full ? pass == 1 : pass == 0);
+            bool absorbs = is_inclusive || (is_full ? pass == 0 && p.segments == 1 : pass == 1);
+            if (!reads && !absorbs) continue;
+            for (int64_t t = 0; t < tiles; ++t) {
+                int64_t start = first + (is_backward ? tiles - 1 - t : t) * kTile;
+                f(Range{start, ptx::min(start + kTile, first + count)}, reads, absorbs);
+            }
+        }
     }
 }
 

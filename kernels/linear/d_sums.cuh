@@ -10,14 +10,13 @@ struct SumsTile {
     using Real = typename Arithmetic<Element>::Real;
 
     const LinearParams& p;
-    const Tiles<Element>& tiles;
     WideTile<Real> d_sums;
 
-    DEVICE explicit SumsTile(const Tiles<Element>& tiles)
-        : p(tiles.p), tiles(tiles), d_sums(tile_piece<Real>(tiles.p, kPieceSums, tiles.p.values_row)) {}
+    DEVICE explicit SumsTile(const LinearParams& params)
+        : p(params), d_sums(tile_piece<Real>(params, kPieceSums, params.values_row)) {}
 
     // Loads this block's columns of a reader's rows; zeros where there is no query. Between barriers.
-    DEVICE void load(int64_t reader, Range tile) {
+    DEVICE void load(const Tiles<Element>& tiles, int64_t reader, Range tile) const {
         const Place& place = tiles.place;
         int64_t head = tiles.reader_head(reader);
         auto keep = [&](int64_t query) { return query < tile.end - p.first_query; };
@@ -27,12 +26,13 @@ struct SumsTile {
         ptx::barrier_sync();
         auto out = tiles.head_rows(p.out, p.out_strides, head, p.queries, p.value_width);
         out.data += place.first_column(p);
-        each_row([&](int r) { unfinish_row(head, tile, r, out); });
+        each_row([&](int r) { unfinish_row(tiles, head, tile, r, out); });
         ptx::barrier_sync();
     }
 
     // A row of d_out becomes that of dT, by a warp.
-    DEVICE void unfinish_row(int64_t head, Range tile, int r, const Rows<const Element>& out) {
+    DEVICE void unfinish_row(const Tiles<Element>& tiles, int64_t head, Range tile, int r,
+                             const Rows<const Element>& out) const {
         if (ptx::lane() == 0) tiles.rows->d_norm[r] = Real(0);
         if (!tiles.has_query(tile, r) || p.finish == kNone) return;
         int columns = tiles.place.columns(p);
@@ -105,17 +105,6 @@ template <class Element>
 DEVICE auto tile_decay(const Tiles<Element>& tiles) {
     using Real = typename Arithmetic<Element>::Real;
     return is_inclusive(tiles.p) && decays(tiles.p) ? tiles.rows->decay : Real(1);
-}
-
-// Adds the queries of all readers at `tile`, whose keys' decays are loaded.
-template <class Element>
-DEVICE void absorb_readers(Tiles<Element>& tiles, State<Element>& d_state, SumsTile<Element>& sums, Range tile) {
-    using Real = typename Arithmetic<Element>::Real;
-    for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
-        tiles.load_queries(reader, tile);
-        sums.load(reader, tile);
-        absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
-    }
 }
 
 }  // namespace attn::linear

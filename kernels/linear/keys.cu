@@ -28,40 +28,34 @@ struct Keys {
         : p(params),
           tiles(params),
           d_state(params),
-          sums(tiles),
+          sums(params),
           d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)),
           d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)) {}
 
     DEVICE void enter() {
         if (p.segments == 1) {
             d_state.clear();
-            ptx::barrier_sync();
-            if (is_full(p)) absorb_all({0, p.positions});
-            return;
+            return ptx::barrier_sync();
         }
         int64_t slot = tiles.place.slot(p, is_full(p) ? p.segments : tiles.place.segment);
         d_state.load_slot(p.segment_d_s, p.segment_d_z, slot, tiles.place);
         ptx::barrier_sync();
     }
 
-    DEVICE void absorb_all(Range range) {
-        each_tile_backward(range, [&](Range tile) { absorb_readers(tiles, d_state, sums, tile); });
-    }
-
-    DEVICE void visit(Range tile) {
-        load_stabilizer(tiles, tile);
-        tiles.load_keys(tile);
-        gradient_from_later();
-        ptx::barrier_sync();
-        if (is_inclusive(p)) {
-            for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
-                tiles.load_queries(reader, tile);
-                sums.load(reader, tile);
-                gradient_from_tile();
-                absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
-            }
+    DEVICE void visit(Range tile, bool reads, bool absorbs) {
+        if (reads) {
+            load_stabilizer(tiles, tile);
+            tiles.load_keys(tile);
+            gradient_from_later();
+            ptx::barrier_sync();
         }
-        store(tile);
+        for (int64_t reader = 0; absorbs && reader < tiles.readers(); ++reader) {
+            tiles.load_queries(reader, tile);
+            sums.load(tiles, reader, tile);
+            if (is_inclusive(p)) gradient_from_tile();
+            absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
+        }
+        if (reads) store(tile);
     }
 
     // dv = e^{G_C−G} φ(k) R and dφ(k) = e^{G_C−G} (v Rᵀ + r)
@@ -129,15 +123,8 @@ struct Keys {
 
     DEVICE void run() {
         enter();
-        Range segment = tiles.place.positions(p);
-        int64_t group = p.scan == kChunkExclusive ? p.chunk : p.segment_length;
-        int64_t groups = (segment.end - segment.start + group - 1) / ptx::max(group, int64_t(1));
-        for (int64_t index = groups - 1; index >= 0; --index) {
-            int64_t start = segment.start + index * group;
-            Range range{start, ptx::min(start + group, segment.end)};
-            each_tile_backward(range, [&](Range tile) { visit(tile); });
-            if (p.scan == kChunkExclusive) absorb_all(range);
-        }
+        each_visit(p, tiles.place.positions(p), true,
+                   [&](Range tile, bool reads, bool absorbs) { visit(tile, reads, absorbs); });
     }
 };
 

@@ -109,9 +109,13 @@ struct Tiles {
                          key * p.log_decay_strides.row];
     }
 
+    DEVICE void set_stabilizer(Real stabilizer) const {
+        if (ptx::thread() == 0) rows->stabilizer = stabilizer;
+    }
+
     // Loads the keys and this block's columns of the values at `tile`, maps the keys and sets the rows' decays;
     // rows->stabilizer moves on. Between barriers.
-    DEVICE void load_keys(Range tile) {
+    DEVICE void load_keys(Range tile) const {
         auto keep = [&](int64_t key) { return key < tile.end - p.first_key && keeps(key); };
         int64_t first = key_at(tile, 0);
         tile::load(x_tile(p, key_phi, x), key_rows(), first, kTile, x_columns(p), keep);
@@ -132,13 +136,13 @@ struct Tiles {
     }
 
     // The same without features and values, where only the decays matter.
-    DEVICE void load_decays(Range tile) {
+    DEVICE void load_decays(Range tile) const {
         if (is_stabilized(p)) return load_keys(tile);
         if (ptx::warp() == 0) sum_decays(tile);
         ptx::barrier_sync();
     }
 
-    DEVICE void project_keys() {
+    DEVICE void project_keys() const {
         project<Element>(p, key_phi, x);
         ptx::barrier_sync();
         if (!is_stabilized(p)) return;
@@ -149,7 +153,7 @@ struct Tiles {
         ptx::barrier_sync();
     }
 
-    DEVICE void map_keys() {
+    DEVICE void map_keys() const {
         auto keep = [&](int r) { return rows->present[r] != 0; };
         if (!is_stabilized(p)) return map_rows(p, key_phi, keep);
         each_row([&](int r) {
@@ -158,7 +162,7 @@ struct Tiles {
     }
 
     // Decays of the tile's rows, one per lane of a warp. A key that raises the stabiliser lets the sums before it shrink.
-    DEVICE void sum_decays(Range tile) {
+    DEVICE void sum_decays(Range tile) const {
         int r = ptx::lane();
         double log = has_key(tile, r) ? log_decay(key_at(tile, r)) : 0.0;
         if (is_stabilized(p)) {
@@ -186,7 +190,7 @@ struct Tiles {
     }
 
     // Loads and maps the queries of a reader at `tile`; rows without a query are zeros. Between barriers.
-    DEVICE void load_queries(int64_t reader, Range tile) {
+    DEVICE void load_queries(int64_t reader, Range tile) const {
         auto keep = [&](int64_t query) { return query < tile.end - p.first_query; };
         tile::load(x_tile(p, query_phi, x), query_rows(reader), query_at(tile, 0), kTile, x_columns(p), keep);
         ptx::barrier_sync();
