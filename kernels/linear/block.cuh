@@ -42,6 +42,16 @@ struct Arithmetic<double> {
     using ExactMath = Math;
 };
 
+// f(arithmetic) for the products of gradients: exact where they add up to the gradient of a log-decay, in which they cancel.
+template <class Element, class F>
+DEVICE void with_math(const LinearParams& p, F f) {
+    using Own = Arithmetic<Element>;
+    if constexpr (sizeof(Element) < sizeof(float)) {
+        if (p.d_log) return f(typename Own::ExactMath{});
+    }
+    f(typename Own::Math{});
+}
+
 DEVICE int warps() { return ptx::threads() / 32; }
 
 template <class Real>

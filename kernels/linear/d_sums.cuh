@@ -65,12 +65,14 @@ struct SumsTile {
 // V_ij = ⟨dT_i, v_j⟩ + dn_i and its decay, the gradients of the weights inside the tile.
 template <class Element>
 DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element>& sums) {
-    using Math = typename Arithmetic<Element>::Math;
     using Real = typename Arithmetic<Element>::Real;
     const LinearParams& p = tiles.p;
-    product<Math, 1, 2>(
-        kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
-        [&](int i, int) { return tiles.rows->d_norm[i]; }, [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
+    with_math<Element>(p, [&](auto math) {
+        using Math = decltype(math);
+        product<Math, 1, 2>(
+            kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
+            [&](int i, int) { return tiles.rows->d_norm[i]; }, [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
+    });
 }
 
 // The stabiliser of the keys before a tile, as the queries' sweep left it. A barrier follows.
@@ -90,13 +92,14 @@ DEVICE void load_stabilizer(const Tiles<Element>& tiles, Range tile) {
 template <class Element>
 DEVICE void absorb_queries(const Tiles<Element>& tiles, State<Element>& d_state, const SumsTile<Element>& sums,
                            typename Arithmetic<Element>::Real decay) {
-    using Math = typename Arithmetic<Element>::Math;
     const LinearParams& p = tiles.p;
     if (is_inclusive(p) && decays(p)) {
         tiles.scale_features(tiles.query_phi, tiles.rows->from_start);
         ptx::barrier_sync();
     }
-    d_state.template absorb<Math>(tiles.query_phi, sums.d_sums, tiles.rows->d_norm, decay);
+    with_math<Element>(p, [&](auto math) {
+        d_state.template absorb<decltype(math)>(tiles.query_phi, sums.d_sums, tiles.rows->d_norm, decay);
+    });
     ptx::barrier_sync();
 }
 

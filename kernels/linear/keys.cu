@@ -66,9 +66,12 @@ struct Keys {
         product<Math, 1, 4>(
             kTile, p.value_tile, p.features_padded, left_rows<Math>(tiles.key_phi), right_rows<Math>(d_state.s),
             [](int, int) { return Real(0); }, [&](int r, int c, Real x) { d_values.at(r, c) = x * left(r); });
-        product<Math, 1, 4>(
-            kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values), right_transposed<Math>(d_state.s),
-            [&](int, int f) { return d_state.z[f]; }, [&](int r, int f, Real x) { d_phi.at(r, f) = x * left(r); });
+        with_math<Element>(p, [&](auto math) {
+            using Math = decltype(math);
+            product<Math, 1, 4>(
+                kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values), right_transposed<Math>(d_state.s),
+                [&](int, int f) { return d_state.z[f]; }, [&](int r, int f, Real x) { d_phi.at(r, f) = x * left(r); });
+        });
     }
 
     // dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
@@ -81,9 +84,12 @@ struct Keys {
         ptx::barrier_sync();
         weight_gradients(tiles, sums);
         ptx::barrier_sync();
-        product<Math, 1, 4>(
-            kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(tiles.query_phi),
-            [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
+        with_math<Element>(p, [&](auto math) {
+            using Math = decltype(math);
+            product<Math, 1, 4>(
+                kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(tiles.query_phi),
+                [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
+        });
         ptx::barrier_sync();
     }
 

@@ -14,7 +14,6 @@ namespace attn::linear {
 template <class Element>
 struct Queries {
     using Real = typename Arithmetic<Element>::Real;
-    using Math = typename Arithmetic<Element>::Math;
 
     const LinearParams& p;
     Tiles<Element> tiles;
@@ -46,7 +45,7 @@ struct Queries {
                 weight_gradients(tiles, sums);
                 ptx::barrier_sync();
             }
-            gradient();
+            with_math<Element>(p, [&](auto math) { gradient<decltype(math)>(); });
             ptx::barrier_sync();
             if (p.d_log) {
                 each_row([&](int r) {
@@ -67,6 +66,7 @@ struct Queries {
     }
 
     // dφ(q) of the loaded reader.
+    template <class Math>
     DEVICE void gradient() {
         bool is_decayed = is_inclusive(p) && decays(p);
         const TileRows<Real>& rows = *tiles.rows;

@@ -60,7 +60,8 @@ struct State {
     // S ← decay S + φᵀ values and z ← decay z + φᵀ weights (1 where null). Between barriers.
     template <class Math>
     DEVICE void absorb(const WideTile<Real>& phi, const WideTile<Real>& values, const Real* weights, Real decay) {
-        product<Math, 2, 4>(
+        constexpr int kRowBlocks = sizeof(Real) == sizeof(double) ? 1 : 2;
+        product<Math, kRowBlocks, 4>(
             p.features_padded, p.value_tile, kTile, left_transposed<Math>(phi), right_rows<Math>(values),
             [&](int f, int c) { return decay * s.at(f, c); }, [&](int f, int c, Real x) { s.at(f, c) = x; });
         for (int f = ptx::thread(); f < p.features_padded; f += ptx::threads()) {

@@ -57,7 +57,7 @@ DEVICE To bit_cast(From from) {
         count};
 #else
 #define ATTN_KERNEL_INSTANCE(name, Params, count, ...)                                                \
-    GLOBAL void __launch_bounds__(count) name(const __grid_constant__ Params params) { (__VA_ARGS__)(params); }
+    GLOBAL void __launch_bounds__(count, 1) name(const __grid_constant__ Params params) { (__VA_ARGS__)(params); }
 #endif
 
 #define ATTN_KERNEL(...) \

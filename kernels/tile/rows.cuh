@@ -65,6 +65,7 @@ DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, in
     constexpr int kVector = 16 / sizeof(Element);
     bool is_aligned = from.is_aligned();
     int vectors = (columns + kVector - 1) / kVector;
+#pragma unroll 2
     for (int index = ptx::thread(); index < rows * vectors; index += ptx::threads()) {
         int r = index / vectors, c = index % vectors * kVector;
         int64_t row = first + r;
