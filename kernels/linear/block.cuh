@@ -89,7 +89,13 @@ DEVICE void each_row(F f) {
 // f(row, column) for each element of a tile, neighbours in a row by neighbouring threads.
 template <class F>
 DEVICE void each_element(int rows, int columns, F f) {
-    for (int index = ptx::thread(); index < rows * columns; index += ptx::threads()) f(index / columns, index % columns);
+    int r = ptx::thread() / columns, c = ptx::thread() % columns;
+    int down = ptx::threads() / columns, right = ptx::threads() % columns;
+    while (r < rows) {
+        f(r, c);
+        r += down, c += right;
+        if (c >= columns) c -= columns, ++r;
+    }
 }
 
 // f(row, column) for each block of 16·M × 8·N of a tile, by one warp each.
@@ -97,6 +103,13 @@ template <int M, int N, class F>
 DEVICE void each_block(int rows, int columns, F f) {
     int across = columns / (8 * N), count = rows / (16 * M) * across;
     for (int index = ptx::warp(); index < count; index += warps()) f(index / across * 16 * M, index % across * 8 * N);
+}
+
+// sums += left · right. Unrolled further, the loads of later steps take the registers of the sums.
+template <class Math, int M, int N, class Left, class Right>
+DEVICE void accumulate(Accumulator<typename Math::Real, M, N>& sums, const Left& left, const Right& right, int inner) {
+#pragma unroll 2
+    for (int k = 0; k < inner; k += Math::kStep) tile::multiply_step<Math>(sums, left, right, k);
 }
 
 // store(row, column, prior(row, column) + (left · right)(row, column)) for a tile of rows × columns, where left(row) and
@@ -107,7 +120,7 @@ DEVICE void product(int rows, int columns, int inner, Left left, Right right, Pr
     each_block<M, N>(rows, columns, [&](int row, int column) {
         Accumulator<Real, M, N> sums;
         sums.each([&](int r, int c, Real& x) { x = prior(row + r, column + c); });
-        tile::multiply<Math>(sums, left(row), right(column), inner);
+        accumulate<Math>(sums, left(row), right(column), inner);
         sums.each([&](int r, int c, Real& x) { store(row + r, column + c, x); });
     });
 }

@@ -45,9 +45,9 @@ struct Outputs {
         auto before = right_rows<Math>(state.s), inside = right_rows<Math>(tiles.values);
         each_block<1, 4>(kTile, p.value_tile, [&](int row, int column) {
             auto block = Accumulator<Real, 1, 4>::zero();
-            tile::multiply<Math>(block, queries(row), before(column), p.features_padded);
+            accumulate<Math>(block, queries(row), before(column), p.features_padded);
             if (is_decayed) block.each([&](int r, int, Real& x) { x *= tiles.rows->from_start[row + r]; });
-            if (is_inclusive(p)) tile::multiply<Math>(block, weights(row), inside(column), kTile);
+            if (is_inclusive(p)) accumulate<Math>(block, weights(row), inside(column), kTile);
             block.each([&](int r, int c, Real& x) { sums.at(row + r, column + c) = x; });
         });
     }

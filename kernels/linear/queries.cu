@@ -76,9 +76,9 @@ struct Queries {
         each_block<1, 4>(kTile, p.features_padded, [&](int row, int column) {
             Accumulator<Real, 1, 4> block;
             block.each([&](int r, int c, Real& x) { x = rows.d_norm[row + r] * state.z[column + c]; });
-            tile::multiply<Math>(block, d_sums(row), before(column), p.value_tile);
+            accumulate<Math>(block, d_sums(row), before(column), p.value_tile);
             if (is_decayed) block.each([&](int r, int, Real& x) { x *= rows.from_start[row + r]; });
-            if (is_inclusive(p)) tile::multiply<Math>(block, weights(row), inside(column), kTile);
+            if (is_inclusive(p)) accumulate<Math>(block, weights(row), inside(column), kTile);
             block.each([&](int r, int c, Real& x) { d_phi.at(row + r, column + c) = x; });
         });
     }
