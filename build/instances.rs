@@ -5,7 +5,7 @@
 #[allow(dead_code, reason = "the build needs the names alone")]
 pub struct Instance {
     pub kernel: String,
-    /// Name of the parameter struct, without namespaces.
+    /// Name of the parameter struct, without namespaces and template arguments.
     pub params: String,
     /// Threads in a block, as written.
     pub threads: String,
@@ -31,6 +31,6 @@ fn instance(rest: &str) -> Result<Instance, String> {
     let [kernel, _, .., params, threads] = items[..] else {
         return Err(format!("ATTN_KERNEL({list}) needs name, body, Params, threads"));
     };
-    let params = params.rsplit("::").next().unwrap_or(params);
+    let params = params.split('<').next().and_then(|name| name.rsplit("::").next()).unwrap_or(params);
     Ok(Instance { kernel: kernel.into(), params: params.into(), threads: threads.into() })
 }

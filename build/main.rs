@@ -54,17 +54,17 @@ impl Source {
 }
 
 fn main() {
+    println!("cargo::rerun-if-changed=build");
+    if env::var_os("CARGO_FEATURE_GPU").is_none() {
+        return;
+    }
+    println!("cargo::rerun-if-changed=kernels");
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for variable in ["ARCHS", "FATBINS", "STUB"] {
         println!("cargo::rerun-if-env-changed=ATTN_KERNELS_{variable}");
     }
-    println!("cargo::rerun-if-changed=build");
-    if env::var_os("CARGO_FEATURE_GPU").is_none() {
-        return;
-    }
-    println!("cargo::rerun-if-changed=kernels");
     match build() {
         Ok(what) => println!("cargo::warning={what}"),
         Err(error) => {

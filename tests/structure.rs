@@ -1,42 +1,10 @@
 //! The house rules that a machine can check.
 
-use std::path::{Path, PathBuf};
-
-/// Files below `folder` with one of the extensions, tracked or not, without build outputs.
-fn files(folder: &Path, extensions: &[&str], into: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_dir() {
-            if name != "target" && !name.starts_with('.') {
-                files(&path, extensions, into);
-            }
-        } else if path.extension().is_some_and(|extension| extensions.iter().any(|e| extension == *e)) {
-            into.push(path);
-        }
-    }
-}
-
-/// Name relative to the repository, with `/`, and contents.
-fn sources(extensions: &[&str]) -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    files(root, extensions, &mut found);
-    let read = |path: PathBuf| {
-        let name = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
-        (name, std::fs::read_to_string(&path).unwrap())
-    };
-    found.into_iter().map(read).collect()
-}
-
-/// Lines without comments.
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines().enumerate().map(|(index, line)| (index + 1, line.split("//").next().unwrap_or_default()))
-}
+use crate::common::sources::{code, sources};
 
 #[test]
 fn files_are_short() {
-    let sources = sources(&["rs", "py", "cu", "cuh"]);
+    let sources = sources(&["rs", "py", "sh", "cu", "cuh", "cpp", "hpp"]);
     assert!(sources.len() > 60, "{} files found", sources.len());
     let long = sources.iter().filter(|(_, text)| text.lines().count() > 600);
     let long: Vec<_> = long.map(|(name, text)| format!("{name}: {} lines", text.lines().count())).collect();
@@ -64,6 +32,31 @@ fn unsafe_code_has_its_places() {
         }
     }
     assert!(seen > 0, "the search finds nothing");
+}
+
+#[test]
+fn assembly_has_its_place() {
+    let kernels = sources(&["cu", "cuh", "cpp", "hpp"]);
+    let is_asm = |line: &str| has_word(line, "asm") || has_word(line, "__asm__");
+    let with_asm = kernels.iter().filter(|(_, text)| code(text).any(|(_, line)| is_asm(line)));
+    let with_asm: Vec<_> = with_asm.map(|(name, _)| name).collect();
+    assert!(with_asm.len() > 3, "the search finds nothing");
+    // The emulator changes stacks by hand.
+    let is_allowed = |name: &str| name.starts_with("kernels/ptx/") || name.starts_with("tests/emulator/");
+    let stray: Vec<_> = with_asm.iter().filter(|name| !is_allowed(name)).collect();
+    assert!(stray.is_empty(), "assembly in {stray:?}");
+}
+
+#[test]
+fn algorithms_are_the_same_everywhere() {
+    for (name, text) in sources(&["cu", "cuh"]) {
+        let is_ours = name.starts_with("kernels/") && !name.starts_with("kernels/ptx/");
+        for (number, line) in code(&text).filter(|_| is_ours) {
+            let words = ["__CUDA_ARCH__", "ATTN_EMULATOR", "__shared__", "__global__", "threadIdx", "blockIdx"];
+            let word = words.iter().find(|word| has_word(line, word));
+            assert!(word.is_none(), "{name}:{number}: {line}");
+        }
+    }
 }
 
 #[test]

@@ -51,18 +51,19 @@ DEVICE To bit_cast(From from) {
 // One line per kernel at the end of a .cu file: ATTN_KERNEL(name, function<arguments...>, Params, threads).
 // `function` may contain up to six commas, which the preprocessor takes for separators.
 #ifdef ATTN_EMULATOR
-#define ATTN_KERNEL_INSTANCE(name, Params, count, ...)                                                       \
-    static const ::attn::emulator::Kernel name##_kernel{                                                     \
-        #name, [](const void* params) { (__VA_ARGS__)(*static_cast<const Params*>(params)); }, sizeof(Params), \
-        count};
+#define ATTN_KERNEL_INSTANCE(name, Params, count, ...)   \
+    static const ::emulator::Kernel name##_kernel{ \
+        #name, [](const void* params) { (__VA_ARGS__)(*static_cast<const Params*>(params)); }, sizeof(Params), count};
 #else
-#define ATTN_KERNEL_INSTANCE(name, Params, count, ...)                                                \
+// One block on a multiprocessor is enough: without saying so, registers are spilled to make room for more.
+#define ATTN_KERNEL_INSTANCE(name, Params, count, ...) \
     GLOBAL void __launch_bounds__(count, 1) name(const __grid_constant__ Params params) { (__VA_ARGS__)(params); }
 #endif
 
-#define ATTN_KERNEL(...) \
+#define ATTN_KERNEL(...)                                                                                     \
     ATTN_KERNEL_PICK(__VA_ARGS__, ATTN_KERNEL_6, ATTN_KERNEL_5, ATTN_KERNEL_4, ATTN_KERNEL_3, ATTN_KERNEL_2, \
-                     ATTN_KERNEL_1, ATTN_KERNEL_0, none)(__VA_ARGS__)
+                     ATTN_KERNEL_1, ATTN_KERNEL_0, none)                                                     \
+    (__VA_ARGS__)
 #define ATTN_KERNEL_PICK(name, a, b, c, d, e, f, g, params, threads, kernel, ...) kernel
 #define ATTN_KERNEL_0(name, f, P, n) ATTN_KERNEL_INSTANCE(name, P, n, f)
 #define ATTN_KERNEL_1(name, f, a, P, n) ATTN_KERNEL_INSTANCE(name, P, n, f, a)

@@ -19,10 +19,10 @@ struct bf16 {
 inline float to_float(bf16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
 
 inline float to_float(f16 value) {
-    uint32_t sign = uint32_t(value.bits & 0x8000) << 16, magnitude = value.bits & 0x7fff;
-    if (magnitude >= 0x7c00) return bit_cast<float>(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
-    // As f32 bits the exponent is 112 too low; the product is exact, subnormals included.
-    return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
+    uint32_t sign = uint32_t(value.bits & 0x8000) << 16, fields = uint32_t(value.bits & 0x7fff) << 13;
+    // As float bits the exponent is 112 too low; the product is exact, subnormals included.
+    uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(fields) * 0x1p112f);
+    return bit_cast<float>(sign | (fields >= 0x7c00 << 13 ? fields | 0x7f800000 : finite));
 }
 
 inline uint16_t bf16_bits(float value) {
@@ -37,7 +37,9 @@ inline uint16_t f16_bits(float value) {
     if (value != value) return 0x7fff;
     if (magnitude >= 0x477ff000) return sign | 0x7c00;  // rounds to 65536 or more
     // Below 2^-14 the spacing is 2^-24, which is that of floats in [0.5, 1).
-    if (magnitude < 0x38800000) return sign | uint16_t(bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000);
+    if (magnitude < 0x38800000) {
+        return sign | uint16_t(bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000);
+    }
     return sign | uint16_t((magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 

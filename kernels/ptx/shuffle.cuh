@@ -35,22 +35,22 @@ T shuffle_up(T value, int delta) {
 #else
 
 // The second source's upper bits leave the warp whole; the lower five are the last (bfly, idx) or first (up) lane.
-#define ATTN_SHUFFLE(function, mode, clamp)                                                                         \
-    DEVICE uint32_t function(uint32_t value, int source) {                                                          \
-        uint32_t result;                                                                                            \
-        asm volatile("shfl.sync." mode ".b32 %0, %1, %2, " clamp ", 0xffffffff;"                                    \
-                     : "=r"(result)                                                                                 \
-                     : "r"(value), "r"(source));                                                                    \
-        return result;                                                                                              \
-    }                                                                                                               \
-    DEVICE int function(int value, int source) { return int(function(uint32_t(value), source)); }                   \
-    DEVICE float function(float value, int source) {                                                                \
-        return bit_cast<float>(function(bit_cast<uint32_t>(value), source));                                        \
-    }                                                                                                               \
-    DEVICE double function(double value, int source) {                                                              \
-        uint64_t bits = bit_cast<uint64_t>(value);                                                                  \
-        uint64_t low = function(uint32_t(bits), source), high = function(uint32_t(bits >> 32), source);             \
-        return bit_cast<double>(low | high << 32);                                                                  \
+#define ATTN_SHUFFLE(function, mode, clamp)                                                             \
+    DEVICE uint32_t function(uint32_t value, int source) {                                              \
+        uint32_t result;                                                                                \
+        asm volatile("shfl.sync." mode ".b32 %0, %1, %2, " clamp ", 0xffffffff;"                        \
+                     : "=r"(result)                                                                     \
+                     : "r"(value), "r"(source));                                                        \
+        return result;                                                                                  \
+    }                                                                                                   \
+    DEVICE int function(int value, int source) { return int(function(uint32_t(value), source)); }       \
+    DEVICE float function(float value, int source) {                                                    \
+        return bit_cast<float>(function(bit_cast<uint32_t>(value), source));                            \
+    }                                                                                                   \
+    DEVICE double function(double value, int source) {                                                  \
+        uint64_t bits = bit_cast<uint64_t>(value);                                                      \
+        uint64_t low = function(uint32_t(bits), source), high = function(uint32_t(bits >> 32), source); \
+        return bit_cast<double>(low | high << 32);                                                      \
     }
 
 // From lane `lane() ^ mask`.

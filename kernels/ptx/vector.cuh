@@ -1,4 +1,4 @@
-// Loads and stores of N elements at once (PTX ISA: Data Movement, ld and st), 2, 4, 8 or 16 bytes, aligned to their size.
+// Loads and stores of N elements at once (PTX ISA: Data Movement, ld and st): 2, 4, 8 or 16 bytes, aligned to as many.
 #pragma once
 
 #include "device.cuh"

@@ -46,7 +46,7 @@ pub fn info() -> Info {
 
     let (architectures, kernels) = module::built();
     let mut info = Info { architectures: architectures.to_vec(), kernels, ..Info::default() };
-    if architectures.is_empty() {
+    if kernels == 0 {
         info.unused = Some("this build is without kernels (ATTN_KERNELS_STUB)".into());
     }
     match driver::open() {
@@ -71,7 +71,8 @@ pub fn info() -> Info {
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} kernels for {}", self.kernels, self.architectures.join(", "))?;
+        let for_what = if self.architectures.is_empty() { "" } else { " for " };
+        writeln!(f, "{} kernels{for_what}{}", self.kernels, self.architectures.join(", "))?;
         if let Some((major, minor)) = self.driver {
             writeln!(f, "driver for CUDA {major}.{minor}")?;
         }
@@ -86,5 +87,37 @@ impl fmt::Display for Info {
             writeln!(f, "{unused}")?;
         }
         self.unused.as_ref().map_or(Ok(()), |why| writeln!(f, "no GPU is used: {why}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_why() {
+        let info = info();
+        assert_eq!(info.unused.is_none(), info.devices.iter().any(|device| device.unused.is_none()), "{info}");
+        if !cfg!(feature = "gpu") {
+            assert_eq!(info.to_string(), "0 kernels\nno GPU is used: this build is without the feature `gpu`\n");
+        }
+    }
+
+    #[test]
+    fn prints() {
+        let name = "NVIDIA H200".to_string();
+        let device = DeviceInfo { name, facts: DeviceFacts::H200, memory: 141 << 30, unused: None };
+        let info = Info {
+            architectures: vec!["sm_80", "sm_90a"],
+            kernels: 12,
+            driver: Some((13, 0)),
+            devices: vec![device.clone(), DeviceInfo { unused: Some("too old".into()), ..device }],
+            unused: None,
+        };
+        let gpu = "NVIDIA H200, compute capability 9.0, 132 multiprocessors with 227 KiB, 141.0 GiB";
+        let expected = format!(
+            "12 kernels for sm_80, sm_90a\ndriver for CUDA 13.0\nGPU 0: {gpu}\nGPU 1: {gpu}, not used: too old\n"
+        );
+        assert_eq!(info.to_string(), expected);
     }
 }

@@ -38,7 +38,8 @@ pub fn unsupported(architectures: &[&str], (major, minor): (u32, u32)) -> Option
             _ => number <= major * 10 + minor,
         }
     };
-    let needs = || format!("compute capability {major}.{minor}, built for {}", architectures.join(", "));
+    let list = if architectures.is_empty() { "nothing".into() } else { architectures.join(", ") };
+    let needs = || format!("compute capability {major}.{minor}, but kernels are built for {list}");
     (!architectures.iter().any(runs)).then(needs)
 }
 

@@ -14,18 +14,25 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-namespace attn::emulator {
+namespace emulator {
 
 static const char* const operation_names[] = {
-    "shuffle",           "warp_sync", "ldmatrix_x2", "ldmatrix_x2_trans", "ldmatrix_x4",
-    "ldmatrix_x4_trans", "mma f16",   "mma bf16",    "mma tf32",          "mma f64",
-    "barrier_sync",      "exit",
+    "shuffle", "warp_sync", "ldmatrix_x2", "ldmatrix_x2_trans", "ldmatrix_x4",  "ldmatrix_x4_trans",
+    "mma f16", "mma bf16",  "mma tf32",    "mma f64",           "barrier_sync", "exit",
 };
 
 Here here;
 Block block;
+Counters counters;
 static const Launch* running;
 static uint32_t started, finished;  // what the race checker knows the start and the end of a block by
+
+// For the race checker the blocks of a launch are not ordered: each has its own memory and other threads than the last.
+#ifdef ATTN_THREAD_SANITIZER
+static constexpr bool separate_blocks = true;
+#else
+static constexpr bool separate_blocks = false;
+#endif
 
 static Fiber& scheduler() {
     static Fiber fiber;
@@ -50,7 +57,8 @@ const std::vector<const Kernel*>& kernels() {
 
 void fail(const char* format, ...) {
     if (running) {
-        fprintf(stderr, "kernel %s, block (%u, %u, %u)", running->kernel->name, here.block[0], here.block[1], here.block[2]);
+        fprintf(stderr, "kernel %s, block (%u, %u, %u)", running->kernel->name, here.block[0], here.block[1],
+                here.block[2]);
         if (here.thread >= 0) fprintf(stderr, ", thread %d", here.thread);
         fputs(": ", stderr);
     }
@@ -72,7 +80,7 @@ const char* name_of(Operation operation) { return operation_names[int(operation)
 static Thread* next_ready() {
     for (int i = 1; i <= 32; ++i) {
         int turn = (block.turn + i) % 32;
-        Thread& thread = block.threads[block.order[turn]];
+        Thread& thread = *block.threads[block.order[turn]];
         if (thread.ready()) {
             block.turn = turn;
             here.thread = block.order[turn];
@@ -134,7 +142,7 @@ static std::string tally(int first, int count) {
     std::string text;
     for (int operation = 0; operation <= int(Operation::exit); ++operation) {
         int waiting = 0;
-        for (int i = first; i < first + count; ++i) waiting += int(block.threads[i].at) == operation;
+        for (int i = first; i < first + count; ++i) waiting += int(block.threads[i]->at) == operation;
         if (waiting) text += (text.empty() ? "" : ", ") + std::to_string(waiting) + " at " + operation_names[operation];
     }
     return text;
@@ -142,7 +150,7 @@ static std::string tally(int first, int count) {
 
 static void require_exit() {
     for (int i = 0; i < here.threads; ++i) {
-        if (block.threads[i].at != Operation::exit) {
+        if (block.threads[i]->at != Operation::exit) {
             here.thread = -1;
             fail("deadlock: %s", tally(0, here.threads).c_str());
         }
@@ -153,7 +161,7 @@ static void run_block(const std::vector<int>& order) {
     for (Barrier& barrier : block.barriers) barrier = {};
     for (Warp& warp : block.warps) warp = {};
     for (int i = 0; i < here.threads; ++i) {
-        Thread& thread = block.threads[i];
+        Thread& thread = *block.threads[i];
         thread.fiber.rewind();
         thread.generation = nullptr;
         thread.groups = 0;
@@ -163,7 +171,6 @@ static void run_block(const std::vector<int>& order) {
         progress = false;
         for (int first = 0; first < here.threads; first += 32) progress |= run_warp(&order[first]);
     }
-    acquire(&finished);
     require_exit();
 }
 
@@ -186,40 +193,51 @@ static void check(const Launch& launch) {
     here.thread = -1;
     for (int axis = 0; axis < 3; ++axis) {
         uint32_t limit = axis == 0 ? 0x7fffffff : 65535;
-        if (launch.grid[axis] == 0 || launch.grid[axis] > limit) fail("a grid has 1 to %u blocks along axis %d", limit, axis);
+        if (launch.grid[axis] == 0 || launch.grid[axis] > limit)
+            fail("a grid has 1 to %u blocks along axis %d", limit, axis);
     }
     if (launch.shared_bytes > 227 << 10) fail("%u bytes of shared memory, a block has 232448", launch.shared_bytes);
     if (here.threads % 32 || here.threads > 1024) fail("%d threads are not whole warps up to 1024", here.threads);
 }
 
+static void choose_threads(size_t turn) {
+    size_t first = separate_blocks && turn % 2 ? 1024 : 0;
+    while (block.fibers.size() < first + size_t(here.threads)) {
+        block.fibers.emplace_back(int(block.fibers.size() % 1024), thread_main);
+    }
+    block.threads.resize(here.threads);
+    for (int i = 0; i < here.threads; ++i) block.threads[i] = &block.fibers[first + i];
+}
+
 void run(const Launch& launch, uint32_t seed) {
     running = &launch;
+    counters = {};
     here.threads = launch.kernel->threads;
     std::copy(launch.grid, launch.grid + 3, here.blocks);
     check(launch);
-    while (int(block.threads.size()) < here.threads) {
-        block.threads.emplace_back(int(block.threads.size()), thread_main);
-    }
     block.warps.resize(here.threads / 32);
     block.shared_bytes = launch.shared_bytes;
     block.copies_are_early = seed % 2;
-    Guarded shared(launch.shared_bytes);
-    here.shared = shared.data();
 
     std::vector<int> order = thread_order(here.threads, seed);
     std::vector<uint64_t> blocks(uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2]);
     std::iota(blocks.begin(), blocks.end(), 0);
     if (seed) std::shuffle(blocks.begin(), blocks.end(), std::mt19937(seed));
-    for (uint64_t index : blocks) {
-        here.block[0] = uint32_t(index % launch.grid[0]);
-        here.block[1] = uint32_t(index / launch.grid[0] % launch.grid[1]);
-        here.block[2] = uint32_t(index / launch.grid[0] / launch.grid[1]);
-        shared.poison();
+    std::deque<Guarded> shared;
+    for (size_t turn = 0; turn < blocks.size(); ++turn) {
+        here.block[0] = uint32_t(blocks[turn] % launch.grid[0]);
+        here.block[1] = uint32_t(blocks[turn] / launch.grid[0] % launch.grid[1]);
+        here.block[2] = uint32_t(blocks[turn] / launch.grid[0] / launch.grid[1]);
+        if (shared.empty() || separate_blocks) shared.emplace_back(launch.shared_bytes);
+        shared.back().poison();
+        here.shared = shared.back().data();
+        choose_threads(turn);
         run_block(order);
         here.thread = -1;
-        if (shared.overrun()) fail("writes outside its %u bytes of shared memory", launch.shared_bytes);
+        if (shared.back().overrun()) fail("writes outside its %u bytes of shared memory", launch.shared_bytes);
     }
+    acquire(&finished);
     running = nullptr;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

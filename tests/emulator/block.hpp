@@ -7,7 +7,7 @@
 #include "emulator.hpp"
 #include "fiber.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 // A cp.async that the thread has not waited for.
 struct Copy {
@@ -60,7 +60,8 @@ struct Barrier {
 };
 
 struct Block {
-    std::deque<Thread> threads;
+    std::deque<Thread> fibers;
+    std::vector<Thread*> threads;
     const int* order;  // of the 32 threads of the warp that runs
     int turn;          // the running thread's place in it
     std::vector<Warp> warps;
@@ -68,7 +69,7 @@ struct Block {
     size_t shared_bytes;
     bool copies_are_early;
 
-    Thread& current() { return threads[here.thread]; }
+    Thread& current() { return *threads[here.thread]; }
 };
 extern Block block;
 
@@ -85,7 +86,15 @@ struct Launch {
 const std::vector<const Kernel*>& kernels();
 void run(const Launch& launch, uint32_t seed);
 
+// What the launch that ran last did, over all its blocks.
+struct Counters {
+    uint64_t products;   // mma instructions
+    uint64_t matrices;   // 8×8 matrices that ldmatrix loaded
+    uint64_t conflicts;  // extra passes through the banks that they took
+};
+extern Counters counters;
+
 // Suspends the running thread until the generation changes.
 void wait(Operation at, const uint32_t& generation);
 
-}  // namespace attn::emulator
+}  // namespace emulator

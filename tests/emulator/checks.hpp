@@ -1,12 +1,10 @@
 // Checks of the emulator itself.
 #pragma once
 
-namespace attn::emulator {
+namespace emulator {
 
 // The number of checks that failed, after printing each.
 int check_primitives();
 int check_faults();
 
-int run_checks();
-
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -3,7 +3,7 @@
 
 #include "block.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 static void complete(Copy& copy) {
     if (copy.global) {
@@ -57,4 +57,4 @@ void copy_wait(int groups) {
     self.copies.resize(kept);
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

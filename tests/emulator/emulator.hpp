@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace attn::emulator {
+namespace emulator {
 
 // A kernel instance; constructing it enters it in the table of kernels().
 struct Kernel {
@@ -57,4 +57,4 @@ inline void check_aligned(const void* pointer, size_t bytes, const char* what) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes) fail("%s: address is not a multiple of %zu", what, bytes);
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

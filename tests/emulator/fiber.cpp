@@ -44,7 +44,7 @@ attn_switch_context:
 .size attn_switch_context, .-attn_switch_context
 )");
 
-namespace attn::emulator {
+namespace emulator {
 
 static void* new_context(const char*, char* top, void (*entry)()) {
     // Six registers, the entry and a null return address that leaves the stack as after a call.
@@ -56,13 +56,13 @@ static void* new_context(const char*, char* top, void (*entry)()) {
 
 static void switch_context(void** save, void* load) { attn_switch_context(save, load); }
 
-}  // namespace attn::emulator
+}  // namespace emulator
 
 #else
 
 #include <ucontext.h>
 
-namespace attn::emulator {
+namespace emulator {
 
 static void* new_context(const char* stack, char* top, void (*entry)()) {
     static_assert(sizeof(ucontext_t) < 8192, "the context lies at the end of the stack");
@@ -80,11 +80,11 @@ static void switch_context(void** save, void* load) {
     swapcontext(&here, static_cast<ucontext_t*>(load));
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator
 
 #endif
 
-namespace attn::emulator {
+namespace emulator {
 
 static constexpr size_t page = 4096;
 
@@ -159,4 +159,4 @@ void note_read(const void*, const void*) {}
 void note_write(const void*, const void*) {}
 #endif
 
-}  // namespace attn::emulator
+}  // namespace emulator

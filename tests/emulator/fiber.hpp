@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-namespace attn::emulator {
+namespace emulator {
 
 class Fiber {
   public:
@@ -36,4 +36,4 @@ void acquire(const void* at);
 void note_read(const void* at, const void* line);
 void note_write(const void* at, const void* line);
 
-}  // namespace attn::emulator
+}  // namespace emulator

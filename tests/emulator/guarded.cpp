@@ -5,7 +5,7 @@
 #include <cstring>
 #include <new>
 
-namespace attn::emulator {
+namespace emulator {
 
 static constexpr size_t alignment = 256;
 #ifdef __SANITIZE_ADDRESS__
@@ -36,4 +36,4 @@ bool Guarded::overrun() const {
     return false;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <memory>
 
-namespace attn::emulator {
+namespace emulator {
 
 class Guarded {
   public:
@@ -25,4 +25,4 @@ class Guarded {
     size_t bytes;
 };
 
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -9,7 +9,7 @@
 
 #include "guarded.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 // Takes numbers and bytes off the front of a file.
 class Reader {
@@ -73,7 +73,8 @@ static RequestedLaunch read_launch(Reader& reader, const std::vector<Buffer>& bu
     launch.pointers.resize(reader.number());
 
     const char* kernel = launch.kernel->name;
-    if (int(threads) != launch.kernel->threads) fail("%s has %d threads, not %u", kernel, launch.kernel->threads, threads);
+    if (int(threads) != launch.kernel->threads)
+        fail("%s has %d threads, not %u", kernel, launch.kernel->threads, threads);
     if (launch.params.size() != launch.kernel->params_size) {
         fail("%s has %zu bytes of parameters, not %zu", kernel, launch.kernel->params_size, launch.params.size());
     }
@@ -116,11 +117,17 @@ static void run_launch(const RequestedLaunch& launch, const std::vector<Guarded>
     }
     run({launch.kernel, {launch.grid[0], launch.grid[1], launch.grid[2]}, launch.shared_bytes, params}, seed);
     for (size_t i = 0; i < buffers.size(); ++i) {
-        if (buffers[i].overrun()) fail("kernel %s: writes outside buffer %zu of %zu bytes", launch.kernel->name, i, buffers[i].size());
+        if (buffers[i].overrun())
+            fail("kernel %s: writes outside buffer %zu of %zu bytes", launch.kernel->name, i, buffers[i].size());
     }
 }
 
-void answer(const Request& request, const std::string& response_path) {
+static void print_counters(const char* kernel, uint32_t seed) {
+    printf("%s, seed %u: %lu mma, %lu matrices by ldmatrix, %lu bank conflicts\n", kernel, seed, counters.products,
+           counters.matrices, counters.conflicts);
+}
+
+void answer(const Request& request, const std::string& response_path, bool prints_counters) {
     std::ofstream response(response_path, std::ios::binary);
     for (uint32_t seed : request.seeds) {
         std::vector<Guarded> buffers;
@@ -128,7 +135,10 @@ void answer(const Request& request, const std::string& response_path) {
             buffers.emplace_back(buffer.bytes);
             std::copy(buffer.contents.begin(), buffer.contents.end(), buffers.back().data());
         }
-        for (const RequestedLaunch& launch : request.launches) run_launch(launch, buffers, seed);
+        for (const RequestedLaunch& launch : request.launches) {
+            run_launch(launch, buffers, seed);
+            if (prints_counters) print_counters(launch.kernel->name, seed);
+        }
         for (size_t i = 0; i < buffers.size(); ++i) {
             if (request.buffers[i].output) response.write(buffers[i].data(), std::streamsize(buffers[i].size()));
         }
@@ -137,4 +147,4 @@ void answer(const Request& request, const std::string& response_path) {
     if (!response) fail("%s: cannot be written", response_path.c_str());
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

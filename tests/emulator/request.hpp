@@ -6,7 +6,7 @@
 
 #include "block.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 struct Buffer {
     uint64_t bytes;
@@ -35,6 +35,6 @@ struct Request {
 
 Request read_request(const std::string& path);
 // Runs every seed and writes the outputs.
-void answer(const Request& request, const std::string& response_path);
+void answer(const Request& request, const std::string& response_path, bool prints_counters = false);
 
-}  // namespace attn::emulator
+}  // namespace emulator

@@ -10,10 +10,10 @@
 #include "checks.hpp"
 #include "request.hpp"
 
-namespace attn::emulator {
+namespace emulator {
 
 static int usage() {
-    fputs("usage: runner REQUEST_FILE RESPONSE_FILE | --serve | --list | --check\n", stderr);
+    fputs("usage: runner [--counters] REQUEST_FILE RESPONSE_FILE | --serve | --list | --check\n", stderr);
     return 2;
 }
 
@@ -42,7 +42,7 @@ static void report_bad_accesses() {
     alternate.ss_sp = stack;
     alternate.ss_size = sizeof stack;
     sigaltstack(&alternate, nullptr);
-    struct sigaction action{};
+    struct sigaction action {};
     action.sa_sigaction = on_bad_access;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaction(SIGSEGV, &action, nullptr);
@@ -55,20 +55,22 @@ static void report_bad_accesses() {}
 static int main(int count, char** arguments) {
     report_bad_accesses();
     std::string first = count > 1 ? arguments[1] : "";
-    if (count == 3) {
+    if (count == 4 && first == "--counters") {
+        answer(read_request(arguments[2]), arguments[3], true);
+    } else if (count == 3) {
         answer(read_request(first), arguments[2]);
     } else if (first == "--list") {
         list();
     } else if (first == "--serve") {
         serve();
     } else if (first == "--check") {
-        return run_checks();
+        return check_primitives() + check_faults() ? 1 : 0;
     } else {
         return usage();
     }
     return 0;
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator
 
-int main(int count, char** arguments) { return attn::emulator::main(count, arguments); }
+int main(int count, char** arguments) { return emulator::main(count, arguments); }

@@ -4,7 +4,7 @@
 #include "block.hpp"
 #include "ptx/element.cuh"
 
-namespace attn::emulator {
+namespace emulator {
 
 template <class Complete>
 static void rendezvous(Operation operation, const Operands& operands, Complete complete) {
@@ -40,16 +40,33 @@ uint64_t shuffle(uint64_t bits, int source_lane) {
     return result;
 }
 
-// A tile of 16-bit elements in registers of two: register i of lane l holds row l/4, columns 2(l%4) + {0, 1} of an 8×8.
+// Rows of 16 bytes in the same eighth of 128 bytes, unless they are the same row, are read one after the other.
+static int passes(const Operands* rows) {
+    int most = 0;
+    for (int i = 0; i < 8; ++i) {
+        int rivals = 0;
+        for (int j = i; j < 8; ++j) {
+            ptrdiff_t distance = static_cast<const char*>(rows[i].a) - static_cast<const char*>(rows[j].a);
+            rivals += j == i || (distance && distance % 128 == 0);
+        }
+        most = rivals > most ? rivals : most;
+    }
+    return most;
+}
+
+// Register i of lane l takes of matrix i row l/4, columns 2(l%4) + {0, 1}.
 static void load_matrices(Operands* lanes, int matrices, bool transpose) {
+    counters.matrices += matrices;
     for (int i = 0; i < matrices; ++i) {
+        counters.conflicts += passes(lanes + 8 * i) - 1;
         uint16_t tile[8][8], transposed[8][8];
         for (int row = 0; row < 8; ++row) memcpy(tile[row], lanes[8 * i + row].a, 16);
         for (int row = 0; transpose && row < 8; ++row) {
             for (int column = 0; column < 8; ++column) transposed[column][row] = tile[row][column];
         }
         const char* source = reinterpret_cast<const char*>(transpose ? transposed : tile);
-        for (int lane = 0; lane < 32; ++lane) memcpy(static_cast<char*>(lanes[lane].result) + 4 * i, source + 4 * lane, 4);
+        for (int lane = 0; lane < 32; ++lane)
+            memcpy(static_cast<char*>(lanes[lane].result) + 4 * i, source + 4 * lane, 4);
     }
 }
 
@@ -67,50 +84,57 @@ void ldmatrix(uint32_t* registers, const void* row, int matrices, bool transpose
                [=](Operands* lanes) { load_matrices(lanes, matrices, transpose); });
 }
 
-// Products are exact in float (operands have at most 11 significant bits); sums are rounded once for each k. A tensor core
-// rounds its sums otherwise: agreement is to a few units in the last place of the largest summand.
-static void multiply(Operands* lanes, const float (*a)[16], const float (*b)[8], int depth) {
-    for (int row = 0; row < 16; ++row) {
-        float sum[8];
-        for (int column = 0; column < 8; column += 2) {
-            memcpy(sum + column, static_cast<float*>(lanes[4 * (row % 8) + column / 2].result) + row / 8 * 2, 8);
-        }
-        for (int k = 0; k < depth; ++k) {
-            for (int column = 0; column < 8; ++column) sum[column] += a[row][k] * b[k][column];
-        }
-        for (int column = 0; column < 8; column += 2) {
-            memcpy(static_cast<float*>(lanes[4 * (row % 8) + column / 2].result) + row / 8 * 2, sum + column, 8);
-        }
+using Row = float __attribute__((vector_size(32)));
+
+// Products are exact in float (operands have at most 11 significant bits); sums are rounded once for each k. A tensor
+// core rounds its sums otherwise: agreement is to a few units in the last place of the largest summand.
+template <int depth>
+static void multiply(Operands* lanes, const float (&a)[depth][16], const Row (&b)[depth]) {
+    Row d[16];
+    auto accumulators = [&](int lane) { return static_cast<float*>(lanes[lane].result); };
+    auto block = [&](int lane, int i) { return reinterpret_cast<float*>(d + lane / 4 + 8 * i) + lane % 4 * 2; };
+    for (int lane = 0; lane < 32; ++lane) {
+        for (int i = 0; i < 2; ++i) memcpy(block(lane, i), accumulators(lane) + 2 * i, 8);
+    }
+    for (int k = 0; k < depth; ++k) {
+        for (int row = 0; row < 16; ++row) d[row] += a[k][row] * b[k];
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        for (int i = 0; i < 2; ++i) memcpy(accumulators(lane) + 2 * i, block(lane, i), 8);
     }
 }
 
 template <class E>
 static void multiply_16_bit(Operands* lanes) {
-    E bits_a[16][16], bits_b[8][16];  // b by columns
-    float a[16][16], b[16][8];
+    E a[16][16], b[16][8];  // [k][row], [k][column]
     for (int lane = 0; lane < 32; ++lane) {
         int group = lane / 4, pair = lane % 4 * 2;
-        for (int i = 0; i < 4; ++i) {
-            memcpy(&bits_a[group + i % 2 * 8][pair + i / 2 * 8], static_cast<const uint32_t*>(lanes[lane].a) + i, 4);
-        }
-        for (int i = 0; i < 2; ++i) memcpy(&bits_b[group][pair + i * 8], static_cast<const uint32_t*>(lanes[lane].b) + i, 4);
+        const E* registers_a = static_cast<const E*>(lanes[lane].a);
+        const E* registers_b = static_cast<const E*>(lanes[lane].b);
+        for (int i = 0; i < 8; ++i) a[pair + i / 4 * 8 + i % 2][group + i / 2 % 2 * 8] = registers_a[i];
+        for (int i = 0; i < 4; ++i) b[pair + i / 2 * 8 + i % 2][group] = registers_b[i];
     }
-    for (int i = 0; i < 256; ++i) a[i / 16][i % 16] = ptx::to_float(bits_a[i / 16][i % 16]);
-    for (int i = 0; i < 128; ++i) b[i % 16][i / 16] = ptx::to_float(bits_b[i / 16][i % 16]);
-    multiply(lanes, a, b, 16);
+    float floats_a[16][16];
+    Row floats_b[16];
+    for (int k = 0; k < 16; ++k) {
+        for (int row = 0; row < 16; ++row) floats_a[k][row] = attn::ptx::to_float(a[k][row]);
+        for (int column = 0; column < 8; ++column) floats_b[k][column] = attn::ptx::to_float(b[k][column]);
+    }
+    multiply(lanes, floats_a, floats_b);
 }
 
 static void multiply_tf32(Operands* lanes) {
-    float a[16][16], b[16][8];
+    float a[8][16];
+    Row b[8];
     auto operand = [](const void* registers, int i) {
-        return ptx::bit_cast<float>(static_cast<const uint32_t*>(registers)[i] & 0xffffe000);
+        return attn::ptx::bit_cast<float>(static_cast<const uint32_t*>(registers)[i] & 0xffffe000);
     };
     for (int lane = 0; lane < 32; ++lane) {
         int group = lane / 4, in_group = lane % 4;
-        for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][in_group + i / 2 * 4] = operand(lanes[lane].a, i);
+        for (int i = 0; i < 4; ++i) a[in_group + i / 2 * 4][group + i % 2 * 8] = operand(lanes[lane].a, i);
         for (int i = 0; i < 2; ++i) b[in_group + i * 4][group] = operand(lanes[lane].b, i);
     }
-    multiply(lanes, a, b, 8);
+    multiply(lanes, a, b);
 }
 
 static void multiply_f64(Operands* lanes) {
@@ -125,11 +149,12 @@ static void multiply_f64(Operands* lanes) {
 
 void mma(Operation kind, void* d, const void* a, const void* b) {
     rendezvous(kind, {d, a, b, 0}, [=](Operands* lanes) {
-        if (kind == Operation::mma_f16) multiply_16_bit<ptx::f16>(lanes);
-        if (kind == Operation::mma_bf16) multiply_16_bit<ptx::bf16>(lanes);
+        ++counters.products;
+        if (kind == Operation::mma_f16) multiply_16_bit<attn::ptx::f16>(lanes);
+        if (kind == Operation::mma_bf16) multiply_16_bit<attn::ptx::bf16>(lanes);
         if (kind == Operation::mma_tf32) multiply_tf32(lanes);
         if (kind == Operation::mma_f64) multiply_f64(lanes);
     });
 }
 
-}  // namespace attn::emulator
+}  // namespace emulator

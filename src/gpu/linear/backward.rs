@@ -75,16 +75,8 @@ const KEYS: [Piece; 11] = [
     Piece::X,
     Piece::S,
 ];
-const D_STATES: [Piece; 8] = [
-    Piece::Rows,
-    Piece::Z,
-    Piece::QueryPhi,
-    Piece::Sums,
-    Piece::X,
-    Piece::KeyPhi,
-    Piece::Values,
-    Piece::S,
-];
+const D_STATES: [Piece; 8] =
+    [Piece::Rows, Piece::Z, Piece::QueryPhi, Piece::Sums, Piece::X, Piece::KeyPhi, Piece::Values, Piece::S];
 
 impl Planner<'_> {
     /// What the forward pass left behind.
@@ -154,15 +146,17 @@ impl Planner<'_> {
 
     /// Blocks that have all value columns.
     fn whole_rows(&mut self) {
-        self.set_value_tile(block_multiple(self.shapes().value_width));
+        self.params.set_value_tile(block_multiple(self.shapes().value_width));
     }
 
     /// The gradients of S and z of the segments, and from them what enters each.
     fn entering_gradients(&mut self) {
         (self.params.segment_d_s, self.params.segment_d_z) = self.segment_sums();
         let needs_keys = self.problem.map.is_stabilized() && self.problem.scan == Scan::Causal;
-        let pieces: Vec<Piece> =
-            D_STATES.into_iter().filter(|piece| needs_keys || !matches!(piece, Piece::KeyPhi | Piece::Values)).collect();
+        let pieces: Vec<Piece> = D_STATES
+            .into_iter()
+            .filter(|piece| needs_keys || !matches!(piece, Piece::KeyPhi | Piece::Values))
+            .collect();
         self.tile_values(&pieces);
         self.launch_sweep("d_states", &pieces);
         self.launch("d_scan", self.scan_blocks(), 0);

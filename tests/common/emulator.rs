@@ -1,0 +1,267 @@
+//! Runs plans without a GPU, on the emulator of `tests/emulator` (its README has the format of requests).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::thread::JoinHandle;
+
+use attn_kernels::gpu::plan::{Argument, Plan};
+
+/// Natural order with late copies, and three others: with copies at once, late, and at once.
+pub const SEEDS: [u32; 4] = [0, 1, 2, 3];
+
+/// Memory that a plan is run on.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    argument: Argument,
+    content: Option<Vec<u8>>,
+    bytes: usize,
+    /// Where the first element lies, in bytes.
+    start: usize,
+    is_output: bool,
+}
+
+impl Tensor {
+    /// An input whose first element lies `start` bytes into `content`.
+    pub fn input(argument: Argument, content: Vec<u8>, start: usize) -> Self {
+        Self { argument, bytes: content.len(), content: Some(content), start, is_output: false }
+    }
+
+    /// An output of so many bytes, all 0xff at first.
+    pub fn output(argument: Argument, bytes: usize) -> Self {
+        Self { argument, bytes, content: None, start: 0, is_output: true }
+    }
+}
+
+/// Contents of the outputs.
+pub type Outputs = BTreeMap<Argument, Vec<u8>>;
+
+/// What watches the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sanitizer {
+    None,
+    Address,
+    Thread,
+}
+
+/// The runner with a sanitizer, compiled when first asked for; or why there is none.
+pub fn get(sanitizer: Sanitizer) -> Result<&'static Emulator, &'static str> {
+    static ALL: [OnceLock<Result<Emulator, String>>; 3] = [const { OnceLock::new() }; 3];
+    ALL[sanitizer as usize].get_or_init(|| Emulator::compile(sanitizer)).as_ref().map_err(String::as_str)
+}
+
+/// Whether this machine can compile the emulator.
+pub fn is_available() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    let answers = |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success());
+    *FOUND.get_or_init(|| answers("g++") && answers("make"))
+}
+
+/// Says on the terminal that a test was skipped, past the harness's capture; for machines without a C++ compiler.
+pub fn skip(what: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED, needs g++ and make: {what}");
+}
+
+/// A runner, and its processes that have nothing to do.
+pub struct Emulator {
+    folder: PathBuf,
+    idle: Mutex<Vec<Server>>,
+}
+
+impl Emulator {
+    fn compile(sanitizer: Sanitizer) -> Result<Self, String> {
+        let name = match sanitizer {
+            Sanitizer::None => "",
+            Sanitizer::Address => "address",
+            Sanitizer::Thread => "thread",
+        };
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator").join(name);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/build.sh");
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut command = Command::new("sh");
+        command.arg(script).arg(&folder).arg(name).env("MAKEFLAGS", format!("-j{jobs}"));
+        let output = command.output().map_err(|error| format!("build.sh: {error}"))?;
+        if !output.status.success() {
+            return Err(format!(
+                "the emulator ({sanitizer:?}) does not compile:\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+        Ok(Self { folder, idle: Mutex::default() })
+    }
+
+    /// Name, bytes of parameters and threads of every kernel.
+    pub fn list(&self) -> Vec<(String, usize, u32)> {
+        let output = Command::new(self.folder.join("runner")).arg("--list").output().expect("the runner was compiled");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let entry = |line: &str| {
+            let mut words = line.split_whitespace();
+            let mut word = || words.next().expect("three words");
+            (word().to_string(), word().parse().expect("a size"), word().parse().expect("a number of threads"))
+        };
+        text.lines().map(entry).collect()
+    }
+
+    /// Runs the emulator's own checks: each instruction, and faults that must be noticed.
+    pub fn check(&self) -> Result<(), String> {
+        let output = Command::new(self.folder.join("runner")).arg("--check").output();
+        let output = output.map_err(|error| format!("the emulator does not start: {error}"))?;
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(said.into_owned()) }
+    }
+
+    /// Runs the launches once per seed from the same contents; all seeds must give the same bits.
+    pub fn run(&self, plan: &Plan, tensors: &[Tensor], seeds: &[u32]) -> Result<Outputs, String> {
+        let idle = self.idle.lock().unwrap().pop();
+        let mut server = idle.map_or_else(|| Server::start(&self.folder), Ok)?;
+        let response = match server.answer(&request(plan, tensors, seeds)?) {
+            Ok(response) => response,
+            Err(error) => return Err(format!("{error}\n{}{plan}", server.last_words())),
+        };
+        self.idle.lock().unwrap().push(server);
+        outputs(&response, tensors, seeds)
+    }
+}
+
+/// A process that answers requests one after the other, and ends at the first that goes wrong.
+struct Server {
+    child: Child,
+    requests: ChildStdin,
+    done: BufReader<ChildStdout>,
+    errors: JoinHandle<String>,
+    /// Where request and response lie, without extension.
+    files: PathBuf,
+}
+
+impl Server {
+    fn start(folder: &Path) -> Result<Self, String> {
+        let mut command = Command::new(folder.join("runner"));
+        command.arg("--serve").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| format!("the emulator does not start: {error}"))?;
+        let pipe = "was asked for";
+        let mut stderr = child.stderr.take().expect(pipe);
+        let read = move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        Ok(Self {
+            requests: child.stdin.take().expect(pipe),
+            done: BufReader::new(child.stdout.take().expect(pipe)),
+            errors: std::thread::spawn(read),
+            files: folder.join(format!("server-{}", child.id())),
+            child,
+        })
+    }
+
+    fn answer(&mut self, request: &[u8]) -> Result<Vec<u8>, String> {
+        let [asked, answered] = ["request", "response"].map(|extension| self.files.with_extension(extension));
+        let failed = |error| format!("the emulator gave no answer: {error}");
+        fs::write(&asked, request).map_err(failed)?;
+        // A process that has ended is noticed below.
+        let _ = writeln!(self.requests, "{}\t{}", asked.display(), answered.display());
+        let mut line = String::new();
+        let read = self.done.read_line(&mut line).map_err(failed);
+        let _ = fs::remove_file(&asked);
+        let response = fs::read(&answered);
+        let _ = fs::remove_file(&answered);
+        match read? {
+            0 => Err("the emulator stopped".into()),
+            _ if line.trim() != "done" => Err(format!("the emulator says {line:?}")),
+            _ => response.map_err(failed),
+        }
+    }
+
+    /// What a process that ended has said, and how it ended.
+    fn last_words(self) -> String {
+        let Self { mut child, requests, errors, .. } = self;
+        drop(requests);
+        let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        format!("{}({status})\n", errors.join().unwrap_or_default())
+    }
+}
+
+/// A request's bytes.
+struct Request(Vec<u8>);
+
+impl Request {
+    fn u32(&mut self, value: usize) {
+        self.0.extend(u32::try_from(value).expect("a small number").to_le_bytes());
+    }
+
+    fn u64(&mut self, value: usize) {
+        self.0.extend((value as u64).to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.u32(bytes.len());
+        self.0.extend(bytes);
+    }
+}
+
+fn request(plan: &Plan, tensors: &[Tensor], seeds: &[u32]) -> Result<Vec<u8>, String> {
+    let mut request = Request(b"ATTN".to_vec());
+    request.u32(1);
+    request.u32(seeds.len());
+    seeds.iter().for_each(|&seed| request.u32(seed as usize));
+    request.u32(tensors.len() + plan.workspaces.len());
+    for tensor in tensors {
+        request.u64(tensor.bytes);
+        request.u32(usize::from(tensor.content.is_some()) + 2 * usize::from(tensor.is_output));
+        request.0.extend(tensor.content.iter().flatten());
+    }
+    for &bytes in &plan.workspaces {
+        request.u64(bytes);
+        request.u32(0);
+    }
+    request.u32(plan.launches.len());
+    for launch in &plan.launches {
+        request.bytes(launch.kernel.as_bytes());
+        launch.grid.iter().for_each(|&blocks| request.u32(blocks as usize));
+        request.u32(launch.threads as usize);
+        request.u32(launch.shared_bytes as usize);
+        request.bytes(&launch.params);
+        request.u32(launch.pointers.len());
+        for &(offset, argument) in &launch.pointers {
+            let (buffer, start) = match argument {
+                Argument::Workspace(i) => (tensors.len() + i, 0),
+                _ => {
+                    let at = tensors.iter().position(|tensor| tensor.argument == argument);
+                    let at = at.ok_or_else(|| format!("no tensor was given for {argument:?} of {launch}"))?;
+                    (at, tensors[at].start)
+                }
+            };
+            request.u32(offset);
+            request.u32(buffer);
+            request.u64(start);
+        }
+    }
+    Ok(request.0)
+}
+
+fn outputs(response: &[u8], tensors: &[Tensor], seeds: &[u32]) -> Result<Outputs, String> {
+    let written = || tensors.iter().filter(|tensor| tensor.is_output);
+    let size: usize = written().map(|tensor| tensor.bytes).sum();
+    if response.len() != size * seeds.len() {
+        return Err(format!("the emulator gave {} bytes, not {} × {size}", response.len(), seeds.len()));
+    }
+    let mut outputs = Outputs::new();
+    let mut start = 0;
+    for tensor in written() {
+        let of = |index: usize| &response[index * size + start..][..tensor.bytes];
+        for (index, seed) in seeds.iter().enumerate() {
+            if let Some(at) = of(0).iter().zip(of(index)).position(|(x, y)| x != y) {
+                return Err(format!(
+                    "{:?} differs from byte {at} on with seeds {} and {seed}",
+                    tensor.argument, seeds[0]
+                ));
+            }
+        }
+        outputs.insert(tensor.argument, of(0).to_vec());
+        start += tensor.bytes;
+    }
+    Ok(outputs)
+}
