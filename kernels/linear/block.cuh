@@ -42,6 +42,16 @@ struct Arithmetic<double> {
     using ExactMath = Math;
 };
 
+// f(arithmetic) for the products of gradients: exact where they add up to the gradient of a log-decay, in which they cancel.
+template <class Element, class F>
+DEVICE void with_math(const LinearParams& p, F f) {
+    using Own = Arithmetic<Element>;
+    if constexpr (sizeof(Element) < sizeof(float)) {
+        if (p.d_log) return f(typename Own::ExactMath{});
+    }
+    f(typename Own::Math{});
+}
+
 DEVICE int warps() { return ptx::threads() / 32; }
 
 template <class Real>
@@ -79,7 +89,13 @@ DEVICE void each_row(F f) {
 // f(row, column) for each element of a tile, neighbours in a row by neighbouring threads.
 template <class F>
 DEVICE void each_element(int rows, int columns, F f) {
-    for (int index = ptx::thread(); index < rows * columns; index += ptx::threads()) f(index / columns, index % columns);
+    int r = ptx::thread() / columns, c = ptx::thread() % columns;
+    int down = ptx::threads() / columns, right = ptx::threads() % columns;
+    while (r < rows) {
+        f(r, c);
+        r += down, c += right;
+        if (c >= columns) c -= columns, ++r;
+    }
 }
 
 // f(row, column) for each block of 16·M × 8·N of a tile, by one warp each.
@@ -87,6 +103,13 @@ template <int M, int N, class F>
 DEVICE void each_block(int rows, int columns, F f) {
     int across = columns / (8 * N), count = rows / (16 * M) * across;
     for (int index = ptx::warp(); index < count; index += warps()) f(index / across * 16 * M, index % across * 8 * N);
+}
+
+// sums += left · right. Unrolled further, the loads of later steps take the registers of the sums.
+template <class Math, int M, int N, class Left, class Right>
+DEVICE void accumulate(Accumulator<typename Math::Real, M, N>& sums, const Left& left, const Right& right, int inner) {
+#pragma unroll 2
+    for (int k = 0; k < inner; k += Math::kStep) tile::multiply_step<Math>(sums, left, right, k);
 }
 
 // store(row, column, prior(row, column) + (left · right)(row, column)) for a tile of rows × columns, where left(row) and
@@ -97,7 +120,7 @@ DEVICE void product(int rows, int columns, int inner, Left left, Right right, Pr
     each_block<M, N>(rows, columns, [&](int row, int column) {
         Accumulator<Real, M, N> sums;
         sums.each([&](int r, int c, Real& x) { x = prior(row + r, column + c); });
-        tile::multiply<Math>(sums, left(row), right(column), inner);
+        accumulate<Math>(sums, left(row), right(column), inner);
         sums.each([&](int r, int c, Real& x) { store(row + r, column + c, x); });
     });
 }
@@ -161,20 +184,26 @@ struct Place {
     DEVICE int columns(const LinearParams& p) const { return ptx::min(p.value_width - first_column(p), p.value_tile); }
 };
 
-// f(tile) for the tiles of `range` in order, or from its end.
+// f(tile, reads, absorbs) for the visits of a sweep over a segment, in order or from its end: where a tile's outputs are read
+// from the carried sums, and where its own part is added to them. Where a tile does not read itself, these are two visits: a
+// chunk is read before it is added, and a full scan adds everything first, unless the sums of all segments are handed in.
 template <class F>
-DEVICE void each_tile(Range range, F f) {
-    for (int64_t start = range.start; start < range.end; start += kTile) {
-        f(Range{start, ptx::min(start + kTile, range.end)});
-    }
-}
-
-template <class F>
-DEVICE void each_tile_backward(Range range, F f) {
-    int64_t tiles = (range.end - range.start + kTile - 1) / kTile;
-    for (int64_t tile = tiles - 1; tile >= 0; --tile) {
-        int64_t start = range.start + tile * kTile;
-        f(Range{start, ptx::min(start + kTile, range.end)});
+DEVICE void each_visit(const LinearParams& p, Range segment, bool is_backward, F f) {
+    bool is_inclusive = p.scan == kCausal, is_full = p.scan == kFull;
+    int64_t length = segment.end - segment.start, group = p.scan == kChunkExclusive ? p.chunk : length;
+    int64_t groups = length == 0 ? 0 : (length + group - 1) / group;
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t first = segment.start + (is_backward ? groups - 1 - g : g) * group;
+        int64_t count = ptx::min(group, segment.end - first), tiles = (count + kTile - 1) / kTile;
+        for (int pass = 0; pass < (is_inclusive ? 1 : 2); ++pass) {
+            bool reads = is_inclusive || (is_full ? pass == 1 : pass == 0);
+            bool absorbs = is_inclusive || (is_full ? pass == 0 && p.segments == 1 : pass == 1);
+            if (!reads && !absorbs) continue;
+            for (int64_t t = 0; t < tiles; ++t) {
+                int64_t start = first + (is_backward ? tiles - 1 - t : t) * kTile;
+                f(Range{start, ptx::min(start + kTile, first + count)}, reads, absorbs);
+            }
+        }
     }
 }
 
@@ -208,6 +237,12 @@ DEVICE Real chunk_norm(const LinearParams& p, int64_t position) {
     if (p.norm_chunk == 0) return Real(p.norm_factor);
     int64_t tokens = (p.norm_before + position) / p.norm_chunk * p.norm_chunk;
     return tokens == 0 ? Real(0) : Real(1.0 / double(tokens));
+}
+
+// Reads a number in the type of sums or of the elements.
+template <class Element, class Real>
+DEVICE Real load_as(const void* from, int64_t index, bool is_wide) {
+    return is_wide ? static_cast<const Real*>(from)[index] : tile::widen<Real>(static_cast<const Element*>(from)[index]);
 }
 
 // Stores in the type of sums or of the elements.

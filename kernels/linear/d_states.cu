@@ -9,18 +9,27 @@ namespace attn::linear {
 
 template <class Element>
 DEVICE void d_states(const LinearParams& p) {
+    using Real = typename Arithmetic<Element>::Real;
     Tiles<Element> tiles(p);
     State<Element> d_state(p);
-    SumsTile<Element> sums(tiles);
+    SumsTile<Element> sums(p);
     d_state.clear();
     ptx::barrier_sync();
-    each_tile_backward(tiles.place.positions(p), [&](Range tile) {
+    Range segment = tiles.place.positions(p);
+    int64_t count = (segment.end - segment.start + kTile - 1) / kTile;
+    for (int64_t index = count - 1; index >= 0; --index) {
+        int64_t start = segment.start + index * kTile;
+        Range tile{start, ptx::min(start + kTile, segment.end)};
         if (is_inclusive(p) && decays(p)) {
             load_stabilizer(tiles, tile);
             tiles.load_decays(tile);
         }
-        absorb_readers(tiles, d_state, sums, tile);
-    });
+        for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
+            tiles.load_queries(reader, tile);
+            sums.load(tiles, reader, tile);
+            absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
+        }
+    }
     d_state.store_slot(p.segment_d_s, p.segment_d_z, tiles.place.slot(p, tiles.place.segment), tiles.place);
 }
 

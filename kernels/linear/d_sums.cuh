@@ -10,29 +10,39 @@ struct SumsTile {
     using Real = typename Arithmetic<Element>::Real;
 
     const LinearParams& p;
-    const Tiles<Element>& tiles;
     WideTile<Real> d_sums;
 
-    DEVICE explicit SumsTile(const Tiles<Element>& tiles)
-        : p(tiles.p), tiles(tiles), d_sums(tile_piece<Real>(tiles.p, kPieceSums, tiles.p.values_row)) {}
+    DEVICE explicit SumsTile(const LinearParams& params)
+        : p(params), d_sums(tile_piece<Real>(params, kPieceSums, params.values_row)) {}
 
     // Loads this block's columns of a reader's rows; zeros where there is no query. Between barriers.
-    DEVICE void load(int64_t reader, Range tile) {
+    DEVICE void load(const Tiles<Element>& tiles, int64_t reader, Range tile) const {
         const Place& place = tiles.place;
         int64_t head = tiles.reader_head(reader);
-        auto keep = [&](int64_t query) { return query < tile.end - p.first_query; };
-        auto from = tiles.head_rows(p.d_out, p.d_out_strides, head, p.queries, p.value_width);
-        from.data += place.first_column(p), from.width = place.columns(p);
-        tile::load(d_sums, from, tiles.query_at(tile, 0), kTile, p.value_tile, keep);
+        if (sizeof(Element) < sizeof(Real) && p.is_out_wide) {
+            load_rows<Real>(tiles, head, tile);
+        } else {
+            load_rows<Element>(tiles, head, tile);
+        }
         ptx::barrier_sync();
-        auto out = tiles.head_rows(p.out, p.out_strides, head, p.queries, p.value_width);
-        out.data += place.first_column(p);
-        each_row([&](int r) { unfinish_row(head, tile, r, out); });
+        int64_t out = place.batch * p.out_strides.batch + head * p.out_strides.head + place.first_column(p);
+        each_row([&](int r) { unfinish_row(tiles, head, tile, r, out); });
         ptx::barrier_sync();
     }
 
-    // A row of d_out becomes that of dT, by a warp.
-    DEVICE void unfinish_row(int64_t head, Range tile, int r, const Rows<const Element>& out) {
+    // The rows of d_out, whose elements are of type Stored.
+    template <class Stored>
+    DEVICE void load_rows(const Tiles<Element>& tiles, int64_t head, Range tile) const {
+        const Place& place = tiles.place;
+        auto keep = [&](int64_t query) { return query < tile.end - p.first_query; };
+        auto from = tile::rows_of_head(static_cast<const Stored*>(p.d_out), p.d_out_strides, place.batch, head, p.queries,
+                                       place.columns(p));
+        from.data += place.first_column(p);
+        tile::load(d_sums, from, tiles.query_at(tile, 0), kTile, p.value_tile, keep);
+    }
+
+    // A row of d_out becomes that of dT, by a warp. `out` is the offset of the head's first output.
+    DEVICE void unfinish_row(const Tiles<Element>& tiles, int64_t head, Range tile, int r, int64_t out) const {
         if (ptx::lane() == 0) tiles.rows->d_norm[r] = Real(0);
         if (!tiles.has_query(tile, r) || p.finish == kNone) return;
         int columns = tiles.place.columns(p);
@@ -57,20 +67,24 @@ struct SumsTile {
         }
         // dT = (dO − O·mean(O ⊙ dO))/r
         Real mean = delta / Real((is_joint ? p.heads : 1) * p.value_width);
-        const Element* o = out.row(query);
-        each_column(columns, [&](int c) { row[c] = (row[c] - tile::widen<Real>(o[c]) * mean) / divisor; });
+        int64_t o = out + query * p.out_strides.row;
+        each_column(columns, [&](int c) {
+            row[c] = (row[c] - load_as<Element, Real>(p.out, o + c, p.is_out_wide) * mean) / divisor;
+        });
     }
 };
 
 // V_ij = ⟨dT_i, v_j⟩ + dn_i and its decay, the gradients of the weights inside the tile.
 template <class Element>
 DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element>& sums) {
-    using Math = typename Arithmetic<Element>::Math;
     using Real = typename Arithmetic<Element>::Real;
     const LinearParams& p = tiles.p;
-    product<Math, 1, 2>(
-        kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
-        [&](int i, int) { return tiles.rows->d_norm[i]; }, [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
+    with_math<Element>(p, [&](auto math) {
+        using Math = decltype(math);
+        product<Math, 1, 2>(
+            kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
+            [&](int i, int) { return tiles.rows->d_norm[i]; }, [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
+    });
 }
 
 // The stabiliser of the keys before a tile, as the queries' sweep left it. A barrier follows.
@@ -90,13 +104,14 @@ DEVICE void load_stabilizer(const Tiles<Element>& tiles, Range tile) {
 template <class Element>
 DEVICE void absorb_queries(const Tiles<Element>& tiles, State<Element>& d_state, const SumsTile<Element>& sums,
                            typename Arithmetic<Element>::Real decay) {
-    using Math = typename Arithmetic<Element>::Math;
     const LinearParams& p = tiles.p;
     if (is_inclusive(p) && decays(p)) {
         tiles.scale_features(tiles.query_phi, tiles.rows->from_start);
         ptx::barrier_sync();
     }
-    d_state.template absorb<Math>(tiles.query_phi, sums.d_sums, tiles.rows->d_norm, decay);
+    with_math<Element>(p, [&](auto math) {
+        d_state.template absorb<decltype(math)>(tiles.query_phi, sums.d_sums, tiles.rows->d_norm, decay);
+    });
     ptx::barrier_sync();
 }
 
@@ -105,17 +120,6 @@ template <class Element>
 DEVICE auto tile_decay(const Tiles<Element>& tiles) {
     using Real = typename Arithmetic<Element>::Real;
     return is_inclusive(tiles.p) && decays(tiles.p) ? tiles.rows->decay : Real(1);
-}
-
-// Adds the queries of all readers at `tile`, whose keys' decays are loaded.
-template <class Element>
-DEVICE void absorb_readers(Tiles<Element>& tiles, State<Element>& d_state, SumsTile<Element>& sums, Range tile) {
-    using Real = typename Arithmetic<Element>::Real;
-    for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
-        tiles.load_queries(reader, tile);
-        sums.load(reader, tile);
-        absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
-    }
 }
 
 }  // namespace attn::linear

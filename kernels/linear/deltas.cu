@@ -16,12 +16,14 @@ DEVICE void deltas(const LinearParams& p) {
     int64_t end = is_joint ? p.heads : first + 1;
     Real delta = Real(0);
     for (int64_t head = first; head < end; ++head) {
-        auto row_of = [&](const void* data, const tile::Strides& strides) {
-            return static_cast<const Element*>(data) + batch * strides.batch + head * strides.head + query * strides.row;
+        auto first_of = [&](const tile::Strides& strides) {
+            return batch * strides.batch + head * strides.head + query * strides.row;
         };
-        const Element *out = row_of(p.out, p.out_strides), *d_out = row_of(p.d_out, p.d_out_strides);
-        delta += row_sum<Real>(p.value_width,
-                               [&](int c) { return tile::widen<Real>(out[c]) * tile::widen<Real>(d_out[c]); });
+        int64_t out = first_of(p.out_strides), d_out = first_of(p.d_out_strides);
+        delta += row_sum<Real>(p.value_width, [&](int c) {
+            return load_as<Element, Real>(p.out, out + c, p.is_out_wide) *
+                   load_as<Element, Real>(p.d_out, d_out + c, p.is_out_wide);
+        });
     }
     if (ptx::lane() == 0) static_cast<Real*>(p.deltas)[row] = delta;
 }

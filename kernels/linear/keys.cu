@@ -28,40 +28,34 @@ struct Keys {
         : p(params),
           tiles(params),
           d_state(params),
-          sums(tiles),
+          sums(params),
           d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)),
           d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)) {}
 
     DEVICE void enter() {
         if (p.segments == 1) {
             d_state.clear();
-            ptx::barrier_sync();
-            if (is_full(p)) absorb_all({0, p.positions});
-            return;
+            return ptx::barrier_sync();
         }
         int64_t slot = tiles.place.slot(p, is_full(p) ? p.segments : tiles.place.segment);
         d_state.load_slot(p.segment_d_s, p.segment_d_z, slot, tiles.place);
         ptx::barrier_sync();
     }
 
-    DEVICE void absorb_all(Range range) {
-        each_tile_backward(range, [&](Range tile) { absorb_readers(tiles, d_state, sums, tile); });
-    }
-
-    DEVICE void visit(Range tile) {
-        load_stabilizer(tiles, tile);
-        tiles.load_keys(tile);
-        gradient_from_later();
-        ptx::barrier_sync();
-        if (is_inclusive(p)) {
-            for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
-                tiles.load_queries(reader, tile);
-                sums.load(reader, tile);
-                gradient_from_tile();
-                absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
-            }
+    DEVICE void visit(Range tile, bool reads, bool absorbs) {
+        if (reads) {
+            load_stabilizer(tiles, tile);
+            tiles.load_keys(tile);
+            gradient_from_later();
+            ptx::barrier_sync();
         }
-        store(tile);
+        for (int64_t reader = 0; absorbs && reader < tiles.readers(); ++reader) {
+            tiles.load_queries(reader, tile);
+            sums.load(tiles, reader, tile);
+            if (is_inclusive(p)) gradient_from_tile();
+            absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
+        }
+        if (reads) store(tile);
     }
 
     // dv = e^{G_C−G} φ(k) R and dφ(k) = e^{G_C−G} (v Rᵀ + r)
@@ -72,9 +66,12 @@ struct Keys {
         product<Math, 1, 4>(
             kTile, p.value_tile, p.features_padded, left_rows<Math>(tiles.key_phi), right_rows<Math>(d_state.s),
             [](int, int) { return Real(0); }, [&](int r, int c, Real x) { d_values.at(r, c) = x * left(r); });
-        product<Math, 1, 4>(
-            kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values), right_transposed<Math>(d_state.s),
-            [&](int, int f) { return d_state.z[f]; }, [&](int r, int f, Real x) { d_phi.at(r, f) = x * left(r); });
+        with_math<Element>(p, [&](auto math) {
+            using Math = decltype(math);
+            product<Math, 1, 4>(
+                kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values), right_transposed<Math>(d_state.s),
+                [&](int, int f) { return d_state.z[f]; }, [&](int r, int f, Real x) { d_phi.at(r, f) = x * left(r); });
+        });
     }
 
     // dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
@@ -87,9 +84,12 @@ struct Keys {
         ptx::barrier_sync();
         weight_gradients(tiles, sums);
         ptx::barrier_sync();
-        product<Math, 1, 4>(
-            kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(tiles.query_phi),
-            [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
+        with_math<Element>(p, [&](auto math) {
+            using Math = decltype(math);
+            product<Math, 1, 4>(
+                kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(tiles.query_phi),
+                [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
+        });
         ptx::barrier_sync();
     }
 
@@ -129,15 +129,8 @@ struct Keys {
 
     DEVICE void run() {
         enter();
-        Range segment = tiles.place.positions(p);
-        int64_t group = p.scan == kChunkExclusive ? p.chunk : p.segment_length;
-        int64_t groups = (segment.end - segment.start + group - 1) / ptx::max(group, int64_t(1));
-        for (int64_t index = groups - 1; index >= 0; --index) {
-            int64_t start = segment.start + index * group;
-            Range range{start, ptx::min(start + group, segment.end)};
-            each_tile_backward(range, [&](Range tile) { visit(tile); });
-            if (p.scan == kChunkExclusive) absorb_all(range);
-        }
+        each_visit(p, tiles.place.positions(p), true,
+                   [&](Range tile, bool reads, bool absorbs) { visit(tile, reads, absorbs); });
     }
 };
 

@@ -19,7 +19,7 @@ struct Outputs {
     WideTile<Real> sums;
 
     DEVICE explicit Outputs(const LinearParams& params)
-        : p(params), tiles(params), state(tiles), sums(tile_piece<Real>(params, kPieceSums, params.values_row)) {}
+        : p(params), tiles(params), state(params), sums(tile_piece<Real>(params, kPieceSums, params.values_row)) {}
 
     DEVICE void read(Range tile) {
         for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
@@ -45,9 +45,9 @@ struct Outputs {
         auto before = right_rows<Math>(state.s), inside = right_rows<Math>(tiles.values);
         each_block<1, 4>(kTile, p.value_tile, [&](int row, int column) {
             auto block = Accumulator<Real, 1, 4>::zero();
-            tile::multiply<Math>(block, queries(row), before(column), p.features_padded);
+            accumulate<Math>(block, queries(row), before(column), p.features_padded);
             if (is_decayed) block.each([&](int r, int, Real& x) { x *= tiles.rows->from_start[row + r]; });
-            if (is_inclusive(p)) tile::multiply<Math>(block, weights(row), inside(column), kTile);
+            if (is_inclusive(p)) accumulate<Math>(block, weights(row), inside(column), kTile);
             block.each([&](int r, int c, Real& x) { sums.at(row + r, column + c) = x; });
         });
     }
@@ -89,19 +89,13 @@ struct Outputs {
     }
 
     DEVICE void run() {
-        state.enter();
-        Range segment = tiles.place.positions(p);
-        int64_t group = p.scan == kChunkExclusive ? p.chunk : p.segment_length;
-        for (int64_t start = segment.start; start < segment.end; start += group) {
-            Range range{start, ptx::min(start + group, segment.end)};
-            each_tile(range, [&](Range tile) {
-                if (is_inclusive(p)) tiles.load_keys(tile);
-                read(tile);
-                if (is_inclusive(p)) state.absorb_keys();
-            });
-            if (p.scan == kChunkExclusive) state.absorb_all(range);
-        }
-        if (tiles.place.is_last(p)) state.store_final();
+        state.enter(tiles);
+        each_visit(p, tiles.place.positions(p), false, [&](Range tile, bool reads, bool absorbs) {
+            if (absorbs) tiles.load_keys(tile);
+            if (reads) read(tile);
+            if (absorbs) state.absorb_keys(tiles);
+        });
+        if (tiles.place.is_last(p)) state.store_final(tiles);
     }
 };
 

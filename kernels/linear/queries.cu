@@ -14,7 +14,6 @@ namespace attn::linear {
 template <class Element>
 struct Queries {
     using Real = typename Arithmetic<Element>::Real;
-    using Math = typename Arithmetic<Element>::Math;
 
     const LinearParams& p;
     Tiles<Element> tiles;
@@ -25,8 +24,8 @@ struct Queries {
     DEVICE explicit Queries(const LinearParams& params)
         : p(params),
           tiles(params),
-          state(tiles),
-          sums(tiles),
+          state(params),
+          sums(params),
           d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)) {}
 
     // The keys sweep visits tiles in the other direction and needs their stabilisers.
@@ -41,12 +40,12 @@ struct Queries {
         for (int r = ptx::thread(); r < kTile; r += ptx::threads()) tiles.rows->d_log[r] = 0.0;
         for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
             tiles.load_queries(reader, tile);
-            sums.load(reader, tile);
+            sums.load(tiles, reader, tile);
             if (is_inclusive(p)) {
                 weight_gradients(tiles, sums);
                 ptx::barrier_sync();
             }
-            gradient();
+            with_math<Element>(p, [&](auto math) { gradient<decltype(math)>(); });
             ptx::barrier_sync();
             if (p.d_log) {
                 each_row([&](int r) {
@@ -67,17 +66,19 @@ struct Queries {
     }
 
     // dφ(q) of the loaded reader.
+    template <class Math>
     DEVICE void gradient() {
         bool is_decayed = is_inclusive(p) && decays(p);
         const TileRows<Real>& rows = *tiles.rows;
         auto d_sums = left_rows<Math>(sums.d_sums), weights = left_rows<Math>(tiles.weights);
-        auto before = right_transposed<Math>(state.s), inside = right_rows<Math>(tiles.key_phi);
+        auto before = right_transposed<Math>(state.s);
+        auto inside = right_rows<Math>(tiles.key_phi);
         each_block<1, 4>(kTile, p.features_padded, [&](int row, int column) {
             Accumulator<Real, 1, 4> block;
             block.each([&](int r, int c, Real& x) { x = rows.d_norm[row + r] * state.z[column + c]; });
-            tile::multiply<Math>(block, d_sums(row), before(column), p.value_tile);
+            accumulate<Math>(block, d_sums(row), before(column), p.value_tile);
             if (is_decayed) block.each([&](int r, int, Real& x) { x *= rows.from_start[row + r]; });
-            if (is_inclusive(p)) tile::multiply<Math>(block, weights(row), inside(column), kTile);
+            if (is_inclusive(p)) accumulate<Math>(block, weights(row), inside(column), kTile);
             block.each([&](int r, int c, Real& x) { d_phi.at(row + r, column + c) = x; });
         });
     }
@@ -93,22 +94,16 @@ struct Queries {
     }
 
     DEVICE void run() {
-        state.enter();
-        Range segment = tiles.place.positions(p);
-        int64_t group = p.scan == kChunkExclusive ? p.chunk : p.segment_length;
-        for (int64_t start = segment.start; start < segment.end; start += group) {
-            Range range{start, ptx::min(start + group, segment.end)};
-            each_tile(range, [&](Range tile) {
-                keep_stabilizer(tile);
-                if (is_inclusive(p)) {
-                    ptx::barrier_sync();
-                    tiles.load_keys(tile);
-                }
-                visit(tile);
-                if (is_inclusive(p)) state.absorb_keys();
-            });
-            if (p.scan == kChunkExclusive) state.absorb_all(range);
-        }
+        state.enter(tiles);
+        each_visit(p, tiles.place.positions(p), false, [&](Range tile, bool reads, bool absorbs) {
+            if (reads) keep_stabilizer(tile);
+            if (absorbs) {
+                ptx::barrier_sync();
+                tiles.load_keys(tile);
+            }
+            if (reads) visit(tile);
+            if (absorbs) state.absorb_keys(tiles);
+        });
     }
 };
 

@@ -60,7 +60,8 @@ struct State {
     // S ← decay S + φᵀ values and z ← decay z + φᵀ weights (1 where null). Between barriers.
     template <class Math>
     DEVICE void absorb(const WideTile<Real>& phi, const WideTile<Real>& values, const Real* weights, Real decay) {
-        product<Math, 2, 4>(
+        constexpr int kRowBlocks = sizeof(Real) == sizeof(double) ? 1 : 2;
+        product<Math, kRowBlocks, 4>(
             p.features_padded, p.value_tile, kTile, left_transposed<Math>(phi), right_rows<Math>(values),
             [&](int f, int c) { return decay * s.at(f, c); }, [&](int f, int c, Real x) { s.at(f, c) = x; });
         for (int f = ptx::thread(); f < p.features_padded; f += ptx::threads()) {
@@ -76,14 +77,11 @@ template <class Element>
 struct KeyState : State<Element> {
     using typename State<Element>::Real;
     using State<Element>::p;
-
-    Tiles<Element>& tiles;
-
-    DEVICE explicit KeyState(Tiles<Element>& tiles) : State<Element>(tiles.p), tiles(tiles) {}
+    using State<Element>::State;
 
     // The state handed in, or empty sums. A barrier must follow.
-    DEVICE void initial() {
-        if (!p.state_s) return empty();
+    DEVICE void initial(const Tiles<Element>& tiles) {
+        if (!p.state_s) return empty(tiles);
         const Place& place = tiles.place;
         auto head = [&](const void* data, const tile::Strides& strides) {
             return static_cast<const Real*>(data) + place.batch * strides.batch + place.head * strides.head;
@@ -94,43 +92,29 @@ struct KeyState : State<Element> {
         this->fill([&](int f, int c) { return c < columns ? given_s[f * p.state_s_strides.row + c] : Real(0); },
                    [&](int f) { return given_z[f]; });
         bool has_stabilizer = p.state_stabilizer != nullptr;
-        set_stabilizer(has_stabilizer ? *head(p.state_stabilizer, p.state_stabilizer_strides)
-                                      : negative_infinity<Real>());
+        tiles.set_stabilizer(has_stabilizer ? *head(p.state_stabilizer, p.state_stabilizer_strides)
+                                            : negative_infinity<Real>());
     }
 
-    DEVICE void empty() {
+    DEVICE void empty(const Tiles<Element>& tiles) {
         this->clear();
-        set_stabilizer(negative_infinity<Real>());
-    }
-
-    DEVICE void set_stabilizer(Real stabilizer) {
-        if (ptx::thread() == 0) tiles.rows->stabilizer = stabilizer;
+        tiles.set_stabilizer(negative_infinity<Real>());
     }
 
     // What enters the block's segment; a full scan reads the sums of all keys.
-    DEVICE void enter() {
+    DEVICE void enter(const Tiles<Element>& tiles) {
         if (p.segments == 1) {
-            initial();
-            ptx::barrier_sync();
-            if (is_full(p)) absorb_all({0, p.positions});
-            return;
+            initial(tiles);
+            return ptx::barrier_sync();
         }
         int64_t slot = tiles.place.slot(p, is_full(p) ? p.segments : tiles.place.segment);
         this->load_slot(p.segment_s, p.segment_z, slot, tiles.place);
-        set_stabilizer(static_cast<const Real*>(p.entering_stabilizer)[slot]);
+        tiles.set_stabilizer(static_cast<const Real*>(p.entering_stabilizer)[slot]);
         ptx::barrier_sync();
     }
 
-    // Adds the keys of all tiles of a range.
-    DEVICE void absorb_all(Range range) {
-        each_tile(range, [&](Range tile) {
-            tiles.load_keys(tile);
-            absorb_keys();
-        });
-    }
-
     // Adds the loaded keys, whose features are used up.
-    DEVICE void absorb_keys() {
+    DEVICE void absorb_keys(const Tiles<Element>& tiles) {
         bool has_decay = decays(p);
         if (has_decay) {
             tiles.scale_features(tiles.key_phi, tiles.rows->to_end);
@@ -143,7 +127,7 @@ struct KeyState : State<Element> {
     }
 
     // The state after the last key.
-    DEVICE void store_final() const {
+    DEVICE void store_final(const Tiles<Element>& tiles) const {
         if (!p.final_s) return;
         int64_t head = tiles.place.state_head(p);
         this->store(static_cast<Real*>(p.final_s) + head * p.features * p.value_width,

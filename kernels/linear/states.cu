@@ -23,10 +23,14 @@ template <class Element>
 DEVICE void states(const LinearParams& p) {
     using Real = typename Arithmetic<Element>::Real;
     Tiles<Element> tiles(p);
-    KeyState<Element> state(tiles);
-    state.empty();
+    KeyState<Element> state(p);
+    state.empty(tiles);
     ptx::barrier_sync();
-    state.absorb_all(tiles.place.positions(p));
+    Range segment = tiles.place.positions(p);
+    for (int64_t start = segment.start; start < segment.end; start += kTile) {
+        tiles.load_keys({start, ptx::min(start + kTile, segment.end)});
+        state.absorb_keys(tiles);
+    }
     int64_t slot = tiles.place.slot(p, tiles.place.segment);
     state.store_slot(p.segment_s, p.segment_z, slot, tiles.place);
     if (ptx::warp() != 0 || tiles.place.value_tile != 0) return;

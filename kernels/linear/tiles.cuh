@@ -33,6 +33,17 @@ constexpr int kRowsSize = 384;
 static_assert(sizeof(TileRows<float>) <= kRowsSize * sizeof(float), "rows of f32");
 static_assert(sizeof(TileRows<double>) <= kRowsSize * sizeof(double), "rows of f64");
 
+// A sum in twice the precision: differences of long sums of decays count, however large the sums.
+struct DoubledSum {
+    double high, low;
+
+    DEVICE void add(const DoubledSum& other) {
+        double sum = high + other.high, part = sum - high;
+        low += other.low + ((high - (sum - part)) + (other.high - part));
+        high = sum;
+    }
+};
+
 template <class Element>
 struct Tiles {
     using Real = typename Arithmetic<Element>::Real;
@@ -98,9 +109,13 @@ struct Tiles {
                          key * p.log_decay_strides.row];
     }
 
+    DEVICE void set_stabilizer(Real stabilizer) const {
+        if (ptx::thread() == 0) rows->stabilizer = stabilizer;
+    }
+
     // Loads the keys and this block's columns of the values at `tile`, maps the keys and sets the rows' decays;
     // rows->stabilizer moves on. Between barriers.
-    DEVICE void load_keys(Range tile) {
+    DEVICE void load_keys(Range tile) const {
         auto keep = [&](int64_t key) { return key < tile.end - p.first_key && keeps(key); };
         int64_t first = key_at(tile, 0);
         tile::load(x_tile(p, key_phi, x), key_rows(), first, kTile, x_columns(p), keep);
@@ -121,13 +136,13 @@ struct Tiles {
     }
 
     // The same without features and values, where only the decays matter.
-    DEVICE void load_decays(Range tile) {
+    DEVICE void load_decays(Range tile) const {
         if (is_stabilized(p)) return load_keys(tile);
         if (ptx::warp() == 0) sum_decays(tile);
         ptx::barrier_sync();
     }
 
-    DEVICE void project_keys() {
+    DEVICE void project_keys() const {
         project<Element>(p, key_phi, x);
         ptx::barrier_sync();
         if (!is_stabilized(p)) return;
@@ -138,7 +153,7 @@ struct Tiles {
         ptx::barrier_sync();
     }
 
-    DEVICE void map_keys() {
+    DEVICE void map_keys() const {
         auto keep = [&](int r) { return rows->present[r] != 0; };
         if (!is_stabilized(p)) return map_rows(p, key_phi, keep);
         each_row([&](int r) {
@@ -147,7 +162,7 @@ struct Tiles {
     }
 
     // Decays of the tile's rows, one per lane of a warp. A key that raises the stabiliser lets the sums before it shrink.
-    DEVICE void sum_decays(Range tile) {
+    DEVICE void sum_decays(Range tile) const {
         int r = ptx::lane();
         double log = has_key(tile, r) ? log_decay(key_at(tile, r)) : 0.0;
         if (is_stabilized(p)) {
@@ -161,21 +176,21 @@ struct Tiles {
             ptx::warp_sync();
             if (r == 31) rows->stabilizer = now;
         }
-        double sum = log;
+        DoubledSum sum{log, 0.0};
         for (int delta = 1; delta < 32; delta *= 2) {
-            double earlier = ptx::shuffle_up(sum, delta);
-            if (r >= delta) sum += earlier;
+            DoubledSum earlier{ptx::shuffle_up(sum.high, delta), ptx::shuffle_up(sum.low, delta)};
+            if (r >= delta) sum.add(earlier);
         }
-        double all = ptx::shuffle(sum, 31);
-        rows->high[r] = Real(sum);
-        rows->low[r] = Real(sum - double(rows->high[r]));
-        rows->from_start[r] = ptx::exp(Real(sum));
-        rows->to_end[r] = ptx::exp(Real(all - sum));
-        if (r == 31) rows->decay = ptx::exp(Real(all));
+        double later = (ptx::shuffle(sum.high, 31) - sum.high) + (ptx::shuffle(sum.low, 31) - sum.low);
+        rows->high[r] = Real(sum.high);
+        rows->low[r] = Real(sum.high - double(rows->high[r]) + sum.low);
+        rows->from_start[r] = ptx::exp(Real(sum.high));
+        rows->to_end[r] = ptx::exp(Real(later));
+        if (r == 31) rows->decay = rows->from_start[r];
     }
 
     // Loads and maps the queries of a reader at `tile`; rows without a query are zeros. Between barriers.
-    DEVICE void load_queries(int64_t reader, Range tile) {
+    DEVICE void load_queries(int64_t reader, Range tile) const {
         auto keep = [&](int64_t query) { return query < tile.end - p.first_query; };
         tile::load(x_tile(p, query_phi, x), query_rows(reader), query_at(tile, 0), kTile, x_columns(p), keep);
         ptx::barrier_sync();

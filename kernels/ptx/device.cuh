@@ -55,8 +55,9 @@ DEVICE To bit_cast(From from) {
     static const ::emulator::Kernel name##_kernel{ \
         #name, [](const void* params) { (__VA_ARGS__)(*static_cast<const Params*>(params)); }, sizeof(Params), count};
 #else
+// One block on a multiprocessor is enough: without saying so, registers are spilled to make room for more.
 #define ATTN_KERNEL_INSTANCE(name, Params, count, ...) \
-    GLOBAL void __launch_bounds__(count) name(const __grid_constant__ Params params) { (__VA_ARGS__)(params); }
+    GLOBAL void __launch_bounds__(count, 1) name(const __grid_constant__ Params params) { (__VA_ARGS__)(params); }
 #endif
 
 #define ATTN_KERNEL(...)                                                                                     \

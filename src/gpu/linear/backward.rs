@@ -149,7 +149,7 @@ impl Planner<'_> {
 
     /// Blocks that have all value columns.
     fn whole_rows(&mut self) {
-        self.set_value_tile(block_multiple(self.shapes().value_width));
+        self.params.set_value_tile(block_multiple(self.shapes().value_width));
     }
 
     /// The gradients of S and z of the segments, and from them what enters each.

@@ -23,6 +23,10 @@ use params::{GatherParams, LinearParams, PIECES, Piece};
 /// Positions of a tile, and the granularity of its columns.
 const TILE: usize = 32;
 const THREADS: usize = 128;
+/// Fewest positions of a segment.
+const SEGMENT: usize = 8 * TILE;
+/// Most value columns of a block of the forward pass.
+const MOST_COLUMNS: usize = 4 * TILE;
 
 /// Strides of the operands in elements, batch entry and head first; the last dimension is contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,25 +179,27 @@ impl<'a> Planner<'a> {
     }
 
     /// Gives a kernel with these pieces as many value columns as leave room for two blocks on a multiprocessor, or for one.
+    /// Sequences too short for segments fill the device by narrow tiles instead.
     fn tile_values(&mut self, pieces: &[Piece]) {
         let columns = block_multiple(self.shapes().value_width);
-        let limit = self.facts.shared_bytes_per_block as usize;
-        let tiles = [128, 64, 32].map(|tile: usize| tile.min(columns));
-        let needs = tiles.map(|tile| {
-            self.set_value_tile(tile);
-            Memory::new(&self.params, pieces, self.real(), self.facts).total()
-        });
-        let fits = |limit| tiles.iter().zip(needs).find(|(_, needs)| *needs <= limit).map(|(tile, _)| *tile);
+        let (limit, processors) = (self.facts.shared_bytes_per_block as usize, self.facts.multiprocessors as usize);
+        let fits = |width: usize, limit: usize| {
+            let mut params = self.params;
+            params.set_value_tile(width);
+            Memory::new(&params, pieces, self.real(), self.facts).total() <= limit
+        };
+        let is_short = self.params.positions as usize <= SEGMENT;
+        let fills = |width| !is_short || self.state_heads() * columns.div_ceil(width) >= processors;
         // The norm of a row is taken in the kernel that has it whole.
-        let whole = |tile: &usize| *tile == columns || self.params.finish != Finish::RmsNorm as i32;
-        let tile = fits(limit / 2).filter(whole).or(fits(limit)).unwrap_or(32);
-        self.set_value_tile(tile);
-    }
-
-    fn set_value_tile(&mut self, columns: usize) {
-        self.params.value_tile = columns as i32;
-        self.params.value_tiles = self.shapes().value_width.div_ceil(columns) as i32;
-        self.params.values_row = wide_row(columns) as i32;
+        let is_whole = matches!(self.problem.finish, LinearFinish::RmsNorm { scope: NormScope::Head, .. });
+        if is_whole && columns <= MOST_COLUMNS && fits(columns, limit) {
+            return self.params.set_value_tile(columns);
+        }
+        let widths = [MOST_COLUMNS, MOST_COLUMNS / 2, TILE].map(|width| width.min(columns));
+        let best = widths.into_iter().find(|&width| fills(width) && fits(width, limit / 2));
+        let next = || widths.into_iter().find(|&width| fills(width) && fits(width, limit));
+        let width = best.or_else(next).unwrap_or(TILE);
+        self.params.set_value_tile(width);
     }
 
     /// Cuts the line of positions into segments, at ends of tiles and chunks, where `blocks` leave the device idle.
@@ -201,7 +207,7 @@ impl<'a> Planner<'a> {
         let (positions, processors) = (self.params.positions as usize, self.facts.multiprocessors as usize);
         let pieces = if blocks >= processors { 1 } else { (2 * processors).div_ceil(blocks) };
         let chunk = if let Scan::ChunkExclusive { chunk } = self.problem.scan { chunk } else { 1 };
-        let step = chunk.max(8 * TILE).checked_next_multiple_of(chunk).unwrap_or(chunk);
+        let step = chunk.max(SEGMENT).checked_next_multiple_of(chunk).unwrap_or(chunk);
         let length = positions.div_ceil(pieces).div_ceil(step).max(1).saturating_mul(step);
         self.params.segments = positions.div_ceil(length).max(1) as i64;
         self.params.segment_length = to_i64(length);
@@ -423,3 +429,14 @@ fn describe(problem: &Linear, layout: &LinearLayout) -> LinearParams {
         is_d_v_wide: 0,
     }
 }
+
+impl LinearParams {
+    fn set_value_tile(&mut self, columns: usize) {
+        self.value_tile = columns as i32;
+        self.value_tiles = (self.value_width as usize).div_ceil(columns) as i32;
+        self.values_row = wide_row(columns) as i32;
+    }
+}
+
+#[cfg(test)]
+mod tests;

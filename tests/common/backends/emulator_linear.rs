@@ -22,7 +22,12 @@ pub struct EmulatedLinear {
     pub facts: DeviceFacts,
     pub sanitizer: Sanitizer,
     pub seeds: &'static [u32],
+    /// Whether outputs are in the type of sums.
+    pub wide_out: bool,
 }
+
+/// State heads, over the whole batch, past which one seed has to do: a minute of emulation.
+const MANY_HEADS: usize = 10_000;
 
 impl Backend for EmulatedLinear {
     fn name(&self) -> String {
@@ -81,13 +86,14 @@ impl Call<'_> {
     fn run(&self, pass: Pass) -> Result<Results, String> {
         let (problem, data, dtype) = (self.problem, self.data, self.operands.dtype);
         let accumulator = dtype.accumulator();
-        let wanted = ForwardOutputs { wide_out: false, statistic: problem.statistic_len() > 0, state: true };
+        let wide_out = self.backend.wide_out;
+        let wanted = ForwardOutputs { wide_out, statistic: problem.statistic_len() > 0, state: true };
         let plan = plan_forward(problem, &self.layout(), wanted, &self.backend.facts);
         let shapes = problem.state_shapes();
         let [s, z] = [shapes.s.iter().product(), shapes.z.iter().product()];
         let stabilizers = shapes.stabilizer.map(|dims| dims.iter().product::<usize>());
-        let mut outputs = Vec::from([(Argument::Out, dtype, problem.output_len()), (Argument::FinalS, accumulator, s)]);
-        outputs.push((Argument::FinalZ, accumulator, z));
+        let out = (Argument::Out, if wide_out { accumulator } else { dtype }, problem.output_len());
+        let mut outputs = vec![out, (Argument::FinalS, accumulator, s), (Argument::FinalZ, accumulator, z)];
         outputs.extend(stabilizers.map(|len| (Argument::FinalStabilizer, accumulator, len)));
         outputs.push((Argument::Statistic, accumulator, problem.statistic_len()));
         let mut forward = self.execute(&plan, self.inputs(), &outputs)?;
@@ -112,18 +118,21 @@ impl Call<'_> {
         let [_, heads, queries, width] = data.d_out.shape.map(|size| size as i64);
         let per_head = problem.statistic_len() == data.d_out.shape[..3].iter().product::<usize>();
         let log_decay = self.operands.extras.log_decay.as_ref().filter(|g| is_per_token(g.view()));
+        let wide_out = self.backend.wide_out;
+        let d_out_dtype = if wide_out { dtype.accumulator() } else { dtype };
+        let d_out = Operand::new(&data.d_out, 4, d_out_dtype, self.case.layout);
         let saved = SavedLayout {
             out: [heads * queries * width, queries * width, width],
-            d_out: strides(&self.operands.d_out),
+            d_out: strides(&d_out),
             statistic: if per_head { [heads * queries, queries, 1] } else { [queries, 0, 1] },
-            wide_out: false,
+            wide_out,
             d_log_decay: log_decay.is_some(),
         };
         let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
         let mut inputs = self.inputs();
         inputs.push(Tensor::input(Argument::Out, bytes(out), 0));
         inputs.push(Tensor::input(Argument::Statistic, bytes(statistic), 0));
-        inputs.push(tensor(Argument::DOut, &self.operands.d_out));
+        inputs.push(tensor(Argument::DOut, &d_out));
         let [q, k] = data.global.as_ref().map_or([&data.q, &data.k], |global| global.each_ref());
         let mut named = vec![("d_q", Argument::DQ, q), ("d_k", Argument::DK, k), ("d_v", Argument::DV, &data.v)];
         let decays = log_decay.and(data.extras.log_decay.as_ref());
@@ -186,12 +195,8 @@ impl Call<'_> {
     ) -> Result<BTreeMap<Argument, Buffer>, String> {
         plan.check(&self.backend.facts)?;
         tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
-        // The emulator runs blocks one after the other.
-        let seeds = if self.case.batch * self.case.state_heads() > 10_000 {
-            &self.backend.seeds[..1]
-        } else {
-            self.backend.seeds
-        };
+        let has_many_heads = self.case.batch * self.case.state_heads() > MANY_HEADS;
+        let seeds = if has_many_heads { &self.backend.seeds[..1] } else { self.backend.seeds };
         let written = emulator::get(self.backend.sanitizer)?.run(plan, &tensors, seeds)?;
         Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
     }

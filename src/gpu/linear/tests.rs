@@ -1,0 +1,119 @@
+use super::*;
+use crate::problem::Operand;
+
+/// Sizes without elements.
+struct Shape(Vec<usize>, DType);
+
+impl Operand for Shape {
+    fn dims(&self) -> &[usize] {
+        &self.0
+    }
+
+    fn dtype(&self) -> DType {
+        self.1
+    }
+}
+
+/// Batch, heads, positions, width and value width.
+fn problem(sizes: [usize; 5], dtype: DType, map: Map, scan: Scan, finish: LinearFinish) -> Linear {
+    let [batch, heads, positions, width, value_width] = sizes;
+    let rows = |width| Shape(vec![batch, heads, positions, width], dtype);
+    let [q, k, v] = [rows(width), rows(width), rows(value_width)];
+    let shapes = LinearShapes::new("test", scan, &q, &k, &v, None, None).unwrap();
+    Linear::new("test", shapes, map, scan, finish).unwrap()
+}
+
+const NORMALIZE: LinearFinish = LinearFinish::Normalize { epsilon: 1e-6 };
+const ELU: Map = Map::Plain(FeatureMap::EluPlusOne);
+const FAVOR: Map = Map::Favor { map: FavorMap::Positive, directions: 256 };
+const LAYOUT: LinearLayout =
+    LinearLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, log_decay: [0; 3], omega: 0, state: None };
+const SAVED: SavedLayout =
+    SavedLayout { out: [0; 3], d_out: [0; 3], statistic: [0; 3], wide_out: false, d_log_decay: false };
+
+fn forward(problem: &Linear, facts: &DeviceFacts) -> Plan {
+    plan_forward(problem, &LAYOUT, ForwardOutputs { statistic: true, state: true, wide_out: false }, facts)
+}
+
+/// Kernels and numbers of blocks.
+fn launches(plan: &Plan) -> Vec<(&str, u32)> {
+    plan.launches.iter().map(|launch| (launch.kernel.as_str(), launch.grid[0])).collect()
+}
+
+#[test]
+fn many_heads_take_one_launch() {
+    let problem = problem([4, 64, 4096, 64, 64], DType::BF16, ELU, Scan::Causal, NORMALIZE);
+    let plan = forward(&problem, &DeviceFacts::H200);
+    assert_eq!(launches(&plan), [("linear_outputs_bf16", 256)]);
+    assert!(plan.workspaces.is_empty(), "{plan}");
+    let backward = plan_backward(&problem, &LAYOUT, &SAVED, &DeviceFacts::H200);
+    let expected = [("linear_deltas_bf16", 1 << 18), ("linear_queries_bf16", 256), ("linear_keys_bf16", 256)];
+    assert_eq!(launches(&backward), expected);
+}
+
+#[test]
+fn few_heads_are_cut_into_segments() {
+    let problem = problem([1, 8, 8192, 64, 64], DType::F16, ELU, Scan::Causal, NORMALIZE);
+    let plan = forward(&problem, &DeviceFacts::H200);
+    let expected = [("linear_states_f16", 256), ("linear_scan_f16", 8 * 33), ("linear_outputs_f16", 256)];
+    assert_eq!(launches(&plan), expected);
+    // One sum per segment, not one per tile.
+    assert_eq!(plan.workspaces[0], 8 * 33 * 64 * 64 * 4);
+}
+
+#[test]
+fn one_token_takes_narrow_blocks() {
+    let problem = problem([1, 16, 1, 128, 128], DType::BF16, ELU, Scan::Causal, NORMALIZE);
+    assert_eq!(launches(&forward(&problem, &DeviceFacts::H200)), [("linear_outputs_bf16", 64)]);
+}
+
+#[test]
+fn chunks_end_segments() {
+    let scan = Scan::ChunkExclusive { chunk: 100 };
+    let mut planner_problem = problem([1, 1, 5000, 8, 8], DType::F32, ELU, scan, LinearFinish::None);
+    planner_problem.finish = LinearFinish::ChunkNorm { norm: GlobalNorm::Mean, chunk: 100 };
+    let mut planner = Planner::new(&planner_problem, &LAYOUT, &DeviceFacts::H200);
+    planner.cut(1);
+    assert_eq!((planner.params.segment_length, planner.params.segments), (300, 17));
+}
+
+#[test]
+fn nothing_to_do() {
+    let empty = problem([0, 2, 5, 8, 8], DType::F32, ELU, Scan::Causal, NORMALIZE);
+    assert!(forward(&empty, &DeviceFacts::H200).launches.is_empty());
+    // The state is still handed on.
+    let no_token = problem([1, 2, 0, 8, 8], DType::F32, ELU, Scan::Causal, NORMALIZE);
+    assert_eq!(launches(&forward(&no_token, &DeviceFacts::H200)), [("linear_outputs_f32", 2)]);
+    assert!(plan_backward(&no_token, &LAYOUT, &SAVED, &DeviceFacts::H200).launches.is_empty());
+}
+
+/// What does not fit in shared memory lies elsewhere; every device takes every plan.
+#[test]
+fn any_size_fits() {
+    let rms = |scope| LinearFinish::RmsNorm { epsilon: 1e-6, scope };
+    let taylor = Map::Plain(FeatureMap::Taylor);
+    for facts in [DeviceFacts::A100, DeviceFacts::RTX_3090, DeviceFacts::H200] {
+        for dtype in [DType::F64, DType::BF16] {
+            for (map, width, value_width) in [(ELU, 512, 2048), (taylor, 64, 128), (FAVOR, 64, 64), (ELU, 1, 1)] {
+                for finish in [NORMALIZE, rms(NormScope::Head), rms(NormScope::AllHeads)] {
+                    for scan in [Scan::Causal, Scan::Full] {
+                        let problem = problem([1, 2, 3000, width, value_width], dtype, map, scan, finish);
+                        let plans = [forward(&problem, &facts), plan_backward(&problem, &LAYOUT, &SAVED, &facts)];
+                        plans.iter().for_each(|plan| assert_eq!(plan.check(&facts), Ok(()), "{plan}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The usual head sizes leave room for two blocks, and spill nothing.
+#[test]
+fn usual_sizes_stay_in_shared_memory() {
+    let problem = problem([4, 64, 4096, 128, 128], DType::BF16, ELU, Scan::Causal, NORMALIZE);
+    let plan = forward(&problem, &DeviceFacts::H200);
+    assert!(plan.launches[0].shared_bytes <= 113 * 1024, "{plan}");
+    let backward = plan_backward(&problem, &LAYOUT, &SAVED, &DeviceFacts::H200);
+    // Nothing but the row products of outputs and their gradients.
+    assert_eq!(backward.workspaces, [4 * 64 * 4096 * 4]);
+}
