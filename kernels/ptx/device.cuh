@@ -48,6 +48,10 @@ DEVICE To bit_cast(From from) {
 
 }  // namespace attn::ptx
 
+// Blocks that registers must leave room for on a multiprocessor, as a second argument of launch bounds; a kernel file may
+// define it anew between its instances.
+#define ATTN_LEAST_BLOCKS
+
 // One line per kernel at the end of a .cu file: ATTN_KERNEL(name, function<arguments...>, Params, threads).
 // `function` may contain up to six commas, which the preprocessor takes for separators.
 #ifdef ATTN_EMULATOR
@@ -56,7 +60,7 @@ DEVICE To bit_cast(From from) {
         #name, [](const void* params) { (__VA_ARGS__)(*static_cast<const Params*>(params)); }, sizeof(Params), count};
 #else
 #define ATTN_KERNEL_INSTANCE(name, Params, count, ...) \
-    GLOBAL void __launch_bounds__(count) name(const __grid_constant__ Params params) { (__VA_ARGS__)(params); }
+    GLOBAL void __launch_bounds__(count ATTN_LEAST_BLOCKS) name(const __grid_constant__ Params params) { (__VA_ARGS__)(params); }
 #endif
 
 #define ATTN_KERNEL(...)                                                                                     \

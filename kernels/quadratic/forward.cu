@@ -177,4 +177,8 @@ ATTN_KERNEL(quadratic_forward_softmax_f64_64, forward<F64, Softmax>, QuadraticPa
 ATTN_KERNEL(quadratic_forward_relu_bf16_64, forward<Tf32<bf16>, Relu>, QuadraticParams<bf16>, kThreads)
 ATTN_KERNEL(quadratic_forward_relu_f16_64, forward<Tf32<f16>, Relu>, QuadraticParams<f16>, kThreads)
 ATTN_KERNEL(quadratic_forward_relu_f32_64, forward<F32, Relu>, QuadraticParams<float>, kThreads)
+
+// Left to itself, ptxas spills a little to fit a third block.
+#undef ATTN_LEAST_BLOCKS
+#define ATTN_LEAST_BLOCKS , 2
 ATTN_KERNEL(quadratic_forward_relu_f64_64, forward<F64, Relu>, QuadraticParams<double>, kThreads)

@@ -37,9 +37,7 @@ impl From<problem::Mask> for Mask {
         let (left, right, block) = match mask {
             problem::Mask::Full => (UNLIMITED, UNLIMITED, 0),
             problem::Mask::Causal => (UNLIMITED, 0, 0),
-            problem::Mask::Window { left, right } => {
-                (left.map_or(UNLIMITED, count), right.map_or(UNLIMITED, count), 0)
-            }
+            problem::Mask::Window { left, right } => (left.map_or(UNLIMITED, count), right.map_or(UNLIMITED, count), 0),
             problem::Mask::Blocks { size, causal } => (UNLIMITED, if causal { 0 } else { UNLIMITED }, count(size)),
         };
         Self { left, right, block }

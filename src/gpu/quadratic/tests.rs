@@ -50,7 +50,9 @@ fn every_device_takes_every_plan() {
         for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
             for (weight, finish) in kinds {
                 for widths in [[1, 1], [64, 64], [128, 128], [512, 40], [128, 2048], [3000, 100]] {
-                    for [batch, heads, queries, keys] in [[1, 1, 1, 0], [1, 4, 1, 9000], [300, 300, 2, 2], [2, 8, 999, 999]] {
+                    for [batch, heads, queries, keys] in
+                        [[1, 1, 1, 0], [1, 4, 1, 9000], [300, 300, 2, 2], [2, 8, 999, 999]]
+                    {
                         let sizes = [batch, heads, queries, keys, widths[0], widths[1]];
                         let problem = problem(dtype, weight, Mask::Causal, finish, sizes);
                         for plan in plans(&problem, &facts) {
@@ -75,7 +77,7 @@ fn keys_are_divided_when_blocks_are_few() {
         let [forward, _] = plans(&problem, &DeviceFacts::H200);
         forward.launches.iter().map(|launch| launch.grid).collect::<Vec<_>>()
     };
-    // Decoding: 4 heads fill 132 multiprocessors with 33 parts of 8192 keys each.
+    // Decoding: 8192 keys are 128 tiles, four of which are the least that a part has.
     assert_eq!(forward([1, 4, 1, 8192, 64, 64]), [[4, 1, 32], [1, 1, 1]]);
     assert_eq!(forward([4, 32, 2048, 2048, 128, 128]), [[4096, 1, 1]]);
     assert_eq!(forward([1, 1, 1, 64, 64, 64]), [[1, 1, 1]]);
@@ -83,7 +85,8 @@ fn keys_are_divided_when_blocks_are_few() {
 
 #[test]
 fn gradients_of_a_long_bias_take_turns() {
-    let problem = problem(DType::F32, Weight::Softmax, Mask::Full, QuadraticFinish::None, [1, 4, 40_000, 40_000, 64, 64]);
+    let problem =
+        problem(DType::F32, Weight::Softmax, Mask::Full, QuadraticFinish::None, [1, 4, 40_000, 40_000, 64, 64]);
     let [_, backward] = plans(&problem, &DeviceFacts::H200);
     let turns: Vec<_> = backward.launches.iter().filter(|launch| launch.kernel.contains("queries")).collect();
     assert!(turns.len() > 1);

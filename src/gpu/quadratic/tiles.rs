@@ -48,7 +48,8 @@ impl Config {
 
     /// Of keys.cu and queries.cu.
     pub(super) fn backward(dtype: DType, is_softmax: bool, width: usize) -> Self {
-        let config = Self::new(dtype, is_softmax, 32, if dtype == DType::F64 { 32 } else { 64 });
+        let (others, columns) = if dtype == DType::F64 { (16, 32) } else { (32, 64) };
+        let config = Self::new(dtype, is_softmax, others, columns);
         match (config.is_native, width > 64) {
             (true, true) => Self { columns: 128, ..config },
             (true, false) => Self { others: 64, ..config },
@@ -77,7 +78,8 @@ impl Config {
     fn best(&self, facts: &DeviceFacts, bytes: impl Fn(bool, usize) -> usize) -> Memory {
         let limit = facts.shared_bytes_per_block as usize;
         let uses = [(true, 2), (true, 1), (false, 2), (false, 1)];
-        let with_bytes = uses.map(|(is_resident, stages)| Memory { is_resident, stages, bytes: bytes(is_resident, stages) });
+        let with_bytes =
+            uses.map(|(is_resident, stages)| Memory { is_resident, stages, bytes: bytes(is_resident, stages) });
         *with_bytes.iter().find(|memory| memory.bytes <= limit).unwrap_or(&with_bytes[3])
     }
 

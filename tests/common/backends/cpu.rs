@@ -109,7 +109,13 @@ impl Operands {
         }
     }
 
-    pub(super) fn quadratic(&self, data: &Data, problem: &Quadratic, pass: Pass, lse: bool) -> attn_kernels::Result<Results> {
+    pub(super) fn quadratic(
+        &self,
+        data: &Data,
+        problem: &Quadratic,
+        pass: Pass,
+        lse: bool,
+    ) -> attn_kernels::Result<Results> {
         let accumulator = self.dtype.accumulator();
         let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
         let Extras { key_mask, bias, .. } = self.extras();

@@ -49,9 +49,8 @@ impl Backend for EmulatedQuadratic {
         let (q, k, v) = (&operands.q.view(), &operands.k.view(), &operands.v.view());
         let (extras, name) = (operands.extras(), case.operation.name());
         let worded = |error: attn_kernels::Error| error.to_string();
-        let run = |problem: &Quadratic, lse| {
-            Call { backend: self, case, data, operands: &operands, problem }.run(pass, lse)
-        };
+        let run =
+            |problem: &Quadratic, lse| Call { backend: self, case, data, operands: &operands, problem }.run(pass, lse);
         match &case.operation {
             Operation::Softmax(o) => run(&o.with(extras).problem(name, q, k, v).map_err(worded)?, true),
             Operation::Diag(o) => run(&o.with(extras).problem(name, q, k, v).map_err(worded)?, false),
