@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use attn_kernels::gpu::plan::DeviceFacts;
+use attn_kernels::problem::DType;
 
 use crate::common::backends::emulator_quadratic::EmulatedQuadratic;
 use crate::common::backends::{Backend, Pass};
@@ -12,25 +13,19 @@ use crate::common::compare::Judge;
 use crate::common::data::Data;
 use crate::common::emulator::{self, SEEDS, Sanitizer};
 
-fn check(cases: &[Case]) {
+const PLAIN: EmulatedQuadratic =
+    EmulatedQuadratic { facts: DeviceFacts::H200, sanitizer: Sanitizer::None, seeds: &SEEDS, wide_out: false };
+
+/// Runs the cases whose reason contains one of `reasons`, in `dtypes` of those that they name.
+fn check(backend: &EmulatedQuadratic, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass) {
     let operation = cases[0].operation.name();
     if !emulator::is_available() {
         return emulator::skip(operation);
     }
-    let facts = if std::env::var("SMALL").is_ok() { DeviceFacts::RTX_3090 } else { DeviceFacts::H200 };
-    let seeds = if std::env::var("SEED").is_ok() { &SEEDS[..1] } else { &SEEDS };
-    let wide_out = std::env::var("WIDE").is_ok();
-    let backend = EmulatedQuadratic { facts, sanitizer: Sanitizer::None, seeds, wide_out };
-    let only = std::env::var("ONLY").unwrap_or_default();
-    let not = std::env::var("NOT").unwrap_or("nothing".into());
-    let types = std::env::var("TYPES").unwrap_or_default();
-    let pass = if std::env::var("FORWARD").is_ok() { Pass::Forward } else { Pass::Both };
     let mut complaints = Vec::new();
-    let (mut runs, mut slow) = (0, Vec::new());
-    for case in cases.iter().filter(|case| case.to_string().contains(&only) && !case.to_string().contains(&not)) {
-        for &dtype in
-            case.dtypes.iter().filter(|dtype| types.is_empty() || types.split(',').any(|t| t == dtype.to_string()))
-        {
+    let mut times = Vec::new();
+    for case in cases.iter().filter(|case| reasons.iter().any(|reason| case.why.contains(reason))) {
+        for &dtype in case.dtypes.iter().filter(|dtype| dtypes.contains(dtype)) {
             let data = Data::new(case, dtype);
             let judge = Judge::new(case, &data, dtype);
             let start = Instant::now();
@@ -38,39 +33,82 @@ fn check(cases: &[Case]) {
                 Ok(results) => judge.complaints(&results),
                 Err(error) => vec![error],
             };
-            slow.push((start.elapsed(), dtype, case.to_string()));
-            runs += 1;
-            for found in &found {
-                let _ = writeln!(std::io::stderr(), "{dtype} {case}: {found}");
-            }
+            times.push((start.elapsed().as_secs_f64(), dtype, case.why));
             complaints.extend(found.iter().map(|found| format!("{dtype} {case}: {found}")));
         }
     }
-    slow.sort_by_key(|(time, ..)| std::cmp::Reverse(*time));
-    let total: f64 = slow.iter().map(|(time, ..)| time.as_secs_f64()).sum();
-    let _ = writeln!(std::io::stderr(), "{operation}: {runs} emulated runs in {total:.1} s");
-    for (time, dtype, case) in slow.iter().take(5) {
-        let _ = writeln!(std::io::stderr(), "  {:.1} s {dtype} {case}", time.as_secs_f64());
-    }
-    assert!(complaints.is_empty(), "{} complaints", complaints.len());
+    let longest = times.iter().copied().max_by(|x, y| x.0.total_cmp(&y.0));
+    let (longest, dtype, why) = longest.unwrap_or_else(|| panic!("no case of {operation} matches {reasons:?}"));
+    let total: f64 = times.iter().map(|(time, ..)| time).sum();
+    let of = |dtype| times.iter().filter(|(_, other, _)| *other == dtype).map(|(time, ..)| time).sum::<f64>();
+    let _ = writeln!(
+        std::io::stderr(),
+        "{operation} emulated: {} runs in {total:.1} s ({}); longest {longest:.1} s: {dtype} {why}",
+        times.len(),
+        dtypes.iter().map(|&dtype| format!("{dtype} {:.1}", of(dtype))).collect::<Vec<_>>().join(", ")
+    );
+    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
 }
 
 #[test]
 fn softmax() {
-    check(&cases::softmax());
+    check(&PLAIN, &cases::softmax(), &[""], &cases::FLOATS, Pass::Both);
 }
 
 #[test]
 fn diag() {
-    check(&cases::diag());
+    check(&PLAIN, &cases::diag(), &[""], &cases::FLOATS, Pass::Both);
 }
 
 #[test]
 fn gau() {
-    check(&cases::gau());
+    check(&PLAIN, &cases::gau(), &[""], &cases::FLOATS, Pass::Both);
 }
 
 #[test]
 fn mixed_chunk() {
-    check(&cases::mixed_chunk());
+    // Many heads are the same to the local branch as to the others.
+    let cases: Vec<Case> = cases::mixed_chunk().into_iter().filter(|case| case.batch < 100).collect();
+    check(&PLAIN, &cases, &[""], &cases::FLOATS, Pass::Both);
+}
+
+/// Rows that do not stay in shared memory, single stages.
+#[test]
+fn little_shared_memory() {
+    let backend = EmulatedQuadratic { facts: DeviceFacts::RTX_3090, seeds: &SEEDS[..2], ..PLAIN };
+    let reasons = ["widest", "widths", "paper's widths"];
+    check(&backend, &cases::softmax(), &reasons, &cases::FLOATS, Pass::Both);
+    check(&backend, &cases::gau(), &reasons, &cases::FLOATS, Pass::Both);
+    check(&backend, &cases::diag(), &reasons, &cases::FLOATS, Pass::Both);
+}
+
+#[test]
+fn outputs_in_the_type_of_sums() {
+    let backend = EmulatedQuadratic { wide_out: true, seeds: &SEEDS[..2], ..PLAIN };
+    let dtypes = [DType::F16, DType::BF16];
+    check(&backend, &cases::softmax(), &["several tiles", "a tile and one"], &dtypes, Pass::Both);
+    check(&backend, &cases::diag(), &["many blocks", "ReLU"], &dtypes, Pass::Both);
+    check(&backend, &cases::gau(), &["several tiles", "key mask"], &dtypes, Pass::Both);
+}
+
+/// One case for each kernel and each way through it.
+fn sanitized(sanitizer: Sanitizer) {
+    let backend = EmulatedQuadratic { sanitizer, seeds: &SEEDS[1..3], ..PLAIN };
+    let dtypes = [DType::F64, DType::BF16];
+    let softmax = ["decoding", "bias in a window", "soft-cap, bias", "widths 111", "grouped heads"];
+    check(&backend, &cases::softmax(), &softmax, &dtypes, Pass::Both);
+    check(&backend, &cases::diag(), &["ragged last block, causal", "widths 111 and 40, ReLU"], &dtypes, Pass::Both);
+    check(&backend, &cases::gau(), &["bias per head, row sum", "one tile, the paper"], &dtypes, Pass::Both);
+    // Alignment allows 16-byte copies here.
+    check(&backend, &cases::softmax(), &["one tile"], &[DType::F16, DType::F32], Pass::Both);
+}
+
+#[test]
+fn addresses_are_sane() {
+    sanitized(Sanitizer::Address);
+}
+
+#[test]
+fn threads_do_not_race() {
+    sanitized(Sanitizer::Thread);
 }

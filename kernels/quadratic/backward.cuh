@@ -162,6 +162,6 @@ using Fast = Config<Element, tile::Native<Element>, 1, Columns == 64 ? 64 : 32, 
 template <class Element>
 using Tf32 = Config<Element, tile::Wide<float, 1>, 1, 32, 64>;
 using F32 = Config<float, tile::Wide<float, 3>, 1, 32, 64>;
-using F64 = Config<double, tile::Wide<double, 1>, 1, 32, 32>;
+using F64 = Config<double, tile::Wide<double, 1>, 1, 16, 32>;
 
 }  // namespace attn::quadratic

@@ -18,18 +18,19 @@ struct BiasPart {
     static constexpr int kDiagonals = Config::kRows + Config::kOthers - 1;
     static_assert(kDiagonals <= kThreads, "a thread per diagonal");
 
+    const typename Config::Params& params;
     // kRows × kOthers; null if there is nothing to add up.
-    Real* d_logits;
-    // By distance from that of the first key of the block's first tile to the block's last row.
-    Real* sums;
+    Real* d_logits = nullptr;
 
-    DEVICE BiasPart(const typename Config::Params& params, int64_t block, int64_t distance, tile::SharedPieces& pieces)
-        : d_logits(nullptr), sums(params.partial_bias + block * params.bias_span) {
-        if (params.bias == nullptr || params.d_bias == nullptr || ptx::block_y() != 0) return;
+    DEVICE BiasPart(const typename Config::Params& params, int distance, tile::SharedPieces& pieces) : params(params) {
+        if (params.d_bias == nullptr || ptx::block_y() != 0) return;
         d_logits = pieces.take<Real>(Config::kRows * kRow);
-        for (int64_t i = ptx::thread(); i < params.bias_span; i += kThreads) sums[i] = 0;
-        if (ptx::thread() == 0) params.first_distance[block] = distance;
+        for (int64_t i = ptx::thread(); i < params.bias_span; i += kThreads) sums()[i] = 0;
+        if (ptx::thread() == 0) params.first_distance[ptx::block_x()] = distance;
     }
+
+    // By distance from that of the first key of the block's first tile to the block's last row.
+    DEVICE Real* sums() const { return params.partial_bias + ptx::block_x() * params.bias_span; }
 
     // `key` counts from the first one of the block's first tile. The barriers of the ring keep tiles apart.
     DEVICE void add(typename Config::Scores& tile, int row, int key) {
@@ -43,7 +44,7 @@ struct BiasPart {
             int column = diagonal - (Config::kRows - 1) + r;
             if (column >= 0 && column < Config::kOthers) sum += d_logits[r * kRow + column];
         }
-        sums[key + diagonal] += sum;
+        sums()[key + diagonal] += sum;
     }
 };
 
@@ -63,17 +64,17 @@ DEVICE void queries(const typename Config::Params& params) {
                                           block.first, tiles, 1, pieces);
     int first_key = tiles.first * Config::kOthers;
     int last_position = block.first + Config::kRows - 1 + params.offset();
-    BiasPart<Config> bias(params, ptx::block_x(), first_key - last_position, pieces);
-    tile::RowValues<Real, Config::kBlocks> statistic, delta;
-    statistic.each([&](int r, Real& x) { x = own.factors_of(block.first + row + r).statistic; });
-    delta.each([&](int r, Real& x) { x = own.factors_of(block.first + row + r).delta; });
-
+    BiasPart<Config> bias(params, first_key - last_position, pieces);
     Weight weight(params);
     Logits<Config> logits(params, Weight::kUnit, block.batch, block.head);
     auto d_q = Config::SumsTile::zero();
-    auto of_row = [&](int m, int i, int) { return RowPair<Real>{statistic.at(m, i), delta.at(m, i)}; };
     auto add = [&](int, int key, auto& scores, auto& d_weights, int stage) {
         QueriesByKeys<typename Config::Params> place{params, block.first, key};
+        // Read again for each tile, which costs less than registers that live through the products.
+        tile::RowValues<Real, Config::kBlocks> statistic, delta;
+        statistic.each([&](int r, Real& x) { x = own.factors_of(block.first + row + r).statistic; });
+        delta.each([&](int r, Real& x) { x = own.factors_of(block.first + row + r).delta; });
+        auto of_row = [&](int m, int i, int) { return RowPair<Real>{statistic.at(m, i), delta.at(m, i)}; };
         logits.gradients(scores, d_weights, place, row, tiles.is_whole(key, Config::kOthers), weight, of_row, false);
         bias.add(scores, row, key - first_key);
         tile::multiply_registers<Math>(d_q, d_weights, typename Math::RightRows{load.other_first(stage)});
@@ -91,12 +92,12 @@ DEVICE void queries(const typename Config::Params& params) {
 using namespace attn::quadratic;
 
 ATTN_KERNEL(quadratic_queries_softmax_bf16_64, queries<Fast<bf16, 64>, Softmax>, QuadraticParams<bf16>, kThreads)
-ATTN_KERNEL(quadratic_queries_softmax_bf16_128, queries<Fast<bf16, 128>, Softmax>, QuadraticParams<bf16>, kThreads)
 ATTN_KERNEL(quadratic_queries_softmax_f16_64, queries<Fast<f16, 64>, Softmax>, QuadraticParams<f16>, kThreads)
-ATTN_KERNEL(quadratic_queries_softmax_f16_128, queries<Fast<f16, 128>, Softmax>, QuadraticParams<f16>, kThreads)
 ATTN_KERNEL(quadratic_queries_softmax_f32_64, queries<F32, Softmax>, QuadraticParams<float>, kThreads)
+ATTN_KERNEL(quadratic_queries_relu_f32_64, queries<F32, Relu>, QuadraticParams<float>, kThreads)
+ATTN_KERNEL(quadratic_queries_relu_f64_32, queries<F64, Relu>, QuadraticParams<double>, kThreads)
+ATTN_KERNEL(quadratic_queries_softmax_bf16_128, queries<Fast<bf16, 128>, Softmax>, QuadraticParams<bf16>, kThreads)
+ATTN_KERNEL(quadratic_queries_softmax_f16_128, queries<Fast<f16, 128>, Softmax>, QuadraticParams<f16>, kThreads)
 ATTN_KERNEL(quadratic_queries_softmax_f64_32, queries<F64, Softmax>, QuadraticParams<double>, kThreads)
 ATTN_KERNEL(quadratic_queries_relu_bf16_64, queries<Tf32<bf16>, Relu>, QuadraticParams<bf16>, kThreads)
 ATTN_KERNEL(quadratic_queries_relu_f16_64, queries<Tf32<f16>, Relu>, QuadraticParams<f16>, kThreads)
-ATTN_KERNEL(quadratic_queries_relu_f32_64, queries<F32, Relu>, QuadraticParams<float>, kThreads)
-ATTN_KERNEL(quadratic_queries_relu_f64_32, queries<F64, Relu>, QuadraticParams<double>, kThreads)

@@ -25,6 +25,13 @@ struct SwizzledTile {
         return data + ((panel * rows + r) * kPanelColumns + (index ^ (unsigned(r) % 8)) * 8);
     }
 
+    // The chunk at column c + offset, where c has the bits of a multiple of 8 that `offset` has not.
+    DEVICE Element* chunk_beside(int r, int c, int offset) const {
+        unsigned swizzled = (unsigned(r) % 8 * 8) ^ unsigned(c);
+        return data + (unsigned(offset) / kPanelColumns * rows * kPanelColumns + r * kPanelColumns) +
+               (swizzled ^ (unsigned(offset) % kPanelColumns));
+    }
+
     DEVICE Element& at(int r, int c) const { return chunk(r, c)[c % 8]; }
 
     DEVICE static constexpr int size(int rows, int columns) {
@@ -75,7 +82,7 @@ struct NativeRightRows {
     DEVICE void fragments(int n, int k, typename Math::Right (&pair)[2]) const {
         uint32_t b[4];
         int lane = ptx::lane();
-        ptx::ldmatrix_x4_trans(b, tile.chunk(k + lane % 16, column + 8 * n + lane / 16 * 8));
+        ptx::ldmatrix_x4_trans(b, tile.chunk_beside(k + lane % 16, lane / 16 * 8, column + 8 * n));
         pair[0] = {{b[0], b[1]}};
         pair[1] = {{b[2], b[3]}};
     }

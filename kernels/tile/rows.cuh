@@ -84,6 +84,7 @@ DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, in
     constexpr int kVector = 16 / sizeof(Element);
     bool is_aligned = from.is_aligned();
     int vectors = (columns + kVector - 1) / kVector;
+#pragma unroll 2
     for (auto at = VectorOfThread::first(vectors); at.row < rows; at.advance(vectors)) {
         int r = at.row, c = at.index * kVector;
         int64_t row = first + r;

@@ -18,10 +18,10 @@ struct WideTile {
     Real* data;
     int row;
 
-    DEVICE Real& at(int r, int c) const { return data[int64_t(r) * row + c]; }
+    DEVICE Real& at(int r, int c) const { return data[r * row + c]; }
 
     // The tile from row r and column c on.
-    DEVICE WideTile from(int r, int c) const { return {data + int64_t(r) * row + c, row}; }
+    DEVICE WideTile from(int r, int c) const { return {data + (r * row + c), row}; }
 };
 
 // Distance of rows, in elements, for rows of `width` numbers that lanes read without bank conflicts.

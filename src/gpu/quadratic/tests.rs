@@ -77,7 +77,7 @@ fn keys_are_divided_when_blocks_are_few() {
         let [forward, _] = plans(&problem, &DeviceFacts::H200);
         forward.launches.iter().map(|launch| launch.grid).collect::<Vec<_>>()
     };
-    // Decoding: 4 heads fill 132 multiprocessors with 33 parts of 8192 keys each.
+    // Decoding: 8192 keys are 128 tiles, four of which are the least that a part has.
     assert_eq!(forward([1, 4, 1, 8192, 64, 64]), [[4, 1, 32], [1, 1, 1]]);
     assert_eq!(forward([4, 32, 2048, 2048, 128, 128]), [[4096, 1, 1]]);
     assert_eq!(forward([1, 1, 1, 64, 64, 64]), [[1, 1, 1]]);

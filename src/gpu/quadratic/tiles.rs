@@ -48,7 +48,8 @@ impl Config {
 
     /// Of keys.cu and queries.cu.
     pub(super) fn backward(dtype: DType, is_softmax: bool, width: usize) -> Self {
-        let config = Self::new(dtype, is_softmax, 32, if dtype == DType::F64 { 32 } else { 64 });
+        let (others, columns) = if dtype == DType::F64 { (16, 32) } else { (32, 64) };
+        let config = Self::new(dtype, is_softmax, others, columns);
         match (config.is_native, width > 64) {
             (true, true) => Self { columns: 128, ..config },
             (true, false) => Self { others: 64, ..config },
