@@ -26,7 +26,7 @@ pub struct EmulatedLinear {
     pub wide_out: bool,
 }
 
-/// State heads, over the whole batch, past which one seed has to do: a minute of emulation.
+/// State heads, over the whole batch, past which one seed of the forward pass has to do: a minute of emulation.
 const MANY_HEADS: usize = 10_000;
 
 impl Backend for EmulatedLinear {
@@ -106,7 +106,7 @@ impl Call<'_> {
         results.push("state.s", final_s.array(shapes.s));
         results.push("state.z", final_z.array([batch, 1, heads, features]));
         results.push("state.stabilizer", take(Argument::FinalStabilizer).map(|c| c.array([1, 1, batch, heads])));
-        if pass == Pass::Both {
+        if pass == Pass::Both && !self.has_many_heads() {
             let statistic = take(Argument::Statistic).expect("asked for");
             self.backward(&out, &statistic, &mut results)?;
         }
@@ -144,6 +144,10 @@ impl Call<'_> {
             results.push(name, gradients[&argument].array(array.shape));
         }
         Ok(())
+    }
+
+    fn has_many_heads(&self) -> bool {
+        self.case.batch * self.case.state_heads() > MANY_HEADS
     }
 
     fn layout(&self) -> LinearLayout {
@@ -195,8 +199,7 @@ impl Call<'_> {
     ) -> Result<BTreeMap<Argument, Buffer>, String> {
         plan.check(&self.backend.facts)?;
         tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
-        let has_many_heads = self.case.batch * self.case.state_heads() > MANY_HEADS;
-        let seeds = if has_many_heads { &self.backend.seeds[..1] } else { self.backend.seeds };
+        let seeds = if self.has_many_heads() { &self.backend.seeds[..1] } else { self.backend.seeds };
         let written = emulator::get(self.backend.sanitizer)?.run(plan, &tensors, seeds)?;
         Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
     }
