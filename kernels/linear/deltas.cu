@@ -17,7 +17,8 @@ DEVICE void deltas(const LinearParams& p) {
     Real delta = Real(0);
     for (int64_t head = first; head < end; ++head) {
         auto row_of = [&](const void* data, const tile::Strides& strides) {
-            return static_cast<const Element*>(data) + batch * strides.batch + head * strides.head + query * strides.row;
+            int64_t at = batch * strides.batch + head * strides.head + query * strides.row;
+            return static_cast<const Element*>(data) + at;
         };
         const Element *out = row_of(p.out, p.out_strides), *d_out = row_of(p.d_out, p.d_out_strides);
         delta += row_sum<Real>(p.value_width,
