@@ -16,8 +16,8 @@ using tile::WideTile;
 constexpr int kTile = 32;
 constexpr int kThreads = 128;
 
-// Math: products whose result is rounded to the element type. SumsMath: (features)ᵀ values, kept in the type of sums; 16-bit
-// values are exact on the right. ExactMath: both sides are in the type of sums.
+// Math: products whose result is rounded to the element type. SumsMath: (features)ᵀ values, kept in the type of sums;
+// 16-bit values are exact on the right. ExactMath: both sides are in the type of sums.
 template <class Element>
 struct Arithmetic {
     using Real = float;
@@ -42,7 +42,8 @@ struct Arithmetic<double> {
     using ExactMath = Math;
 };
 
-// f(arithmetic) for the products of gradients: exact where they add up to the gradient of a log-decay, in which they cancel.
+// f(arithmetic) for the products of gradients: exact where they add up to the gradient of a log-decay, in which they
+// cancel.
 template <class Element, class F>
 DEVICE void with_math(const LinearParams& p, F f) {
     using Own = Arithmetic<Element>;
@@ -112,8 +113,8 @@ DEVICE void accumulate(Accumulator<typename Math::Real, M, N>& sums, const Left&
     for (int k = 0; k < inner; k += Math::kStep) tile::multiply_step<Math>(sums, left, right, k);
 }
 
-// store(row, column, prior(row, column) + (left · right)(row, column)) for a tile of rows × columns, where left(row) and
-// right(column) are the operands from there on.
+// store(row, column, prior(row, column) + (left · right)(row, column)) for a tile of rows × columns, where left(row)
+// and right(column) are the operands from there on.
 template <class Math, int M, int N, class Left, class Right, class Prior, class Store>
 DEVICE void product(int rows, int columns, int inner, Left left, Right right, Prior prior, Store store) {
     using Real = typename Math::Real;
@@ -184,9 +185,10 @@ struct Place {
     DEVICE int columns(const LinearParams& p) const { return ptx::min(p.value_width - first_column(p), p.value_tile); }
 };
 
-// f(tile, reads, absorbs) for the visits of a sweep over a segment, in order or from its end: where a tile's outputs are read
-// from the carried sums, and where its own part is added to them. Where a tile does not read itself, these are two visits: a
-// chunk is read before it is added, and a full scan adds everything first, unless the sums of all segments are handed in.
+// f(tile, reads, absorbs) for the visits of a sweep over a segment, in order or from its end: where a tile's outputs
+// are read from the carried sums, and where its own part is added to them. Where a tile does not read itself, these are
+// two visits: a chunk is read before it is added, and a full scan adds everything first, unless the sums of all
+// segments are handed in.
 template <class F>
 DEVICE void each_visit(const LinearParams& p, Range segment, bool is_backward, F f) {
     bool is_inclusive = p.scan == kCausal, is_full = p.scan == kFull;

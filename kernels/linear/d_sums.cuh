@@ -83,7 +83,8 @@ DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element
         using Math = decltype(math);
         product<Math, 1, 2>(
             kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
-            [&](int i, int) { return tiles.rows->d_norm[i]; }, [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
+            [&](int i, int) { return tiles.rows->d_norm[i]; },
+            [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
     });
 }
 

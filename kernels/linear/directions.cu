@@ -9,7 +9,8 @@ DEVICE void directions(const LinearParams& p) {
     auto omega = static_cast<const Real*>(p.omega);
     Real factor = Real(1) / ptx::sqrt(ptx::sqrt(Real(p.width)));
     int64_t count = int64_t(p.directions_count + kTile - 1) / kTile * kTile * p.width_row;
-    for (int64_t index = ptx::block_x() * kThreads + ptx::thread(); index < count; index += ptx::blocks_x() * kThreads) {
+    int64_t step = ptx::blocks_x() * kThreads;
+    for (int64_t index = ptx::block_x() * kThreads + ptx::thread(); index < count; index += step) {
         int64_t row = index / p.width_row, column = index % p.width_row;
         bool is_inside = row < p.directions_count && column < p.width;
         static_cast<Real*>(p.directions)[index] = is_inside ? omega[row * p.omega_stride + column] * factor : Real(0);

@@ -38,8 +38,8 @@ DEVICE Real map_slope(int map, Real x, Real phi) {
 
 DEVICE bool is_elementwise(const LinearParams& p) { return p.map < kSoftmax; }
 
-// Where rows of x are loaded so that φ can be computed in place: beside the features where these begin with x, in a tile of
-// its own for FAVOR+.
+// Where rows of x are loaded so that φ can be computed in place: beside the features where these begin with x, in a
+// tile of its own for FAVOR+.
 template <class Real>
 DEVICE WideTile<Real> x_tile(const LinearParams& p, const WideTile<Real>& phi, const WideTile<Real>& x) {
     if (is_favor(p)) return x;
@@ -94,8 +94,8 @@ DEVICE void taylor_row(const LinearParams& p, Real* row) {
     });
 }
 
-// φ of the tile's rows for which keep(row); zeros for others, and in the columns past D′. x is where `x_tile` put it; not for
-// exponential FAVOR+ features.
+// φ of the tile's rows for which keep(row); zeros for others, and in the columns past D′. x is where `x_tile` put it;
+// not for exponential FAVOR+ features.
 template <class Real, class Keep>
 DEVICE void map_rows(const LinearParams& p, const WideTile<Real>& phi, Keep keep) {
     if (is_elementwise(p) || p.map == kReluFeatures) {
@@ -184,8 +184,8 @@ DEVICE void taylor_gradient(const LinearParams& p, const Real* phi, const Real* 
     });
 }
 
-// dφ of FAVOR+ features becomes the gradient of ωx̃, in the first m columns, with zeros up to whole blocks; the result is
-// Σ dφ φ, by which the row of x enters the gradient (0 for ReLU features). By a warp.
+// dφ of FAVOR+ features becomes the gradient of ωx̃, in the first m columns, with zeros up to whole blocks; the result
+// is Σ dφ φ, by which the row of x enters the gradient (0 for ReLU features). By a warp.
 template <class Real>
 DEVICE Real projection_gradient(const LinearParams& p, const Real* phi, Real* d_phi) {
     int count = p.directions_count, padded = (count + kTile - 1) / kTile * kTile;

@@ -4,9 +4,9 @@
 //   dφ(k) = e^{G_C−G} (v Rᵀ + r) + Vᵀ φ(q)                 dv = e^{G_C−G} φ(k) R + Wᵀ dT
 //   R ← e^{G_C} R + (φ(q) e^G)ᵀ dT                         r ← e^{G_C} r + (φ(q) e^G)ᵀ dn
 //
-// One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z and S for r and R
-// [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D]. All warps work on
-// the same step; a barrier ends each.
+// One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z and S for r
+// and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D]. All
+// warps work on the same step; a barrier ends each.
 #include "d_features.cuh"
 #include "state.cuh"
 #include "d_sums.cuh"
@@ -69,7 +69,8 @@ struct Keys {
         with_math<Element>(p, [&](auto math) {
             using Math = decltype(math);
             product<Math, 1, 4>(
-                kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values), right_transposed<Math>(d_state.s),
+                kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values),
+                right_transposed<Math>(d_state.s),
                 [&](int, int f) { return d_state.z[f]; }, [&](int r, int f, Real x) { d_phi.at(r, f) = x * left(r); });
         });
     }
@@ -87,7 +88,8 @@ struct Keys {
         with_math<Element>(p, [&](auto math) {
             using Math = decltype(math);
             product<Math, 1, 4>(
-                kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(tiles.query_phi),
+                kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights),
+                right_rows<Math>(tiles.query_phi),
                 [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
         });
         ptx::barrier_sync();

@@ -1,4 +1,5 @@
-// The RMS norm where no block has the whole row: over the heads of a token, or over more value columns than a block takes.
+// The RMS norm where no block has the whole row: over the heads of a token, or over more value columns than a block
+// takes.
 //
 //   r = √(mean t² + ε)    o = t / r
 //

@@ -1,10 +1,12 @@
-// Outputs of the linear engine, tile by tile: the part inside the tile by its weights, the part before it by the carried sums.
+// Outputs of the linear engine, tile by tile: the part inside the tile by its weights, the part before it by the
+// carried sums.
 //
-//   o_i = finish(e^{G_i} φ(q_i) S + Σ_{j ≤ i} e^{G_i − G_j} ⟨φ(q_i), φ(k_j)⟩ v_j)      S ← e^{G_C} S + Σ_j e^{G_C − G_j} φ(k_j)ᵀ v_j
+//   o_i = finish(e^{G_i} φ(q_i) S + Σ_{j ≤ i} e^{G_i − G_j} ⟨φ(q_i), φ(k_j)⟩ v_j)
+//   S ← e^{G_C} S + Σ_j e^{G_C − G_j} φ(k_j)ᵀ v_j
 //
 // One block: a segment of the positions of a state head, for a tile of value columns and all output heads that read it.
-// Pieces: rows, z, S [D′ × columns], φ(k) and φ(q) [32 × D′], values and sums [32 × columns], weights [32 × 32], for FAVOR+
-// x [32 × D]. All warps work on the same step; a barrier ends each.
+// Pieces: rows, z, S [D′ × columns], φ(k) and φ(q) [32 × D′], values and sums [32 × columns], weights [32 × 32], for
+// FAVOR+ x [32 × D]. All warps work on the same step; a barrier ends each.
 #include "state.cuh"
 
 namespace attn::linear {

@@ -127,7 +127,8 @@ struct LinearParams {
     int64_t pieces[kPieces];
 
     double epsilon;
-    // Scale of the chunk norm; where `norm_chunk` is above 0, that of position p is 1/⌊(p + norm_before)/norm_chunk⌋ norm_chunk.
+    // Scale of the chunk norm; where `norm_chunk` is above 0, that of position p is 1/⌊(p + norm_before)/norm_chunk⌋
+    // norm_chunk.
     double norm_factor;
     int64_t norm_chunk;
     int64_t norm_before;

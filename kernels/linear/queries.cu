@@ -1,10 +1,11 @@
 // Gradients of the queries, in a sweep forward in time that rebuilds S.
 //
-//   V_ij = (⟨dT_i, v_j⟩ + dn_i) e^{G_i − G_j} for j ≤ i      dφ(q) = e^G (dT Sᵀ + dn zᵀ) + V φ(k)      S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v
+//   V_ij = (⟨dT_i, v_j⟩ + dn_i) e^{G_i − G_j} for j ≤ i
+//   dφ(q) = e^G (dT Sᵀ + dn zᵀ) + V φ(k)                    S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v
 //
-// One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z, S [D′ × E],
-// φ(k), φ(q), dφ(q) [32 × D′], values and dT [32 × E], V [32 × 32], for FAVOR+ x [32 × D]. All warps work on the same step; a
-// barrier ends each.
+// One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z, S [D′ ×
+// E], φ(k), φ(q), dφ(q) [32 × D′], values and dT [32 × E], V [32 × 32], for FAVOR+ x [32 × D]. All warps work on the
+// same step; a barrier ends each.
 #include "d_features.cuh"
 #include "state.cuh"
 #include "d_sums.cuh"
@@ -49,7 +50,8 @@ struct Queries {
             ptx::barrier_sync();
             if (p.d_log) {
                 each_row([&](int r) {
-                    Real product = row_sum<Real>(p.features, [&](int f) { return tiles.query_phi.at(r, f) * d_phi.at(r, f); });
+                    auto along = [&](int f) { return tiles.query_phi.at(r, f) * d_phi.at(r, f); };
+                    Real product = row_sum<Real>(p.features, along);
                     if (ptx::lane() == 0) tiles.rows->d_log[r] += double(product);
                 });
                 ptx::barrier_sync();

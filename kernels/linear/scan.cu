@@ -32,7 +32,8 @@ struct Number {
         if (index < s_count) {
             int64_t f = index / p.value_width, c = index % p.value_width;
             const tile::Strides& strides = p.state_s_strides;
-            return static_cast<const Real*>(p.state_s)[batch * strides.batch + head * strides.head + f * strides.row + c];
+            int64_t at = batch * strides.batch + head * strides.head + f * strides.row + c;
+            return static_cast<const Real*>(p.state_s)[at];
         }
         const tile::Strides& strides = p.state_z_strides;
         return static_cast<const Real*>(p.state_z)[batch * strides.batch + head * strides.head + (index - s_count)];

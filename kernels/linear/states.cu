@@ -1,7 +1,8 @@
-// Sums of the keys of each segment, for sequences that are cut into segments: S = Σ_j e^{G_C − G_j} φ(k_j)ᵀ v_j, z alike.
+// Sums of the keys of each segment, for sequences that are cut into segments: S = Σ_j e^{G_C − G_j} φ(k_j)ᵀ v_j, z
+// alike.
 //
-// One block: a segment of the positions of a state head, for a tile of value columns. Pieces: rows, z, S [D′ × columns],
-// φ(k) [32 × D′], values [32 × columns], for FAVOR+ x [32 × D].
+// One block: a segment of the positions of a state head, for a tile of value columns. Pieces: rows, z, S [D′ ×
+// columns], φ(k) [32 × D′], values [32 × columns], for FAVOR+ x [32 × D].
 #include "state.cuh"
 
 namespace attn::linear {

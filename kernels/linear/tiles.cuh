@@ -161,7 +161,8 @@ struct Tiles {
         });
     }
 
-    // Decays of the tile's rows, one per lane of a warp. A key that raises the stabiliser lets the sums before it shrink.
+    // Decays of the tile's rows, one per lane of a warp. A key that raises the stabiliser lets the sums before it
+    // shrink.
     DEVICE void sum_decays(Range tile) const {
         int r = ptx::lane();
         double log = has_key(tile, r) ? log_decay(key_at(tile, r)) : 0.0;

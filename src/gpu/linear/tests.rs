@@ -1,5 +1,8 @@
 use super::*;
-use crate::problem::Operand;
+use crate::gau::GlobalNorm;
+use crate::linear::FeatureMap;
+use crate::performer::FavorMap;
+use crate::problem::{DType, Operand};
 
 /// Sizes without elements.
 struct Shape(Vec<usize>, DType);
