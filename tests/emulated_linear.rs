@@ -11,13 +11,15 @@ use crate::common::cases::{self, Case};
 use crate::common::compare::Judge;
 use crate::common::data::Data;
 use crate::common::emulator::{self, SEEDS, Sanitizer};
+use crate::common::executor::Executor;
 
 fn check(cases: &[Case]) {
     let operation = cases[0].operation.name();
     if !emulator::is_available() {
         return emulator::skip(operation);
     }
-    let backend = EmulatedLinear { facts: DeviceFacts::H200, sanitizer: Sanitizer::None, seeds: &SEEDS };
+    let backend =
+        EmulatedLinear { facts: DeviceFacts::H200, executor: Executor::Emulator(Sanitizer::None), seeds: &SEEDS };
     let only = std::env::var("ONLY").unwrap_or_default();
     let types = std::env::var("TYPES").unwrap_or_default();
     let pass = if std::env::var("FORWARD").is_ok() { Pass::Forward } else { Pass::Both };

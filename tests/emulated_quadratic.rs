@@ -11,6 +11,7 @@ use crate::common::cases::{self, Case};
 use crate::common::compare::Judge;
 use crate::common::data::Data;
 use crate::common::emulator::{self, SEEDS, Sanitizer};
+use crate::common::executor::Executor;
 
 fn check(cases: &[Case]) {
     let operation = cases[0].operation.name();
@@ -20,7 +21,7 @@ fn check(cases: &[Case]) {
     let facts = if std::env::var("SMALL").is_ok() { DeviceFacts::RTX_3090 } else { DeviceFacts::H200 };
     let seeds = if std::env::var("SEED").is_ok() { &SEEDS[..1] } else { &SEEDS };
     let wide_out = std::env::var("WIDE").is_ok();
-    let backend = EmulatedQuadratic { facts, sanitizer: Sanitizer::None, seeds, wide_out };
+    let backend = EmulatedQuadratic { facts, executor: Executor::Emulator(Sanitizer::None), seeds, wide_out };
     let only = std::env::var("ONLY").unwrap_or_default();
     let not = std::env::var("NOT").unwrap_or("nothing".into());
     let types = std::env::var("TYPES").unwrap_or_default();

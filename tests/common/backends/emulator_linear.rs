@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::super::buffers::{Buffer, Operand};
 use super::super::cases::{Case, Operation};
 use super::super::data::Data;
-use super::super::emulator::{self, Sanitizer, Tensor};
+use super::super::executor::{Executor, Tensor};
 use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::cpu::{Operands, add_branches, is_per_token};
@@ -20,17 +20,17 @@ use super::{Backend, Pass};
 /// computed on the CPU.
 pub struct EmulatedLinear {
     pub facts: DeviceFacts,
-    pub sanitizer: Sanitizer,
+    pub executor: Executor,
     pub seeds: &'static [u32],
 }
 
 impl Backend for EmulatedLinear {
     fn name(&self) -> String {
-        "emulator".into()
+        format!("{}/linear", self.executor.name())
     }
 
     fn is_available(&self) -> bool {
-        emulator::is_available()
+        self.executor.is_available()
     }
 
     fn takes(&self, case: &Case) -> bool {
@@ -192,7 +192,7 @@ impl Call<'_> {
         } else {
             self.backend.seeds
         };
-        let written = emulator::get(self.backend.sanitizer)?.run(plan, &tensors, seeds)?;
+        let written = self.backend.executor.run(plan, &tensors, seeds)?;
         Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
     }
 }
