@@ -35,6 +35,12 @@ macro_rules! operations {
 
 operations!(softmax diag gau linear performer norm mixed_chunk);
 
+/// Prints what there is.
+#[test]
+fn info() {
+    let _ = write!(std::io::stderr(), "{}", attn_kernels::gpu::info());
+}
+
 /// The cases that name every kernel, run but not judged: few enough for the vendor's sanitizer.
 #[test]
 fn smallest() {

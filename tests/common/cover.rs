@@ -1,6 +1,6 @@
 //! The plans of cases, and few small cases whose plans name every kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use attn_kernels::gpu::plan::{DeviceFacts, Plan};
@@ -34,19 +34,29 @@ pub fn kernels(plans: &[Plan]) -> BTreeSet<String> {
     plans.iter().flat_map(|plan| &plan.launches).map(|launch| launch.kernel.clone()).collect()
 }
 
-/// Cases, smallest first, of which each names a kernel that those before it do not; together they name all that are named.
+/// Cases that together name every kernel that any names: each, smallest first, if it names a new one, without those
+/// that the others then make superfluous.
 pub fn smallest(facts: DeviceFacts) -> Vec<(Case, DType)> {
     let of = |case: Case| case.dtypes.iter().map(move |&dtype| (case.clone(), dtype));
     let mut all: Vec<_> = cases::all().into_iter().flat_map(of).collect();
     all.sort_by_key(|(case, _)| work(case));
-    let mut covered = BTreeSet::new();
-    all.retain(|(case, dtype)| {
-        let named = kernels(&plans(case, &Data::new(case, *dtype), *dtype, facts));
-        let before = covered.len();
-        covered.extend(named);
-        covered.len() > before
+    let mut uses = BTreeMap::new();
+    let mut chosen = Vec::new();
+    for (case, dtype) in all {
+        let named = kernels(&plans(&case, &Data::new(&case, dtype), dtype, facts));
+        if named.iter().any(|kernel| !uses.contains_key(kernel)) {
+            named.iter().for_each(|kernel| *uses.entry(kernel.clone()).or_insert(0) += 1);
+            chosen.push((case, dtype, named));
+        }
+    }
+    chosen.retain(|(.., named)| {
+        let is_needed = named.iter().any(|kernel| uses[kernel] == 1);
+        if !is_needed {
+            named.iter().for_each(|kernel| *uses.get_mut(kernel).expect("counted above") -= 1);
+        }
+        is_needed
     });
-    all
+    chosen.into_iter().map(|(case, dtype, _)| (case, dtype)).collect()
 }
 
 /// Multiplications of tiles, about.
