@@ -1,19 +1,13 @@
 //! Plans on the emulator: the executor itself, and sizes of parameters as the C++ compiler sees them.
 
 use attn_kernels::gpu::parameters;
-use attn_kernels::gpu::params::{Pointer, Type};
+use attn_kernels::gpu::params::Type;
 use attn_kernels::gpu::plan::{Argument, Plan};
 
-use crate::common::emulator::{self, SEEDS, Sanitizer, Tensor};
+use crate::common::emulator::{self, SEEDS, Sanitizer};
+use crate::common::executor::Tensor;
 use crate::common::instances;
-
-attn_kernels::kernel_params! {
-    /// Of the kernels in kernels/primitives.
-    struct PrimitiveParams {
-        input: Pointer,
-        output: Pointer,
-    }
-}
+use crate::common::primitives::PrimitiveParams;
 
 /// 128 words from the input to a workspace, and from there to the output.
 fn plan(kernel: &str, input: Option<Argument>) -> Plan {

@@ -12,9 +12,14 @@ use crate::common::cases::{self, Case};
 use crate::common::compare::Judge;
 use crate::common::data::Data;
 use crate::common::emulator::{self, SEEDS, Sanitizer};
+use crate::common::executor::Executor;
 
-const PLAIN: EmulatedLinear =
-    EmulatedLinear { facts: DeviceFacts::H200, sanitizer: Sanitizer::None, seeds: &SEEDS, wide_out: false };
+const PLAIN: EmulatedLinear = EmulatedLinear {
+    facts: DeviceFacts::H200,
+    executor: Executor::Emulator(Sanitizer::None),
+    seeds: &SEEDS,
+    wide_out: false,
+};
 
 /// Little shared memory, so that most pieces of a block's memory lie in global memory.
 const SMALL: DeviceFacts = DeviceFacts { shared_bytes_per_block: 16 * 1024, ..DeviceFacts::H200 };
@@ -94,7 +99,7 @@ fn outputs_in_the_type_of_sums() {
 
 /// One case for each kernel and each way through it.
 fn sanitized(sanitizer: Sanitizer) {
-    let backend = EmulatedLinear { sanitizer, seeds: &SEEDS[1..3], ..PLAIN };
+    let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
     let dtypes = [DType::F32];
     check(&backend, &cases::linear(), &["decay per token, in seg", "SSD", "softmax over"], &dtypes, Pass::Both);
     check(&backend, &cases::performer(), &["causal, in segments", "ReLU features, full"], &dtypes, Pass::Both);

@@ -12,9 +12,14 @@ use crate::common::cases::{self, Case};
 use crate::common::compare::Judge;
 use crate::common::data::Data;
 use crate::common::emulator::{self, SEEDS, Sanitizer};
+use crate::common::executor::Executor;
 
-const PLAIN: EmulatedQuadratic =
-    EmulatedQuadratic { facts: DeviceFacts::H200, sanitizer: Sanitizer::None, seeds: &SEEDS, wide_out: false };
+const PLAIN: EmulatedQuadratic = EmulatedQuadratic {
+    facts: DeviceFacts::H200,
+    executor: Executor::Emulator(Sanitizer::None),
+    seeds: &SEEDS,
+    wide_out: false,
+};
 
 /// Runs the cases whose reason contains one of `reasons`, in `dtypes` of those that they name.
 fn check(backend: &EmulatedQuadratic, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass) {
@@ -93,7 +98,7 @@ fn outputs_in_the_type_of_sums() {
 
 /// One case for each kernel and each way through it.
 fn sanitized(sanitizer: Sanitizer) {
-    let backend = EmulatedQuadratic { sanitizer, seeds: &SEEDS[1..3], ..PLAIN };
+    let backend = EmulatedQuadratic { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
     let dtypes = [DType::F64, DType::BF16];
     let softmax = ["decoding", "bias in a window", "soft-cap, bias", "widths 111", "grouped heads"];
     check(&backend, &cases::softmax(), &softmax, &dtypes, Pass::Both);

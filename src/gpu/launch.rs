@@ -1,9 +1,10 @@
 //! Runs plans.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 
 use super::driver::{self, describe};
@@ -57,7 +58,8 @@ impl Device {
         &self.stream
     }
 
-    /// Puts the launches of a plan on the stream. `function` is what errors name.
+    /// Puts the launches of a plan on the stream. `function` is what errors name. Workspaces that are not among the
+    /// arguments are allocated.
     ///
     /// The plan must be one that this crate made for tensors of the sizes and strides of `arguments`: as with any
     /// kernel, nothing checks that what it reads and writes lies in them.
@@ -68,15 +70,15 @@ impl Device {
     pub fn run(&self, function: &'static str, plan: &Plan, arguments: Arguments<'_>) -> Result<()> {
         let failed = |doing: String| move |why| failure(function, doing, why);
         plan.check(self.facts()).map_err(failed("checking the launches".into()))?;
-        let mut workspaces = Vec::with_capacity(plan.workspaces.len());
-        for &bytes in &plan.workspaces {
+        let mut workspaces = HashMap::new();
+        let is_absent = |workspace: &Argument| arguments.address(*workspace).is_none();
+        let needed = plan.workspaces.iter().enumerate().map(|(i, &bytes)| (Argument::Workspace(i), bytes));
+        for (workspace, bytes) in needed.filter(|(workspace, _)| is_absent(workspace)) {
             let doing = || format!("allocating {bytes} bytes for {}", names(plan));
-            workspaces.push(self.allocate(bytes).map_err(|why| failure(function, doing(), why))?);
+            workspaces.insert(workspace, self.allocate(bytes).map_err(|why| failure(function, doing(), why))?);
         }
-        let address = |argument| match argument {
-            Argument::Workspace(i) => workspaces.get(i).map(|workspace| workspace.device_ptr(&self.stream).0),
-            other => arguments.address(other),
-        };
+        let own = |workspace| workspaces.get(&workspace).map(|memory| memory.device_ptr(&self.stream).0);
+        let address = |argument| arguments.address(argument).or_else(|| own(argument));
         for launch in &plan.launches {
             self.launch(launch, address).map_err(|why| failure(function, format!("launching {launch}"), why))?;
         }
@@ -139,6 +141,7 @@ fn failure(function: &'static str, doing: String, why: String) -> Error {
 }
 
 /// The tensors of a call, borrowed until its launches are on the stream.
+#[doc(hidden)]
 pub struct Arguments<'a> {
     stream: &'a CudaStream,
     given: Vec<(Argument, u64, SyncOnDrop<'a>)>,
@@ -161,6 +164,12 @@ impl<'a> Arguments<'a> {
     pub fn write(&mut self, argument: Argument, tensor: &'a mut DeviceSliceMut<'_>) {
         let (address, guard) =
             each!(tensor, DeviceSliceMut { F16, BF16, F32, F64 }, x => x.device_ptr_mut(self.stream));
+        self.given.push((argument, address, guard));
+    }
+
+    /// Adds memory of any type, from its first byte on, that is read or written.
+    pub fn memory(&mut self, argument: Argument, bytes: &'a mut CudaViewMut<'_, u8>) {
+        let (address, guard) = bytes.device_ptr_mut(self.stream);
         self.given.push((argument, address, guard));
     }
 

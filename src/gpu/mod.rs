@@ -21,7 +21,7 @@ mod view;
 
 pub use info::{DeviceInfo, Info, info};
 #[cfg(feature = "gpu")]
-pub use launch::Device;
+pub use launch::{Arguments, Device};
 #[cfg(feature = "gpu")]
 pub use view::{DeviceSlice, DeviceSliceMut, DeviceView};
 

@@ -1,6 +1,5 @@
 //! Runs plans without a GPU, on the emulator of `tests/emulator` (its README has the format of requests).
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,34 +9,10 @@ use std::thread::JoinHandle;
 
 use attn_kernels::gpu::plan::{Argument, Plan};
 
+use super::executor::{Outputs, Tensor};
+
 /// Natural order with late copies, and three others: with copies at once, late, and at once.
 pub const SEEDS: [u32; 4] = [0, 1, 2, 3];
-
-/// Memory that a plan is run on.
-#[derive(Debug, Clone)]
-pub struct Tensor {
-    argument: Argument,
-    content: Option<Vec<u8>>,
-    bytes: usize,
-    /// Where the first element lies, in bytes.
-    start: usize,
-    is_output: bool,
-}
-
-impl Tensor {
-    /// An input whose first element lies `start` bytes into `content`.
-    pub fn input(argument: Argument, content: Vec<u8>, start: usize) -> Self {
-        Self { argument, bytes: content.len(), content: Some(content), start, is_output: false }
-    }
-
-    /// An output of so many bytes, all 0xff at first.
-    pub fn output(argument: Argument, bytes: usize) -> Self {
-        Self { argument, bytes, content: None, start: 0, is_output: true }
-    }
-}
-
-/// Contents of the outputs.
-pub type Outputs = BTreeMap<Argument, Vec<u8>>;
 
 /// What watches the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +86,18 @@ impl Emulator {
         let output = output.map_err(|error| format!("the emulator does not start: {error}"))?;
         let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         if output.status.success() { Ok(()) } else { Err(said.into_owned()) }
+    }
+
+    /// The suite of instructions, as `primitives` reads it.
+    pub fn dump_primitives(&self) -> Result<Vec<u8>, String> {
+        let file = self.folder.join(format!("primitives-{}", std::process::id()));
+        let status = Command::new(self.folder.join("runner")).arg("--dump-primitives").arg(&file).status();
+        let dumped = fs::read(&file);
+        let _ = fs::remove_file(&file);
+        match status {
+            Ok(status) if status.success() => dumped.map_err(|error| format!("{}: {error}", file.display())),
+            other => Err(format!("--dump-primitives: {other:?}")),
+        }
     }
 
     /// Runs the launches once per seed from the same contents; all seeds must give the same bits.

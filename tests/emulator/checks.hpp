@@ -7,4 +7,7 @@ namespace emulator {
 int check_primitives();
 int check_faults();
 
+// Writes launches and expectations of the suite of primitives, as README.md lays them out.
+void dump_primitives(const char* path);
+
 }  // namespace emulator

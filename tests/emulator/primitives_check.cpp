@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "block.hpp"
@@ -13,6 +14,7 @@
 namespace emulator {
 
 static int checked, failed;
+static FILE* dumped;  // where expectations go, if they are to be written instead of checked
 static std::mt19937 random_bits(1);
 
 static int below(int limit) { return int(random_bits() % uint32_t(limit)); }
@@ -30,12 +32,38 @@ static bool agree(T got, T wanted, Tolerance tolerance) {
     return (std::isnan(g) && std::isnan(w)) || std::abs(g - w) <= tolerance.relative * std::abs(w);
 }
 
+static void put(const void* bytes, size_t size) {
+    if (fwrite(bytes, 1, size, dumped) != size) fail("--dump-primitives: cannot be written");
+}
+
+static void put(uint32_t number) { put(&number, sizeof number); }
+
+template <class T>
+static void put(const std::vector<T>& elements) {
+    put(uint32_t(elements.size() * sizeof(T)));
+    put(elements.data(), elements.size() * sizeof(T));
+}
+
+template <class In, class Out>
+static void dump(const Kernel& kernel, const std::vector<uint32_t>& grid, const std::vector<In>& input,
+                 const std::vector<Out>& wanted, uint32_t shared_bytes, Tolerance tolerance) {
+    put(std::vector<char>(kernel.name, kernel.name + strlen(kernel.name)));
+    for (uint32_t blocks : grid) put(blocks);
+    put(uint32_t(kernel.threads));
+    put(shared_bytes);
+    put(std::is_floating_point<Out>::value ? uint32_t(sizeof(Out)) : 0);
+    put(&tolerance.relative, sizeof tolerance.relative);
+    put(input);
+    put(wanted);
+}
+
 template <class In, class Out>
 static void expect(const char* name, std::vector<uint32_t> grid, const std::vector<In>& input,
                    const std::vector<Out>& wanted, uint32_t shared_bytes = 0, Tolerance tolerance = exact) {
     const std::vector<const Kernel*>& all = kernels();
     auto kernel = std::find_if(all.begin(), all.end(), [=](const Kernel* k) { return strcmp(k->name, name) == 0; });
     if (kernel == all.end()) fail("there is no kernel %s", name);
+    if (dumped) return dump(**kernel, grid, input, wanted, shared_bytes, tolerance);
     size_t wrong = 0;
     for (uint32_t seed = 0; seed < 4; ++seed) {
         Guarded source(input.size() * sizeof(In)), target(wanted.size() * sizeof(Out));
@@ -358,7 +386,7 @@ static void check_math(const char* name, Tolerance tolerance) {
     expect(name, blocks(1024), input, wanted, 0, tolerance);
 }
 
-int check_primitives() {
+static void all_primitives() {
     check_conversions();
     check_index();
     check_barriers();
@@ -371,8 +399,19 @@ int check_primitives() {
     check_products();
     check_math<float, double>("primitive_math_float", {0x1p-21});
     check_math<double, long double>("primitive_math_double", {0x1p-50});
+}
+
+int check_primitives() {
+    all_primitives();
     printf("%d primitives checked, %d wrong\n", checked, failed);
     return failed;
+}
+
+void dump_primitives(const char* path) {
+    dumped = fopen(path, "wb");
+    if (!dumped) fail("%s: cannot be written", path);
+    all_primitives();
+    if (fclose(dumped) != 0) fail("%s: cannot be written", path);
 }
 
 }  // namespace emulator

@@ -13,7 +13,7 @@
 namespace emulator {
 
 static int usage() {
-    fputs("usage: runner [--counters] REQUEST_FILE RESPONSE_FILE | --serve | --list | --check\n", stderr);
+    fputs("usage: runner [--counters] REQUEST_FILE RESPONSE_FILE | --serve | --list | --check | --dump-primitives FILE\n", stderr);
     return 2;
 }
 
@@ -57,6 +57,8 @@ static int main(int count, char** arguments) {
     std::string first = count > 1 ? arguments[1] : "";
     if (count == 4 && first == "--counters") {
         answer(read_request(arguments[2]), arguments[3], true);
+    } else if (count == 3 && first == "--dump-primitives") {
+        dump_primitives(arguments[2]);
     } else if (count == 3) {
         answer(read_request(first), arguments[2]);
     } else if (first == "--list") {

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::super::buffers::{Buffer, Operand};
 use super::super::cases::{Case, Operation};
 use super::super::data::Data;
-use super::super::emulator::{self, Sanitizer, Tensor};
+use super::super::executor::{Executor, Tensor};
 use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::cpu::{Operands, add_branches, is_per_token};
@@ -20,7 +20,7 @@ use super::{Backend, Pass};
 /// computed on the CPU.
 pub struct EmulatedLinear {
     pub facts: DeviceFacts,
-    pub sanitizer: Sanitizer,
+    pub executor: Executor,
     pub seeds: &'static [u32],
     /// Whether outputs are in the type of sums.
     pub wide_out: bool,
@@ -35,11 +35,11 @@ fn has_many_heads(case: &Case) -> bool {
 
 impl Backend for EmulatedLinear {
     fn name(&self) -> String {
-        "emulator".into()
+        format!("{}/linear", self.executor.name())
     }
 
     fn is_available(&self) -> bool {
-        emulator::is_available()
+        self.executor.is_available()
     }
 
     fn takes(&self, case: &Case) -> bool {
@@ -201,7 +201,7 @@ impl Call<'_> {
         plan.check(&self.backend.facts)?;
         tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
         let seeds = if has_many_heads(self.case) { &self.backend.seeds[..1] } else { self.backend.seeds };
-        let written = emulator::get(self.backend.sanitizer)?.run(plan, &tensors, seeds)?;
+        let written = self.backend.executor.run(plan, &tensors, seeds)?;
         Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
     }
 }

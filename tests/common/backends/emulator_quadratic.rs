@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use super::super::buffers::{Buffer, Operand};
 use super::super::cases::{Case, Operation};
 use super::super::data::Data;
-use super::super::emulator::{self, Sanitizer, Tensor};
+use super::super::executor::{Executor, Tensor};
 use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::cpu::{Operands, add_branches};
@@ -22,7 +22,7 @@ use super::{Backend, Pass};
 /// is computed on the CPU.
 pub struct EmulatedQuadratic {
     pub facts: DeviceFacts,
-    pub sanitizer: Sanitizer,
+    pub executor: Executor,
     pub seeds: &'static [u32],
     /// Whether outputs are in the type of sums.
     pub wide_out: bool,
@@ -33,11 +33,11 @@ const MANY_PAIRS: usize = 1_000_000;
 
 impl Backend for EmulatedQuadratic {
     fn name(&self) -> String {
-        "emulator".into()
+        format!("{}/quadratic", self.executor.name())
     }
 
     fn is_available(&self) -> bool {
-        emulator::is_available()
+        self.executor.is_available()
     }
 
     fn takes(&self, case: &Case) -> bool {
@@ -165,7 +165,7 @@ impl Call<'_> {
         let Case { batch, heads, queries, keys, .. } = self.case;
         let pairs = batch * heads[0] * queries.next_multiple_of(64) * keys.next_multiple_of(64);
         let seeds = if pairs > MANY_PAIRS { &self.backend.seeds[..1] } else { self.backend.seeds };
-        let written = emulator::get(self.backend.sanitizer)?.run(plan, &tensors, seeds)?;
+        let written = self.backend.executor.run(plan, &tensors, seeds)?;
         Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
     }
 }

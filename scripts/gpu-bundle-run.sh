@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Runs a bundle (scripts/gpu-bundle.sh): all checks of the kernels on this machine's first usable GPU, then the benches.
+#
+#     run.sh [OUTPUT_FOLDER]     $OUT, or out/ beside this script, by default
+#
+# Logs, JSON and a table go to the output folder. The status is 0 if everything passed, 3 if there is no usable GPU.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$(realpath -m "${1:-${OUT:-$here/out}}")
+bin=$(mktemp -d) && mkdir -p "$out" || exit 1
+trap 'rm -rf "$bin"' EXIT
+tar -xJf "$here/payload.tar.xz" -C "$bin" || { echo "payload.tar.xz cannot be unpacked (is xz there?)" >&2; exit 1; }
+export ATTN_PRIMITIVES=$bin/primitives
+: >"$out/steps.tsv"
+failed=0
+
+# step NAME SECONDS COMMAND...: runs it within the time, keeps its output, and notes how it ended.
+step() {
+    local name=$1 seconds=$2 start=$SECONDS status
+    shift 2
+    printf '== %s\n' "$name"
+    (cd "$out" && timeout -k 10 "$seconds" "$@") >"$out/$name.log" 2>&1
+    status=$?
+    case $status in
+    0) status=passed ;;
+    124 | 137) status="stopped after $seconds s" ;;
+    *) status="failed with status $status" ;;
+    esac
+    [ "$status" = passed ] || { failed=1; tail -n 15 "$out/$name.log"; }
+    printf '%s\t%s\t%d s\n' "$name" "$status" $((SECONDS - start)) >>"$out/steps.tsv"
+}
+
+# What tests skip they say, and pass.
+on_gpu() { step "$1" "$2" "$bin/tests" --exact --nocapture "${@:3}"; }
+
+step info 60 "$bin/tests" --exact --nocapture on_gpu::info
+cat "$bin/commit" "$out/info.log" | grep -v -e '^running' -e '^test ' -e '^$'
+if grep -q '^no GPU is used' "$out/info.log"; then
+    echo "no usable GPU: nothing was run"
+    printf 'all\tnot run, no usable GPU\t0 s\n' >>"$out/steps.tsv"
+    exit 3
+fi
+
+on_gpu primitives 120 primitives::gpu
+for operation in softmax diag gau linear performer norm mixed_chunk; do
+    on_gpu "cases-$operation" 900 "on_gpu::$operation"
+done
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck synccheck; do
+        step "$tool" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+            "$bin/tests" --exact --nocapture on_gpu::smallest primitives::gpu
+    done
+else
+    printf 'compute-sanitizer\tnot there\t0 s\n' >>"$out/steps.tsv"
+fi
+validate=("$bin/validate" --json "$out/validate.json")
+"$bin/validate" --help | grep -q -- --device && validate+=(--device gpu)
+step validate 600 "${validate[@]}"
+for pass in fwd bwd; do
+    for dtype in f32 bf16; do
+        step "length_scaling-$pass-$dtype" 600 "$bin/length_scaling" --device gpu --pass $pass --dtype $dtype \
+            --out "$out/length_scaling-$pass-$dtype"
+    done
+done
+CRITERION_HOME=$out/criterion step bench 900 "$bin/bench" --bench --noplot
+
+printf '\n'
+column -t -s $'\t' "$out/steps.tsv" 2>/dev/null || cat "$out/steps.tsv"
+exit $failed

@@ -1,0 +1,67 @@
+//! The plans of cases, and few small cases whose plans name every kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use attn_kernels::gpu::plan::{DeviceFacts, Plan};
+use attn_kernels::problem::DType;
+
+use super::backends::emulator_linear::EmulatedLinear;
+use super::backends::emulator_quadratic::EmulatedQuadratic;
+use super::backends::{Backend, Pass};
+use super::cases::{self, Case};
+use super::data::Data;
+use super::executor::Executor;
+
+/// Both engines' kernels on an executor; each runs the cases that it takes.
+pub fn engines(executor: &Executor, facts: DeviceFacts, seeds: &'static [u32]) -> [Box<dyn Backend>; 2] {
+    let quadratic = EmulatedQuadratic { facts, executor: executor.clone(), seeds, wide_out: false };
+    [Box::new(quadratic), Box::new(EmulatedLinear { facts, executor: executor.clone(), seeds, wide_out: false })]
+}
+
+/// What a device would run for a case, forward and backward.
+pub fn plans(case: &Case, data: &Data, dtype: DType, facts: DeviceFacts) -> Vec<Plan> {
+    let plans = Arc::new(Mutex::default());
+    for backend in engines(&Executor::Recorder(Arc::clone(&plans)), facts, &[0]) {
+        if backend.takes(case) {
+            backend.run(case, data, dtype, Pass::Both).unwrap_or_else(|error| panic!("{dtype} {case}: {error}"));
+        }
+    }
+    std::mem::take(&mut *plans.lock().unwrap())
+}
+
+pub fn kernels(plans: &[Plan]) -> BTreeSet<String> {
+    plans.iter().flat_map(|plan| &plan.launches).map(|launch| launch.kernel.clone()).collect()
+}
+
+/// Cases that together name every kernel that any names: each, smallest first, if it names a new one, without those
+/// that the others then make superfluous.
+pub fn smallest(facts: DeviceFacts) -> Vec<(Case, DType)> {
+    let of = |case: Case| case.dtypes.iter().map(move |&dtype| (case.clone(), dtype));
+    let mut all: Vec<_> = cases::all().into_iter().flat_map(of).collect();
+    all.sort_by_key(|(case, _)| work(case));
+    let mut uses = BTreeMap::new();
+    let mut chosen = Vec::new();
+    for (case, dtype) in all {
+        let named = kernels(&plans(&case, &Data::new(&case, dtype), dtype, facts));
+        if named.iter().any(|kernel| !uses.contains_key(kernel)) {
+            named.iter().for_each(|kernel| *uses.entry(kernel.clone()).or_insert(0) += 1);
+            chosen.push((case, dtype, named));
+        }
+    }
+    chosen.retain(|(.., named)| {
+        let is_needed = named.iter().any(|kernel| uses[kernel] == 1);
+        if !is_needed {
+            named.iter().for_each(|kernel| *uses.get_mut(kernel).expect("counted above") -= 1);
+        }
+        is_needed
+    });
+    chosen.into_iter().map(|(case, dtype, _)| (case, dtype)).collect()
+}
+
+/// Multiplications of tiles, about.
+fn work(case: &Case) -> usize {
+    let tiles = |size: usize| size.div_ceil(32).max(1);
+    let widths = tiles(case.width) * tiles(case.width) + tiles(case.value_width);
+    case.batch * case.output_heads() * tiles(case.queries) * tiles(case.keys) * widths
+}
