@@ -3,7 +3,11 @@
 //! ```sh
 //! cargo run --release --example length_scaling
 //! cargo run --release --example length_scaling -- --mechanisms softmax,linear --lengths 1024,4096 --pass bwd
+//! cargo run --release --features gpu --example length_scaling -- --device gpu --dtype bf16
 //! ```
+//!
+//! On a GPU times are those of events on the device, over copies of the operands that exceed its cache, with all memory
+//! allocated before; the sum of FLASH's two branches is not in them.
 //!
 //! Prints a table and writes `length_scaling.svg` and `length_scaling.json` to `--out`.
 
@@ -23,10 +27,10 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use common::check::{Expected, Scope};
+use common::device::{DeviceKind, Samples};
 use common::inputs::Shape;
-use common::measure::{CountingAllocator, median, peak_bytes, sample};
-use common::mechanism::Device;
-use common::{Call, Float, Inputs, Mechanism, Pass, cost};
+use common::measure::{CountingAllocator, median};
+use common::{Call, Device, Float, Inputs, Mechanism, Pass, bound, cost};
 use indicatif::{ProgressBar, ProgressStyle};
 use scaling::Record;
 
@@ -57,12 +61,12 @@ struct Options {
     pass: Pass,
     #[arg(long, action = ArgAction::Set, default_value_t = true)]
     causal: bool,
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    device: Device,
-    /// Threads [default: all that the machine has]
+    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
+    /// Threads of the CPU, which also computes the reference [default: all that the machine has]
     #[arg(long, value_parser = positive)]
     threads: Option<usize>,
-    /// Timed runs of each case; those beyond the third only within a second
+    /// Timed runs of each case; those beyond the third only within a second; 20 or more on a GPU
     #[arg(long, value_parser = positive, default_value = "15")]
     samples: usize,
     /// Directory for the SVG and the JSON
@@ -92,16 +96,17 @@ impl Options {
         Shape::square(self.batch, self.heads, len, self.head_dim)
     }
 
-    fn title(&self, threads: usize) -> String {
+    fn title(&self, device: &Device, threads: usize) -> String {
+        let place = if self.device == DeviceKind::Cpu { format!("threads {threads}") } else { device.name().into() };
         format!(
-            "{} pass, {}{}, batch {}, heads {}, width {}, threads {}",
+            "{} pass, {}{}, batch {}, heads {}, width {}, {}",
             if self.pass == Pass::Fwd { "Forward" } else { "Backward" },
             if self.causal { "causal, " } else { "" },
             self.dtype,
             self.batch,
             self.heads,
             self.head_dim,
-            threads
+            place
         )
     }
 }
@@ -125,7 +130,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    options.device.ensure_available()?;
+    let device = Device::open(options.device)?;
     let mechanisms = options.mechanisms()?;
     std::fs::create_dir_all(&options.out).map_err(|error| format!("--out {}: {error}", options.out.display()))?;
     let svg = options.out.join("length_scaling.svg");
@@ -134,8 +139,8 @@ fn run(options: &Options) -> Result<(), String> {
     let threads = options.threads.unwrap_or(0);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| format!("--threads {threads}: {error}"))?;
-    let records = pool.install(|| sweep(options, &mechanisms))?;
-    let title = options.title(pool.current_num_threads());
+    let records = pool.install(|| sweep(options, &device, &mechanisms))?;
+    let title = options.title(&device, pool.current_num_threads());
     println!("{title}\n{}\n{}", table::cases(&records), table::growth(&records));
     let picture = plot::draw(&title, &records)?;
     let list = serde_json::to_string_pretty(&records).map_err(|error| error.to_string())?;
@@ -154,7 +159,7 @@ fn write(path: &Path, file: &mut BufWriter<File>, text: &str) -> Result<(), Stri
     written.map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-fn sweep(options: &Options, mechanisms: &[Mechanism]) -> Result<Vec<Record>, String> {
+fn sweep(options: &Options, device: &Device, mechanisms: &[Mechanism]) -> Result<Vec<Record>, String> {
     let lengths = options.lengths();
     let style =
         ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}").map_err(|error| error.to_string())?;
@@ -167,7 +172,7 @@ fn sweep(options: &Options, mechanisms: &[Mechanism]) -> Result<Vec<Record>, Str
             let case = format!("{}, length {len}", mechanism.name());
             progress.set_message(case.clone());
             let call = Call::new(mechanism, options.causal, &inputs).map_err(|error| format!("{case}: {error}"))?;
-            records.push(measure(options, &call).map_err(|error| format!("{case}: {error}"))?);
+            records.push(measure(options, device, &call).map_err(|error| format!("{case}: {error}"))?);
             progress.inc(1);
         }
     }
@@ -177,28 +182,20 @@ fn sweep(options: &Options, mechanisms: &[Mechanism]) -> Result<Vec<Record>, Str
 }
 
 /// Checks one case, then times it.
-fn measure(options: &Options, call: &Call<'_>) -> Result<Record, String> {
+fn measure(options: &Options, device: &Device, call: &Call<'_>) -> Result<Record, String> {
     let pass = options.pass;
-    let check = Expected::new(call, pass, Scope::Sample).check().map_err(|error| error.to_string())?.into_result()?;
-    let mut outputs = call.outputs(pass);
-    let mut gradients = call.gradients();
-    if pass == Pass::Bwd {
-        call.forward(&mut outputs).map_err(|error| error.to_string())?;
-    }
-    let (seconds, peak_bytes) = peak_bytes(|| {
-        sample(options.samples, BUDGET, || match pass {
-            Pass::Fwd => call.forward(&mut outputs),
-            Pass::Bwd => call.backward(&outputs, &call.inputs.d_out, &mut gradients),
-        })
-    });
-    let seconds = seconds.map_err(|error| error.to_string())?;
+    let check = Expected::new(call, pass, Scope::Sample).check(device).map_err(|error| error.to_string())?;
+    let check = check.into_result()?;
+    let samples = device.timed(call, pass).and_then(|mut timed| timed.sample(options.samples, BUDGET));
+    let Samples { seconds, extra_bytes } = samples.map_err(|error| error.to_string())?;
+    let (flops, bytes) = (cost::flops(call, pass), cost::bytes(call, pass));
     let (median, shape) = (median(&seconds), &call.inputs.shape);
     Ok(Record {
         mechanism: call.mechanism.name(),
         pass: pass.name(),
         causal: options.causal,
         dtype: options.dtype.to_string(),
-        device: options.device.name(),
+        device: device.name().into(),
         batch: shape.batch,
         heads: shape.heads,
         head_dim: shape.width,
@@ -206,9 +203,10 @@ fn measure(options: &Options, call: &Call<'_>) -> Result<Record, String> {
         median_ms: median * 1e3,
         min_ms: seconds[0] * 1e3,
         tokens_per_s: (shape.batch * shape.queries) as f64 / median,
-        gflops: cost::flops(call, pass) / median / 1e9,
-        gbytes_per_s: cost::bytes(call, pass) / median / 1e9,
-        peak_bytes,
+        gflops: flops / median / 1e9,
+        gbytes_per_s: bytes / median / 1e9,
+        share_of_bound: bound::seconds(device.name(), options.dtype, flops, bytes).map(|bound| bound / median),
+        peak_bytes: extra_bytes,
         max_rel_error: check.worst_row(),
     })
 }

@@ -13,9 +13,11 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use clap::ValueEnum;
+use common::backend::Cpu;
 use common::check::{Expected, Scope};
 use common::inputs::Shape;
-use common::{Call, Float, Inputs, Mechanism, Pass};
+use common::run::Run;
+use common::{Call, Device, Float, Inputs, Mechanism, Pass};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -126,7 +128,7 @@ fn check(case: &Case, call: &Call<'_>) -> Result<f64, String> {
     };
     let mut worst = 0.0_f64;
     for &pass in passes {
-        let check = Expected::new(call, pass, Scope::Sample).check().map_err(|error| error.to_string())?;
+        let check = Expected::new(call, pass, Scope::Sample).check(&Device::Cpu).map_err(|error| error.to_string())?;
         worst = worst.max(check.into_result()?.worst_row());
     }
     Ok(worst)
@@ -137,11 +139,11 @@ fn time(case: &Case, call: &Call<'_>, repeats: usize) -> attn_kernels::Result<f6
     let start = Instant::now();
     for _ in 0..repeats {
         match case.pass {
-            Passes::Fwd => call.forward(&mut call.outputs(Pass::Fwd))?,
+            Passes::Fwd => Run::new(Cpu, call, Pass::Fwd, &call.inputs.d_out)?.forward()?,
             Passes::FwdBwd => {
-                let mut outputs = call.outputs(Pass::Bwd);
-                call.forward(&mut outputs)?;
-                call.backward(&outputs, &call.inputs.d_out, &mut call.gradients())?;
+                let mut run = Run::new(Cpu, call, Pass::Bwd, &call.inputs.d_out)?;
+                run.forward()?;
+                run.backward()?;
             }
         }
     }

@@ -1,11 +1,13 @@
-//! The CPU backend against the f64 reference.
+//! A backend against the f64 reference.
 //!
 //! ```sh
 //! cargo run --release --example validate
 //! cargo run --release --example validate -- --input activations.safetensors
+//! cargo run --release --features gpu --example validate -- --device gpu
 //! ```
 //!
-//! The first compares every operation, element type, pass and instruction set that the processor has. The second runs
+//! The first compares every operation, element type, pass and instruction set that the processor has; with `--device gpu`
+//! it is the GPU that computes, with or without `--input`, within the same bounds. The second runs
 //! every mechanism on given tensors: q `[B, H, N, D]`, k `[B, Hk, M, D]`, v `[B, Hk, M, E]` and, where there are any,
 //! key_mask `[B, M]` (0 removes a key) and the output of softmax attention, out `[B, H, N, E]`. Errors are relative
 //! to the reference, those of rows to its largest row; the exit status is 1 if one is outside its bound.
@@ -21,12 +23,16 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Parser};
 use comfy_table::{CellAlignment, Table, presets};
+use common::Device;
 use common::check::Comparison;
+use common::device::DeviceKind;
 use serde::Serialize;
 
-/// The CPU backend against the f64 reference: every operation, element type, pass and instruction set.
+/// A backend against the f64 reference: every operation, element type, pass and, on the CPU, instruction set.
 #[derive(Parser)]
 struct Options {
+    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
     /// Write the results as a list of JSON objects
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -87,10 +93,10 @@ fn share(error: f64, bound: f64) -> f64 {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let outcomes = match &options.input {
-        Some(file) => activations::run(file, options.causal),
-        None => operations::run(),
-    };
+    let outcomes = Device::open(options.device).and_then(|device| match &options.input {
+        Some(file) => activations::run(&device, file, options.causal),
+        None => operations::run(&device),
+    });
     match outcomes.and_then(|outcomes| report(&outcomes, options.json.as_deref())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

@@ -10,6 +10,7 @@ use attn_kernels::reference::Array;
 use rayon::prelude::*;
 
 use super::call::Call;
+use super::device::Device;
 use super::inputs::Window;
 use super::mechanism::{Mechanism, Pass};
 use super::reference::DENSE;
@@ -160,18 +161,9 @@ impl<'a> Expected<'a> {
     ///
     /// # Errors
     /// Those of the call.
-    pub fn check(&self) -> Result<Check> {
+    pub fn check(&self, device: &Device) -> Result<Check> {
         let Self { call, pass, .. } = *self;
-        let mut outputs = call.outputs(pass);
-        call.forward(&mut outputs)?;
-        let tensors = match pass {
-            Pass::Fwd => vec![outputs.out],
-            Pass::Bwd => {
-                let mut gradients = call.gradients();
-                call.backward(&outputs, &self.d_out, &mut gradients)?;
-                gradients.into_list()
-            }
-        };
+        let tensors = device.results(call, pass, &self.d_out)?;
         let mut comparisons = Vec::new();
         for (window, wanted, bounds) in &self.windows {
             for (index, (tensor, rows)) in reference::results(call, pass).into_iter().enumerate() {

@@ -97,33 +97,6 @@ impl Pass {
     }
 }
 
-/// Where it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The CPU backend
-    Cpu,
-    /// Not in this build
-    Gpu,
-}
-
-impl Device {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Gpu => "gpu",
-        }
-    }
-
-    /// # Errors
-    /// For a device that this build has no backend for.
-    pub fn ensure_available(self) -> Result<(), String> {
-        match self {
-            Self::Cpu => Ok(()),
-            Self::Gpu => Err("--device gpu: this build has no GPU backend; use --device cpu".into()),
-        }
-    }
-}
-
 pub fn visible_keys(causal: bool) -> Mask {
     if causal { Mask::Causal } else { Mask::Full }
 }

@@ -159,10 +159,10 @@ impl Buffer {
     }
 }
 
-/// A contiguous tensor.
+/// A contiguous tensor, in main memory if not said otherwise.
 #[derive(Debug, Clone)]
-pub struct Tensor {
-    pub data: Buffer,
+pub struct Tensor<D = Buffer> {
+    pub data: D,
     pub dims: Vec<usize>,
 }
 

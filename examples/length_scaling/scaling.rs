@@ -11,7 +11,8 @@ pub struct Record {
     pub pass: &'static str,
     pub causal: bool,
     pub dtype: String,
-    pub device: &'static str,
+    /// `cpu`, or what the driver calls the GPU.
+    pub device: String,
     pub batch: usize,
     pub heads: usize,
     pub head_dim: usize,
@@ -23,7 +24,10 @@ pub struct Record {
     pub gflops: f64,
     /// From operands and results, each moved once.
     pub gbytes_per_s: f64,
-    /// Memory beyond operands and results.
+    /// Time that counted work and bytes take at the published rates of the device, relative to the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_of_bound: Option<f64>,
+    /// Memory beyond operands and results; on a GPU that of the plans.
     pub peak_bytes: usize,
     /// Largest error of a row, relative to the largest row.
     pub max_rel_error: f64,

@@ -14,27 +14,38 @@ fn table(header: &[&str]) -> Table {
 }
 
 pub fn cases(records: &[Record]) -> Table {
-    let mut table = table(&[
+    let is_cpu = records.iter().all(|record| record.device == "cpu");
+    let (flops_name, flops_unit) = if is_cpu { ("GFLOP/s", 1.0) } else { ("TFLOP/s", 1e3) };
+    let mut header = vec![
         "mechanism",
         "length",
         "median ms",
         "tokens/s",
-        "GFLOP/s",
+        flops_name,
         "GB/s",
         "extra memory MB",
         "worst row's error",
-    ]);
+    ];
+    let has_bound = records.iter().any(|record| record.share_of_bound.is_some());
+    if has_bound {
+        header.push("share of bound");
+    }
+    let mut table = table(&header);
     for record in records {
-        table.add_row([
+        let mut row = vec![
             record.mechanism.to_string(),
             record.len.to_string(),
             format!("{:.3}", record.median_ms),
             format!("{:.3e}", record.tokens_per_s),
-            format!("{:.1}", record.gflops),
+            format!("{:.1}", record.gflops / flops_unit),
             format!("{:.2}", record.gbytes_per_s),
             format!("{:.1}", record.peak_bytes as f64 / 1e6),
             format!("{:.1e}", record.max_rel_error),
-        ]);
+        ];
+        if has_bound {
+            row.push(record.share_of_bound.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)));
+        }
+        table.add_row(row);
     }
     table
 }

@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use attn_kernels::cpu::Isa;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::common::check::{Expected, Scope};
 use crate::common::inputs::Shape;
 use crate::common::tensor::{Buffer, Tensor};
-use crate::common::{Call, Inputs, Mechanism, Pass};
+use crate::common::{Call, Device, Inputs, Mechanism, Pass};
 use crate::operations::outcome;
 use crate::{Outcome, table};
 
@@ -17,7 +16,7 @@ use crate::{Outcome, table};
 ///
 /// # Errors
 /// If the file cannot be read, lacks a tensor or has one that does not fit.
-pub fn run(file: &Path, causal: bool) -> Result<Vec<Outcome>, String> {
+pub fn run(device: &Device, file: &Path, causal: bool) -> Result<Vec<Outcome>, String> {
     let fail = |error: String| format!("--input {}: {error}", file.display());
     let bytes = std::fs::read(file).map_err(|error| fail(error.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| fail(error.to_string()))?;
@@ -30,30 +29,31 @@ pub fn run(file: &Path, causal: bool) -> Result<Vec<Outcome>, String> {
     let mut outcomes = Vec::new();
     let mut softmax = Vec::new();
     for mechanism in mechanisms {
-        let (outcome, out) = compare(mechanism, causal, &inputs, &softmax).map_err(|error| fail(error.to_string()))?;
+        let (outcome, out) =
+            compare(device, mechanism, causal, &inputs, &softmax).map_err(|error| fail(error.to_string()))?;
         outcomes.push(outcome);
         if mechanism == Mechanism::Softmax {
             softmax = out;
             outcomes[0].max_difference_to_out = wanted.as_ref().map(|wanted| max_difference(&softmax, wanted));
         }
     }
-    print(&inputs, &outcomes);
+    print(device, &inputs, &outcomes);
     Ok(outcomes)
 }
 
 /// Runs a mechanism; returns its output too. `softmax` is that of softmax, if already there.
 fn compare(
+    device: &Device,
     mechanism: Mechanism,
     causal: bool,
     inputs: &Inputs,
     softmax: &[f64],
 ) -> attn_kernels::Result<(Outcome, Vec<f64>)> {
     let call = Call::new(mechanism, causal, inputs)?;
-    let mut outcome = outcome(mechanism, Pass::Fwd, inputs.float, Isa::current());
-    outcome.add(&Expected::new(&call, Pass::Fwd, Scope::Whole).check()?.0);
-    let mut outputs = call.outputs(Pass::Fwd);
-    call.forward(&mut outputs)?;
-    let out = outputs.out.data.to_f64();
+    let mut outcome = outcome(mechanism, Pass::Fwd, inputs.float, device.path().name);
+    outcome.add(&Expected::new(&call, Pass::Fwd, Scope::Whole).check(device)?.0);
+    let results = device.results(&call, Pass::Fwd, &inputs.d_out)?;
+    let out = results[0].data.to_f64();
     outcome.distance_to_softmax = Some(if softmax.is_empty() { 0.0 } else { distance(&out, softmax) });
     Ok((outcome, out))
 }
@@ -71,13 +71,13 @@ fn max_difference(x: &[f64], y: &Tensor) -> f64 {
         .fold(0.0, |largest: f64, x| if x <= largest { largest } else { x })
 }
 
-fn print(inputs: &Inputs, outcomes: &[Outcome]) {
+fn print(device: &Device, inputs: &Inputs, outcomes: &[Outcome]) {
     let mut table = table(&["mechanism", "RMS error", "worst row's error", "distance to softmax"], 1);
     for outcome in outcomes {
         let distance = outcome.distance_to_softmax.map_or("-".into(), |distance| format!("{distance:.3}"));
         table.add_row([outcome.mechanism.to_string()].into_iter().chain(outcome.cells()).chain([distance]));
     }
-    println!("{} on {}, {:?}\n{table}", inputs.float, Isa::current().name(), inputs.shape);
+    println!("{} on {}, {:?}\n{table}", inputs.float, device.path().name, inputs.shape);
     if let Some(difference) = outcomes[0].max_difference_to_out {
         println!("softmax: largest difference to `out` {difference:.2e}");
     }

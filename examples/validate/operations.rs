@@ -1,10 +1,8 @@
 //! Every operation on random operands.
 
-use attn_kernels::cpu::Isa;
-
 use crate::common::check::{Expected, Scope};
 use crate::common::inputs::Shape;
-use crate::common::{Call, Float, Inputs, Mechanism, Pass};
+use crate::common::{Call, Device, Float, Inputs, Mechanism, Pass};
 use crate::{Outcome, table};
 
 /// Grouped heads and several tiles and chunks, not a multiple of any.
@@ -16,7 +14,7 @@ const FULL: Shape = Shape { batch: 2, heads: 4, key_heads: 4, queries: 130, keys
 ///
 /// # Errors
 /// Those of the operations, with the case.
-pub fn run() -> Result<Vec<Outcome>, String> {
+pub fn run(device: &Device) -> Result<Vec<Outcome>, String> {
     let mut outcomes = Vec::new();
     let mut table = table(&["operation", "mechanism", "dtype", "path", "fwd RMS", "fwd row", "bwd RMS", "bwd row"], 4);
     for float in Float::ALL {
@@ -26,7 +24,7 @@ pub fn run() -> Result<Vec<Outcome>, String> {
         let is_kept = |key: usize| key % 7 != 3 && key < 2 * FULL.keys - 60;
         full.key_mask = Some((0..FULL.batch * FULL.keys).map(|key| is_kept(key).into()).collect());
         for mechanism in Mechanism::ALL {
-            let passes = Pass::ALL.map(|pass| check(mechanism, pass, &causal, &full));
+            let passes = Pass::ALL.map(|pass| check(device, mechanism, pass, &causal, &full));
             let [forward, backward] = passes;
             for (forward, backward) in forward?.into_iter().zip(backward?) {
                 let names = [forward.operation, forward.mechanism, forward.dtype.as_str(), forward.path];
@@ -40,10 +38,16 @@ pub fn run() -> Result<Vec<Outcome>, String> {
     Ok(outcomes)
 }
 
-/// One outcome per instruction set.
-fn check(mechanism: Mechanism, pass: Pass, causal: &Inputs, full: &Inputs) -> Result<Vec<Outcome>, String> {
-    let paths = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    let mut outcomes: Vec<_> = paths.map(|isa| (isa, outcome(mechanism, pass, causal.float, isa))).collect();
+/// One outcome per path of the device.
+fn check(
+    device: &Device,
+    mechanism: Mechanism,
+    pass: Pass,
+    causal: &Inputs,
+    full: &Inputs,
+) -> Result<Vec<Outcome>, String> {
+    let paths = device.paths().into_iter();
+    let mut outcomes: Vec<_> = paths.map(|path| (path, outcome(mechanism, pass, causal.float, path.name))).collect();
     for (is_causal, inputs) in [(true, causal), (false, full)] {
         if !mechanism.supports(is_causal) {
             continue;
@@ -51,21 +55,20 @@ fn check(mechanism: Mechanism, pass: Pass, causal: &Inputs, full: &Inputs) -> Re
         let fail = |error| format!("{} {} {}: {error}", mechanism.name(), pass.name(), inputs.float);
         let call = Call::new(mechanism, is_causal, inputs).map_err(fail)?;
         let expected = Expected::new(&call, pass, Scope::Whole);
-        for (isa, outcome) in &mut outcomes {
-            let check = isa.force(|| expected.check()).ok_or_else(|| format!("{} is not available", isa.name()))?;
-            outcome.add(&check.map_err(fail)?.0);
+        for (path, outcome) in &mut outcomes {
+            outcome.add(&path.run(|| expected.check(device))?.map_err(fail)?.0);
         }
     }
     Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
 /// An outcome without errors.
-pub fn outcome(mechanism: Mechanism, pass: Pass, float: Float, isa: Isa) -> Outcome {
+pub fn outcome(mechanism: Mechanism, pass: Pass, float: Float, path: &'static str) -> Outcome {
     Outcome {
         operation: mechanism.operation(),
         mechanism: mechanism.name(),
         dtype: float.to_string(),
-        path: isa.name(),
+        path,
         pass: pass.name(),
         rms_error: 0.0,
         rms_bound: f64::INFINITY,

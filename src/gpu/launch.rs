@@ -1,7 +1,6 @@
 //! Runs plans.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
@@ -16,11 +15,15 @@ use crate::{Error, Result};
 /// 4096 bytes, the largest parameters of a kernel.
 type Params = [u64; 512];
 
+/// Memory that plans work in, by index into [`Plan::workspaces`].
+type Workspaces = Vec<CudaSlice<u8>>;
+
 /// A GPU and the stream on which work is put.
 #[derive(Clone)]
 pub struct Device {
     stream: Arc<CudaStream>,
     kernels: Arc<Kernels>,
+    kept: Option<Arc<Mutex<Workspaces>>>,
 }
 
 impl Device {
@@ -45,7 +48,19 @@ impl Device {
         let context = stream.context();
         let failed = |why| failure("gpu::Device::on", format!("asking GPU {}", context.ordinal()), why);
         let kernels = Kernels::of(context).map_err(failed)?;
-        Ok(Self { stream, kernels })
+        Ok(Self { stream, kernels, kept: None })
+    }
+
+    /// The same device, which allocates the memory that its plans work in once and keeps it for later ones, until it
+    /// and its clones are dropped. Otherwise every call allocates its own, in the order of the stream.
+    pub fn keeping_workspaces(&self) -> Self {
+        Self { kept: Some(Arc::default()), ..self.clone() }
+    }
+
+    /// Bytes that [`keeping_workspaces`](Self::keeping_workspaces) keeps so far.
+    pub fn workspace_bytes(&self) -> usize {
+        let bytes = |kept: &Workspaces| kept.iter().map(CudaSlice::num_bytes).sum();
+        self.kept.as_ref().map_or(0, |kept| bytes(&kept.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// What plans depend on.
@@ -70,17 +85,33 @@ impl Device {
     pub fn run(&self, function: &'static str, plan: &Plan, arguments: Arguments<'_>) -> Result<()> {
         let failed = |doing: String| move |why| failure(function, doing, why);
         plan.check(self.facts()).map_err(failed("checking the launches".into()))?;
-        let mut workspaces = HashMap::new();
-        let is_absent = |workspace: &Argument| arguments.address(*workspace).is_none();
-        let needed = plan.workspaces.iter().enumerate().map(|(i, &bytes)| (Argument::Workspace(i), bytes));
-        for (workspace, bytes) in needed.filter(|(workspace, _)| is_absent(workspace)) {
+        // Held until all launches are on the stream: those of two plans must not alternate on the same memory.
+        let mut kept = self.kept.as_ref().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut own = Workspaces::new();
+        let workspaces = kept.as_deref_mut().unwrap_or(&mut own);
+        let is_given = |i| arguments.address(Argument::Workspace(i)).is_some();
+        for (i, &bytes) in plan.workspaces.iter().enumerate() {
+            let bytes = if is_given(i) { 0 } else { bytes };
             let doing = || format!("allocating {bytes} bytes for {}", names(plan));
-            workspaces.insert(workspace, self.allocate(bytes).map_err(|why| failure(function, doing(), why))?);
+            self.reserve(workspaces, i, bytes).map_err(|why| failure(function, doing(), why))?;
         }
-        let own = |workspace| workspaces.get(&workspace).map(|memory| memory.device_ptr(&self.stream).0);
+        let own = |argument| match argument {
+            Argument::Workspace(i) => workspaces.get(i).map(|workspace| workspace.device_ptr(&self.stream).0),
+            _ => None,
+        };
         let address = |argument| arguments.address(argument).or_else(|| own(argument));
         for launch in &plan.launches {
             self.launch(launch, address).map_err(|why| failure(function, format!("launching {launch}"), why))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a workspace at least so large; those before it are there.
+    fn reserve(&self, workspaces: &mut Workspaces, index: usize, bytes: usize) -> std::result::Result<(), String> {
+        match workspaces.get_mut(index) {
+            Some(workspace) if workspace.len() >= bytes => {}
+            Some(workspace) => *workspace = self.allocate(bytes)?,
+            None => workspaces.push(self.allocate(bytes)?),
         }
         Ok(())
     }
