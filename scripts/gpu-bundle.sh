@@ -20,7 +20,7 @@ fi
 
 # Paths of the programs of a build, from cargo's messages.
 built() {
-    cargo "$@" --release --no-default-features --features gpu --message-format json |
+    cargo "$@" --profile release --no-default-features --features gpu --message-format json |
         sed -n 's/.*"reason":"compiler-artifact".*"executable":"\([^"]*\)".*/\1/p'
 }
 stage=$(mktemp -d)
@@ -42,7 +42,7 @@ git describe --always --dirty >"$stage/commit" 2>/dev/null || echo unknown >"$st
 
 rm -rf "$folder"
 mkdir -p "$folder"
-tar -cf - -C "$stage" . | xz -6 -T1 >"$folder/payload.tar.xz"
+tar -cf - -C "$stage" . | xz -9 -T1 >"$folder/payload.tar.xz"
 install -m 755 scripts/gpu-bundle-run.sh "$folder/run.sh"
 size=$(du -sb "$folder" | cut -f 1)
 printf '%s: %d bytes in all; unpacked:\n' "$folder" "$size"
