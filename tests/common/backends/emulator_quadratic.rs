@@ -30,6 +30,12 @@ pub struct EmulatedQuadratic {
 
 /// Products of a query and a key, over all heads, past which one seed has to do: about a minute of emulation.
 const MANY_PAIRS: usize = 1_000_000;
+/// Past which the forward pass has to do.
+const TOO_MANY_PAIRS: usize = 100 * MANY_PAIRS;
+
+fn pairs(case: &Case) -> usize {
+    case.batch * case.heads[0] * case.queries.next_multiple_of(64) * case.keys.next_multiple_of(64)
+}
 
 impl Backend for EmulatedQuadratic {
     fn name(&self) -> String {
@@ -45,6 +51,7 @@ impl Backend for EmulatedQuadratic {
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String> {
+        let pass = if pairs(case) > TOO_MANY_PAIRS { Pass::Forward } else { pass };
         let operands = Operands::new(case, data, dtype);
         let (q, k, v) = (&operands.q.view(), &operands.k.view(), &operands.v.view());
         let (extras, name) = (operands.extras(), case.operation.name());
@@ -162,9 +169,7 @@ impl Call<'_> {
     ) -> Result<BTreeMap<Argument, Buffer>, String> {
         plan.check(&self.backend.facts)?;
         tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
-        let Case { batch, heads, queries, keys, .. } = self.case;
-        let pairs = batch * heads[0] * queries.next_multiple_of(64) * keys.next_multiple_of(64);
-        let seeds = if pairs > MANY_PAIRS { &self.backend.seeds[..1] } else { self.backend.seeds };
+        let seeds = if pairs(self.case) > MANY_PAIRS { &self.backend.seeds[..1] } else { self.backend.seeds };
         let written = self.backend.executor.run(plan, &tensors, seeds)?;
         Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
     }
