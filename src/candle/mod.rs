@@ -15,8 +15,8 @@
 //! | results | bit-identical from run to run with the same number of threads |
 //! | errors | a [`crate::Error`] in a [`candle_core::Error`], which names the function and the argument; checked before anything is computed |
 //!
-//! Rows without a visible key give 0, log-sum-exp −∞ and no gradient. Masked positions never reach an output, not even
-//! as NaN.
+//! Rows without a visible key give 0, log-sum-exp −∞ and no gradient. Keys and values that a key mask removes never
+//! reach an output, not even as NaN.
 
 mod engine;
 mod gau;
