@@ -1,17 +1,13 @@
 //! Every case of the linear engine on its kernels under the emulator.
 
-use std::io::Write;
-use std::time::Instant;
-
 use attn_kernels::gpu::plan::DeviceFacts;
 use attn_kernels::problem::DType;
 
+use crate::common::backends::Pass;
 use crate::common::backends::emulator_linear::EmulatedLinear;
-use crate::common::backends::{Backend, Pass};
-use crate::common::cases::{self, Case};
-use crate::common::compare::Judge;
-use crate::common::data::Data;
-use crate::common::emulator::{self, SEEDS, Sanitizer};
+use crate::common::cases;
+use crate::common::emulated::check;
+use crate::common::emulator::{SEEDS, Sanitizer};
 use crate::common::executor::Executor;
 
 const PLAIN: EmulatedLinear = EmulatedLinear {
@@ -23,40 +19,6 @@ const PLAIN: EmulatedLinear = EmulatedLinear {
 
 /// Little shared memory, so that most pieces of a block's memory lie in global memory.
 const SMALL: DeviceFacts = DeviceFacts { shared_bytes_per_block: 16 * 1024, ..DeviceFacts::H200 };
-
-/// Runs the cases whose reason contains one of `reasons`, in `dtypes` of those that they name.
-fn check(backend: &EmulatedLinear, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass) {
-    let operation = cases[0].operation.name();
-    if !emulator::is_available() {
-        return emulator::skip(operation);
-    }
-    let mut complaints = Vec::new();
-    let mut times = Vec::new();
-    for case in cases.iter().filter(|case| reasons.iter().any(|reason| case.why.contains(reason))) {
-        for &dtype in case.dtypes.iter().filter(|dtype| dtypes.contains(dtype)) {
-            let data = Data::new(case, dtype);
-            let judge = Judge::new(case, &data, dtype);
-            let start = Instant::now();
-            let found = match backend.run(case, &data, dtype, pass) {
-                Ok(results) => judge.complaints(&results),
-                Err(error) => vec![error],
-            };
-            times.push((start.elapsed().as_secs_f64(), dtype, case.why));
-            complaints.extend(found.iter().map(|found| format!("{dtype} {case}: {found}")));
-        }
-    }
-    let longest = times.iter().copied().max_by(|x, y| x.0.total_cmp(&y.0));
-    let (longest, dtype, why) = longest.unwrap_or_else(|| panic!("no case of {operation} matches {reasons:?}"));
-    let total: f64 = times.iter().map(|(time, ..)| time).sum();
-    let of = |dtype| times.iter().filter(|(_, other, _)| *other == dtype).map(|(time, ..)| time).sum::<f64>();
-    let _ = writeln!(
-        std::io::stderr(),
-        "{operation} emulated: {} runs in {total:.1} s ({}); longest {longest:.1} s: {dtype} {why}",
-        times.len(),
-        dtypes.iter().map(|&dtype| format!("{dtype} {:.1}", of(dtype))).collect::<Vec<_>>().join(", ")
-    );
-    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
-}
 
 #[test]
 fn linear() {

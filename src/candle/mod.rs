@@ -13,7 +13,7 @@
 //! | devices | the CPU, and CUDA with the feature `cuda`, on candle's stream; all tensors of a call on one device |
 //! | memory | O(N) beside inputs and outputs, forward and backward: no N×M matrix exists |
 //! | results | bit-identical from run to run with the same number of threads |
-//! | errors | a [`crate::Error`] in a [`candle_core::Error`], which names the function and the argument; checked before anything is computed |
+//! | errors | a [`crate::Error`] in a [`candle_core::Error`], which names the function and the argument; checked before anything is computed (on CUDA the numbers of a log-decay are not looked at) |
 //!
 //! Rows without a visible key give 0, log-sum-exp −∞ and no gradient. Keys and values that a key mask removes never
 //! reach an output, not even as NaN.

@@ -236,6 +236,21 @@ macro_rules! kernel_params {
     };
 }
 
+kernel_params! {
+    /// Distances in elements; the last dimension is contiguous.
+    pub(super) struct Strides {
+        pub(super) batch: i64,
+        pub(super) head: i64,
+        pub(super) row: i64,
+    }
+}
+
+impl From<[i64; 3]> for Strides {
+    fn from([batch, head, row]: [i64; 3]) -> Self {
+        Self { batch, head, row }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -137,6 +137,26 @@ impl Buffer {
         }
     }
 
+    /// Little-endian.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        each!(self, x => x.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// An output that a kernel has written.
+    pub fn from_bytes(dtype: DType, bytes: &[u8]) -> Self {
+        /// Elements of one size.
+        fn elements<const N: usize, T>(bytes: &[u8], make: fn([u8; N]) -> T) -> Vec<T> {
+            bytes.chunks_exact(N).map(|bytes| make(bytes.try_into().expect("a whole element"))).collect()
+        }
+        match dtype {
+            DType::F16 => Self::F16(elements(bytes, f16::from_le_bytes)),
+            DType::BF16 => Self::BF16(elements(bytes, bf16::from_le_bytes)),
+            DType::F32 => Self::F32(elements(bytes, f32::from_le_bytes)),
+            DType::F64 => Self::F64(elements(bytes, f64::from_le_bytes)),
+            dtype => panic!("no outputs of {dtype}"),
+        }
+    }
+
     pub fn array(&self, shape: [usize; 4]) -> Array {
         assert_eq!(self.len(), shape.iter().product::<usize>());
         Array { data: (0..self.len()).map(|i| self.get(i)).collect(), shape }
@@ -168,6 +188,11 @@ impl Operand {
             buffer.set(at, x);
         }
         Self { buffer, start, dims, strides }
+    }
+
+    /// The first strides.
+    pub fn outer_strides<const N: usize>(&self) -> [i64; N] {
+        std::array::from_fn(|axis| self.strides[axis] as i64)
     }
 
     pub fn view(&self) -> View<'_> {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use attn_kernels::gpu::plan::{Argument, Plan};
+use attn_kernels::problem::Operand as _;
 
+use super::buffers::Operand;
 use super::emulator::{self, Sanitizer};
 #[cfg(feature = "gpu")]
 use super::gpu;
@@ -24,6 +26,12 @@ impl Tensor {
     /// An input whose first element lies `start` bytes into `content`.
     pub fn input(argument: Argument, content: Vec<u8>, start: usize) -> Self {
         Self { argument, bytes: content.len(), content: Some(content), start, is_output: false }
+    }
+
+    /// An input with the memory around it.
+    pub fn of(argument: Argument, operand: &Operand) -> Self {
+        let start = operand.start * operand.view().dtype().size();
+        Self::input(argument, operand.buffer.to_bytes(), start)
     }
 
     /// An output of so many bytes, all 0xff at first.

@@ -6,6 +6,7 @@ pub mod cases;
 pub mod compare;
 pub mod cover;
 pub mod data;
+pub mod emulated;
 pub mod emulator;
 pub mod executor;
 #[cfg(feature = "gpu")]

@@ -1,10 +1,10 @@
 //! The parameters that every launch of a pass shares.
 
 use super::memory::{block_multiple, wide_row};
-use super::params::{LinearParams, PIECES, Strides};
+use super::params::{LinearParams, PIECES};
 use super::{LinearLayout, TILE};
 use crate::gau::GlobalNorm;
-use crate::gpu::params::Pointer;
+use crate::gpu::params::{Pointer, Strides};
 use crate::gpu::plan::Argument;
 use crate::linear::FeatureMap;
 use crate::performer::FavorMap;

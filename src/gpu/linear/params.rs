@@ -1,6 +1,6 @@
 //! The parameters of the kernels of the linear engine, as in kernels/linear/params.cuh.
 
-use crate::gpu::params::Pointer;
+use crate::gpu::params::{Pointer, Strides};
 use crate::kernel_params;
 
 /// Pieces of a block's memory, by their index.
@@ -20,21 +20,6 @@ pub(super) enum Piece {
 }
 
 pub(super) const PIECES: usize = Piece::S as usize + 1;
-
-kernel_params! {
-    /// Distances in elements; the last is 1.
-    pub(super) struct Strides {
-        pub(super) batch: i64,
-        pub(super) head: i64,
-        pub(super) row: i64,
-    }
-}
-
-impl From<[i64; 3]> for Strides {
-    fn from([batch, head, row]: [i64; 3]) -> Self {
-        Self { batch, head, row }
-    }
-}
 
 kernel_params! {
     /// Parameters of every kernel of the engine.

@@ -1,23 +1,8 @@
 //! The parameters of the kernels of the quadratic engine, as in kernels/quadratic/params.cuh.
 
-use crate::gpu::params::Pointer;
+use crate::gpu::params::{Pointer, Strides};
 use crate::kernel_params;
 use crate::problem;
-
-kernel_params! {
-    /// Distances in elements; the last dimension is contiguous.
-    pub(super) struct Strides {
-        pub(super) batch: i64,
-        pub(super) head: i64,
-        pub(super) row: i64,
-    }
-}
-
-impl From<[i64; 3]> for Strides {
-    fn from([batch, head, row]: [i64; 3]) -> Self {
-        Self { batch, head, row }
-    }
-}
 
 kernel_params! {
     /// Keys around a query's position.

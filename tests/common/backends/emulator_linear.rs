@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use attn_kernels::gpu::linear::{ForwardOutputs, LinearLayout, SavedLayout, StateLayout, plan_backward, plan_forward};
 use attn_kernels::gpu::plan::{Argument, DeviceFacts, Plan};
 use attn_kernels::problem::{DType, Linear};
-use half::{bf16, f16};
 
 use super::super::buffers::{Buffer, Operand};
 use super::super::cases::{Case, Operation};
@@ -128,16 +127,16 @@ impl Call<'_> {
         let d_out = Operand::new(&data.d_out, 4, d_out_dtype, self.case.layout);
         let saved = SavedLayout {
             out: [heads * queries * width, queries * width, width],
-            d_out: strides(&d_out),
+            d_out: d_out.outer_strides(),
             statistic: if per_head { [heads * queries, queries, 1] } else { [queries, 0, 1] },
             wide_out,
             d_log_decay: log_decay.is_some(),
         };
         let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
         let mut inputs = self.inputs();
-        inputs.push(Tensor::input(Argument::Out, bytes(out), 0));
-        inputs.push(Tensor::input(Argument::Statistic, bytes(statistic), 0));
-        inputs.push(tensor(Argument::DOut, &d_out));
+        inputs.push(Tensor::input(Argument::Out, out.to_bytes(), 0));
+        inputs.push(Tensor::input(Argument::Statistic, statistic.to_bytes(), 0));
+        inputs.push(Tensor::of(Argument::DOut, &d_out));
         let [q, k] = data.global.as_ref().map_or([&data.q, &data.k], |global| global.each_ref());
         let mut named = vec![("d_q", Argument::DQ, q), ("d_k", Argument::DK, k), ("d_v", Argument::DV, &data.v)];
         let decays = log_decay.and(data.extras.log_decay.as_ref());
@@ -155,19 +154,19 @@ impl Call<'_> {
         let Operands { v, extras, omega, state, .. } = self.operands;
         let [q, k] = self.rows;
         LinearLayout {
-            q: strides(q),
-            k: strides(k),
-            v: strides(v),
+            q: q.outer_strides(),
+            k: k.outer_strides(),
+            v: v.outer_strides(),
             key_mask: extras.key_mask.as_ref().map(|mask| mask.strides[0] as i64),
             log_decay: extras.log_decay.as_ref().map_or([0; 3], |g| match g.strides[..] {
                 [head] => [0, head as i64, 0],
-                _ => strides(g),
+                _ => g.outer_strides(),
             }),
             omega: omega.as_ref().map_or(0, |omega| omega.strides[0] as i64),
             state: state.as_ref().map(|(s, z, stabilizer)| StateLayout {
-                s: strides(s),
-                z: pair(z),
-                stabilizer: stabilizer.as_ref().map_or([0; 2], pair),
+                s: s.outer_strides(),
+                z: z.outer_strides(),
+                stabilizer: stabilizer.as_ref().map_or([0; 2], Operand::outer_strides),
                 position: self.data.position,
             }),
         }
@@ -176,10 +175,10 @@ impl Call<'_> {
     fn inputs(&self) -> Vec<Tensor> {
         let Operands { v, extras, omega, state, .. } = self.operands;
         let Extras { key_mask, log_decay, .. } = extras;
-        let mut inputs = vec![tensor(Argument::Q, self.rows[0]), tensor(Argument::K, self.rows[1])];
-        inputs.push(tensor(Argument::V, v));
+        let mut inputs = vec![Tensor::of(Argument::Q, self.rows[0]), Tensor::of(Argument::K, self.rows[1])];
+        inputs.push(Tensor::of(Argument::V, v));
         let mut push = |argument, operand: Option<&Operand>| {
-            inputs.extend(operand.map(|operand| tensor(argument, operand)));
+            inputs.extend(operand.map(|operand| Tensor::of(argument, operand)));
         };
         push(Argument::KeyMask, key_mask.as_ref());
         push(Argument::LogDecay, log_decay.as_ref());
@@ -202,48 +201,9 @@ impl Call<'_> {
         tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
         let seeds = if has_many_heads(self.case) { &self.backend.seeds[..1] } else { self.backend.seeds };
         let written = self.backend.executor.run(plan, &tensors, seeds)?;
-        Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
-    }
-}
-
-fn strides(operand: &Operand) -> [i64; 3] {
-    [0, 1, 2].map(|axis| operand.strides[axis] as i64)
-}
-
-fn pair(operand: &Operand) -> [i64; 2] {
-    [0, 1].map(|axis| operand.strides[axis] as i64)
-}
-
-fn tensor(argument: Argument, operand: &Operand) -> Tensor {
-    let size = match operand.buffer {
-        Buffer::U8(_) => 1,
-        Buffer::F16(_) | Buffer::BF16(_) => 2,
-        Buffer::F32(_) => 4,
-        Buffer::F64(_) => 8,
-    };
-    Tensor::input(argument, bytes(&operand.buffer), operand.start * size)
-}
-
-fn bytes(buffer: &Buffer) -> Vec<u8> {
-    match buffer {
-        Buffer::F16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::BF16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::F64(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::U8(x) => x.clone(),
-    }
-}
-
-fn buffer(dtype: DType, bytes: &[u8]) -> Buffer {
-    /// Elements of one size.
-    fn elements<const N: usize, T>(bytes: &[u8], make: fn([u8; N]) -> T) -> Vec<T> {
-        bytes.chunks_exact(N).map(|bytes| make(bytes.try_into().expect("a whole element"))).collect()
-    }
-    match dtype {
-        DType::F16 => Buffer::F16(elements(bytes, f16::from_le_bytes)),
-        DType::BF16 => Buffer::BF16(elements(bytes, bf16::from_le_bytes)),
-        DType::F32 => Buffer::F32(elements(bytes, f32::from_le_bytes)),
-        DType::F64 => Buffer::F64(elements(bytes, f64::from_le_bytes)),
-        dtype => panic!("no outputs of {dtype}"),
+        Ok(outputs
+            .iter()
+            .map(|&(argument, dtype, _)| (argument, Buffer::from_bytes(dtype, &written[&argument])))
+            .collect())
     }
 }

@@ -7,7 +7,6 @@ use attn_kernels::gpu::quadratic::{
     QuadraticLayout, QuadraticOutputs, QuadraticSavedLayout, plan_backward, plan_forward,
 };
 use attn_kernels::problem::{DType, Quadratic};
-use half::{bf16, f16};
 
 use super::super::buffers::{Buffer, Operand};
 use super::super::cases::{Case, Operation};
@@ -118,18 +117,18 @@ impl Call<'_> {
         let d_out = if self.backend.wide_out { &wide } else { &operands.d_out };
         let saved = QuadraticSavedLayout {
             out: [heads * queries * width, queries * width, width],
-            d_out: strides(d_out),
+            d_out: d_out.outer_strides(),
             statistic: [heads * queries, queries, 1],
-            d_statistic: operands.d_lse.as_ref().map(strides),
+            d_statistic: operands.d_lse.as_ref().map(Operand::outer_strides),
             wide_out: self.backend.wide_out,
             d_bias: operands.extras.bias.is_some(),
         };
         let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
         let mut inputs = self.inputs();
-        inputs.push(Tensor::input(Argument::Out, bytes(out), 0));
-        inputs.push(Tensor::input(Argument::Statistic, bytes(statistic), 0));
-        inputs.push(tensor(Argument::DOut, d_out));
-        inputs.extend(operands.d_lse.as_ref().map(|d| tensor(Argument::DStatistic, d)));
+        inputs.push(Tensor::input(Argument::Out, out.to_bytes(), 0));
+        inputs.push(Tensor::input(Argument::Statistic, statistic.to_bytes(), 0));
+        inputs.push(Tensor::of(Argument::DOut, d_out));
+        inputs.extend(operands.d_lse.as_ref().map(|d| Tensor::of(Argument::DStatistic, d)));
         let mut named =
             vec![("d_q", Argument::DQ, &data.q), ("d_k", Argument::DK, &data.k), ("d_v", Argument::DV, &data.v)];
         named.extend(data.extras.bias.as_ref().map(|bias| ("d_bias", Argument::DBias, bias)));
@@ -144,9 +143,9 @@ impl Call<'_> {
     fn layout(&self) -> QuadraticLayout {
         let Operands { q, k, v, extras, .. } = self.operands;
         QuadraticLayout {
-            q: strides(q),
-            k: strides(k),
-            v: strides(v),
+            q: q.outer_strides(),
+            k: k.outer_strides(),
+            v: v.outer_strides(),
             key_mask: extras.key_mask.as_ref().map(|mask| mask.strides[0] as i64),
             bias: extras.bias.as_ref().map_or(0, |bias| bias.strides[0] as i64),
         }
@@ -155,9 +154,9 @@ impl Call<'_> {
     fn inputs(&self) -> Vec<Tensor> {
         let Operands { q, k, v, extras, .. } = self.operands;
         let Extras { key_mask, bias, .. } = extras;
-        let mut inputs = vec![tensor(Argument::Q, q), tensor(Argument::K, k), tensor(Argument::V, v)];
-        inputs.extend(key_mask.as_ref().map(|mask| tensor(Argument::KeyMask, mask)));
-        inputs.extend(bias.as_ref().map(|bias| tensor(Argument::Bias, bias)));
+        let mut inputs = vec![Tensor::of(Argument::Q, q), Tensor::of(Argument::K, k), Tensor::of(Argument::V, v)];
+        inputs.extend(key_mask.as_ref().map(|mask| Tensor::of(Argument::KeyMask, mask)));
+        inputs.extend(bias.as_ref().map(|bias| Tensor::of(Argument::Bias, bias)));
         inputs
     }
 
@@ -171,44 +170,9 @@ impl Call<'_> {
         tensors.extend(outputs.iter().map(|&(argument, dtype, len)| Tensor::output(argument, dtype.size() * len)));
         let seeds = if pairs(self.case) > MANY_PAIRS { &self.backend.seeds[..1] } else { self.backend.seeds };
         let written = self.backend.executor.run(plan, &tensors, seeds)?;
-        Ok(outputs.iter().map(|&(argument, dtype, _)| (argument, buffer(dtype, &written[&argument]))).collect())
-    }
-}
-
-fn strides(operand: &Operand) -> [i64; 3] {
-    [0, 1, 2].map(|axis| operand.strides[axis] as i64)
-}
-
-fn tensor(argument: Argument, operand: &Operand) -> Tensor {
-    let size = match operand.buffer {
-        Buffer::U8(_) => 1,
-        Buffer::F16(_) | Buffer::BF16(_) => 2,
-        Buffer::F32(_) => 4,
-        Buffer::F64(_) => 8,
-    };
-    Tensor::input(argument, bytes(&operand.buffer), operand.start * size)
-}
-
-fn bytes(buffer: &Buffer) -> Vec<u8> {
-    match buffer {
-        Buffer::F16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::BF16(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::F64(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Buffer::U8(x) => x.clone(),
-    }
-}
-
-fn buffer(dtype: DType, bytes: &[u8]) -> Buffer {
-    /// Elements of one size.
-    fn elements<const N: usize, T>(bytes: &[u8], make: fn([u8; N]) -> T) -> Vec<T> {
-        bytes.chunks_exact(N).map(|bytes| make(bytes.try_into().expect("a whole element"))).collect()
-    }
-    match dtype {
-        DType::F16 => Buffer::F16(elements(bytes, f16::from_le_bytes)),
-        DType::BF16 => Buffer::BF16(elements(bytes, bf16::from_le_bytes)),
-        DType::F32 => Buffer::F32(elements(bytes, f32::from_le_bytes)),
-        DType::F64 => Buffer::F64(elements(bytes, f64::from_le_bytes)),
-        dtype => panic!("no outputs of {dtype}"),
+        Ok(outputs
+            .iter()
+            .map(|&(argument, dtype, _)| (argument, Buffer::from_bytes(dtype, &written[&argument])))
+            .collect())
     }
 }
