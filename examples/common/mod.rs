@@ -5,9 +5,11 @@
 pub mod backend;
 pub mod bound;
 pub mod call;
+pub mod chart;
 pub mod check;
 pub mod cost;
 pub mod device;
+pub mod files;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod inputs;
@@ -16,6 +18,7 @@ pub mod mechanism;
 pub mod plain;
 pub mod reference;
 pub mod run;
+pub mod table;
 pub mod tensor;
 
 pub use call::Call;
