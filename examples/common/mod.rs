@@ -1,10 +1,12 @@
 //! What the examples and benches share: the mechanisms, calls on random or given inputs, the devices that they
 //! run on, and their comparison with the f64 reference.
-#![allow(dead_code)] // Each program uses a part of it.
+#![allow(dead_code, unused_imports)] // Each program uses a part of it.
 
 pub mod backend;
 pub mod bound;
 pub mod call;
+#[cfg(feature = "candle")]
+pub mod candle_device;
 pub mod chart;
 pub mod check;
 pub mod cost;
