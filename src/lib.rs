@@ -43,6 +43,8 @@ pub mod softmax;
 pub mod transnormer;
 
 #[cfg(feature = "candle")]
+pub use candle::nn;
+#[cfg(feature = "candle")]
 pub use candle::{
     LinearState, diag_attention, gau_attention, linear_attention, linear_attention_with_state, mixed_chunk_attention,
     mixed_chunk_attention_with_state, norm_attention, norm_attention_with_state, performer_attention,

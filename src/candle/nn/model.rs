@@ -1,0 +1,319 @@
+use std::path::Path;
+
+use candle_core::{DType, Module, Result, Tensor};
+use candle_nn::{Init, Linear, VarBuilder};
+
+use super::attention::Attention;
+use super::cache::{Cache, load, save};
+use super::feed_forward::FeedForward;
+use super::generate::{Generation, generate};
+use super::model_config::LanguageModelConfig;
+use super::norm::Norm;
+use super::sampler::Sampler;
+use crate::problem::ensure_value;
+
+/// One block of a model: with RMS or layer norm before each part,
+///
+/// ```text
+/// y = x + attention(norm(x))
+/// z = y + feed_forward(norm(y))       not after a gated unit
+/// ```
+///
+/// Weights: `input_layernorm`, `self_attn`, `post_attention_layernorm`, `mlp`, as in LLaMA checkpoints.
+#[derive(Debug, Clone)]
+pub struct Block {
+    attention_norm: Norm,
+    attention: Attention,
+    feed_forward: Option<(Norm, FeedForward)>,
+}
+
+impl Block {
+    /// Block `layer` of a model, from 0.
+    ///
+    /// # Errors
+    /// A configuration out of range; weights that are missing or do not fit.
+    pub fn new(config: &LanguageModelConfig, layer: usize, weights: VarBuilder) -> Result<Self> {
+        let attention = config.attention(layer);
+        let width = attention.width;
+        let norm = |name: &str| Norm::new(width, &config.norm, weights.pp(name));
+        let inner = config.feed_forward.filter(|_| !attention.mechanism.is_gated_unit());
+        let feed_forward = |inner| -> Result<_> {
+            Ok((norm("post_attention_layernorm")?, FeedForward::new(width, &inner, weights.pp("mlp"))?))
+        };
+        Ok(Self {
+            attention_norm: norm("input_layernorm")?,
+            attention: Attention::new(&attention, weights.pp("self_attn"))?,
+            feed_forward: inner.map(feed_forward).transpose()?,
+        })
+    }
+
+    /// The attention layer.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// x `[B, N, width]` → `[B, N, width]`; keys whose entry of `key_mask` `[B, N]` is 0 are not seen.
+    ///
+    /// # Errors
+    /// As [`Attention::forward_masked`].
+    pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+        let attended = self.attention.forward_masked(&self.attention_norm.forward(x)?, key_mask)?;
+        self.finish(x, attended)
+    }
+
+    /// The next rows of a sequence, as [`Attention::forward_cached`].
+    ///
+    /// # Errors
+    /// As [`Attention::forward_cached`].
+    pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let attended = self.attention.forward_cached(&self.attention_norm.forward(x)?, cache)?;
+        self.finish(x, attended)
+    }
+
+    fn finish(&self, x: &Tensor, attended: Tensor) -> Result<Tensor> {
+        let x = (x + attended)?;
+        match &self.feed_forward {
+            Some((norm, feed_forward)) => &x + feed_forward.forward(&norm.forward(&x)?)?,
+            None => Ok(x),
+        }
+    }
+}
+
+impl Module for Block {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_masked(x, None)
+    }
+}
+
+/// A decoder-only language model: tokens `[B, N]` (u32) → logits `[B, N, vocabulary]`.
+///
+/// ```text
+/// x      = embedding(tokens)
+/// x      = block_l(x)             for every block
+/// logits = norm(x) W_head
+/// ```
+///
+/// Weights: `embed_tokens.weight` `[vocabulary, width]`, `layers.<l>.…` (see [`Block`] and [`Attention`]), `norm`,
+/// `lm_head.weight` `[vocabulary, width]` unless tied. Gradients: all of them.
+///
+/// # Example
+/// ```
+/// use attn_kernels::nn::{LanguageModel, LanguageModelConfig, Sampler, SamplerConfig};
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+///
+/// let variables = VarMap::new();
+/// let weights = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+/// let model = LanguageModel::new(&LanguageModelConfig::named("retention", 256, 32, 2, 2)?, weights)?;
+/// let tokens = Tensor::new(&[[72u32, 101, 108, 108]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&tokens)?.dims(), [1, 4, 256]);
+///
+/// let mut cache = model.cache()?;
+/// let sampler = Sampler::new(SamplerConfig { temperature: 0.8, top_p: Some(0.95), ..Default::default() })?;
+/// let continued = model.generate(&[72, 101, 108, 108], sampler, &mut cache)?;
+/// let tokens: Vec<u32> = continued.take(5).collect::<Result<_, _>>()?;
+/// assert_eq!(tokens.len(), 5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct LanguageModel {
+    config: LanguageModelConfig,
+    embedding: Tensor,
+    blocks: Vec<Block>,
+    norm: Norm,
+    head: Linear,
+}
+
+impl LanguageModel {
+    /// Takes the weights of the model, or makes them if `weights` come from a `VarMap` that has none.
+    ///
+    /// # Errors
+    /// A configuration that [`LanguageModelConfig::check`] refuses; weights that are missing or of another shape, or of
+    /// another mechanism. The error names the tensor.
+    pub fn new(config: &LanguageModelConfig, weights: VarBuilder) -> Result<Self> {
+        config.check()?;
+        let width = config.attention.width;
+        let matrix = |name: &str| {
+            let init = Init::Randn { mean: 0.0, stdev: 0.02 };
+            weights.pp(name).get_with_hints((config.vocabulary, width), "weight", init)
+        };
+        let embedding = matrix("embed_tokens")?;
+        let layers = weights.pp("layers");
+        let blocks = (0..config.layers).map(|layer| Block::new(config, layer, layers.pp(layer)));
+        let blocks = blocks.collect::<Result<_>>()?;
+        let head = if config.tied { embedding.clone() } else { matrix("lm_head")? };
+        let norm = Norm::new(width, &config.norm, weights.pp("norm"))?;
+        Ok(Self { config: config.clone(), embedding, blocks, norm, head: Linear::new(head, None) })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &LanguageModelConfig {
+        &self.config
+    }
+
+    /// The blocks.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// The logits after every token; keys whose entry of `key_mask` `[B, N]` (u8) is 0 are not seen. Without a mask
+    /// this is `Module::forward`.
+    ///
+    /// # Errors
+    /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_masked`].
+    pub fn forward_masked(&self, tokens: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+        let x = self.embed("LanguageModel::forward", tokens)?;
+        let x = self.blocks.iter().try_fold(x, |x, block| block.forward_masked(&x, key_mask))?;
+        self.head.forward(&self.norm.forward(&x)?)
+    }
+
+    /// An empty cache for decoding.
+    ///
+    /// # Errors
+    /// A model that is not causal.
+    pub fn cache(&self) -> Result<ModelCache> {
+        let layers = self.blocks.iter().map(|block| block.attention.cache());
+        Ok(ModelCache { layers: layers.collect::<Result<_>>()? })
+    }
+
+    /// The logits `[B, N, vocabulary]` after each of the next tokens of the sequences in the cache, which takes them
+    /// in; see [`Attention::forward_cached`].
+    ///
+    /// # Errors
+    /// As [`Self::forward_masked`] and [`Attention::forward_cached`].
+    pub fn forward_cached(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
+        self.head.forward(&self.rows(tokens, cache)?)
+    }
+
+    /// The logits `[B, vocabulary]` after the last of the next tokens, without the head's work for those before.
+    ///
+    /// # Errors
+    /// As [`Self::forward_cached`]; no tokens.
+    pub fn next_logits(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
+        let count = tokens.dims().last().copied().unwrap_or(0);
+        ensure_value(count > 0, "LanguageModel::next_logits", "tokens", "empty", "at least one token")?;
+        let rows = self.rows(tokens, cache)?;
+        self.head.forward(&rows.narrow(1, count - 1, 1)?.squeeze(1)?)
+    }
+
+    /// Continues one sequence token by token: what the cache has seen, then `prompt`, then what the iterator returns.
+    /// It does not end by itself; the last token returned is not in the cache yet.
+    ///
+    /// # Errors
+    /// An empty prompt.
+    pub fn generate<'a>(
+        &'a self,
+        prompt: &[u32],
+        sampler: Sampler,
+        cache: &'a mut ModelCache,
+    ) -> Result<Generation<impl FnMut(&[u32]) -> Result<Tensor> + 'a>> {
+        let device = self.embedding.device().clone();
+        let next = move |tokens: &[u32]| {
+            let tokens = Tensor::new(tokens, &device)?.unsqueeze(0)?;
+            self.next_logits(&tokens, cache)?.squeeze(0)
+        };
+        generate(next, prompt, sampler)
+    }
+
+    /// The rows before the head.
+    fn rows(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
+        let function = "LanguageModel::forward_cached";
+        let (got, needs) = (cache.layers.len(), self.blocks.len());
+        ensure_value(got == needs, function, "cache", format!("of {got} layers"), &format!("of {needs} layers"))?;
+        let x = self.embed(function, tokens)?;
+        let blocks = self.blocks.iter().zip(&mut cache.layers);
+        let x = blocks.into_iter().try_fold(x, |x, (block, cache)| block.forward_cached(&x, cache))?;
+        self.norm.forward(&x)
+    }
+
+    /// [B, N] → [B, N, width]
+    fn embed(&self, function: &'static str, tokens: &Tensor) -> Result<Tensor> {
+        let (batch, count) = match *tokens.dims() {
+            [batch, count] => (batch, count),
+            ref dims => {
+                let (got, needs) = (format!("shape {dims:?}"), "[batch, tokens]".to_string());
+                return Err(crate::Error::Shape { function, argument: "tokens", got, needs }.into());
+            }
+        };
+        if tokens.dtype() != DType::U32 {
+            let (got, needs) = (tokens.dtype().as_str().to_string(), "u32".to_string());
+            return Err(crate::Error::DType { function, argument: "tokens", got, needs }.into());
+        }
+        let rows = self.embedding.index_select(&tokens.flatten_all()?, 0)?;
+        rows.reshape((batch, count, self.config.attention.width))
+    }
+}
+
+impl Module for LanguageModel {
+    fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
+        self.forward_masked(tokens, None)
+    }
+}
+
+/// The [caches](Cache) of all layers of a [`LanguageModel`], which agree about the tokens seen.
+#[derive(Debug, Clone)]
+pub struct ModelCache {
+    layers: Vec<Cache>,
+}
+
+impl ModelCache {
+    /// The caches of the layers.
+    pub fn layers(&self) -> &[Cache] {
+        &self.layers
+    }
+
+    /// Tokens seen.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, Cache::len)
+    }
+
+    /// Whether no token has been seen.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that all tensors take.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(Cache::bytes).sum()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.layers.iter_mut().for_each(Cache::clear);
+    }
+
+    /// As [`Cache::reorder`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reorder(&mut self, rows: &[usize]) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|cache| cache.reorder(rows))
+    }
+
+    /// As [`Cache::truncate`]; if one layer refuses, none is changed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        let mut layers = self.layers.clone();
+        layers.iter_mut().try_for_each(|cache| cache.truncate(len))?;
+        self.layers = layers;
+        Ok(())
+    }
+
+    /// As [`Cache::save`], all layers in one file.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        save(&self.layers, path.as_ref())
+    }
+
+    /// As [`Cache::load`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        load(&mut self.layers, path.as_ref())
+    }
+}
