@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use common::arguments::positive;
 use common::check::{Expected, Scope};
 use common::device::{DeviceKind, Samples};
 use common::files::Output;
@@ -107,14 +108,6 @@ impl Options {
             self.head_dim,
             place
         )
-    }
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("needs to be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
     }
 }
 

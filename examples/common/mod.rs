@@ -2,6 +2,7 @@
 //! run on, and their comparison with the f64 reference.
 #![allow(dead_code, unused_imports)] // Each program uses a part of it.
 
+pub mod arguments;
 pub mod backend;
 pub mod bound;
 pub mod call;
@@ -17,6 +18,8 @@ pub mod gpu;
 pub mod inputs;
 pub mod measure;
 pub mod mechanism;
+#[cfg(feature = "candle")]
+pub mod optimizer;
 pub mod plain;
 pub mod reference;
 pub mod run;
