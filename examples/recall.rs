@@ -63,7 +63,7 @@ impl Mechanism {
 struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "softmax,linear,performer,norm,retention")]
     mechanisms: Vec<Mechanism>,
-    /// Widths of the head: a linear state has about the square of it numbers; softmax takes the last one
+    /// Widths of the head: a linear state has about the square of it numbers, the cache of softmax twice as many per token
     #[arg(long, value_parser = positive, value_delimiter = ',', default_value = "8,16,32,64")]
     state_widths: Vec<usize>,
     /// Largest number of pairs
@@ -72,12 +72,12 @@ struct Options {
     /// Width of the model
     #[arg(long, value_parser = positive, default_value = "64")]
     width: usize,
-    #[arg(long, value_parser = positive, default_value = "400")]
+    #[arg(long, value_parser = positive, default_value = "600")]
     steps: usize,
     /// Tokens in a step
-    #[arg(long, value_parser = positive, default_value = "4096")]
+    #[arg(long, value_parser = positive, default_value = "2048")]
     tokens: usize,
-    #[arg(long, default_value = "0.01")]
+    #[arg(long, default_value = "0.02")]
     learning_rate: f64,
     #[arg(long, default_value = "0")]
     seed: u64,
@@ -113,11 +113,8 @@ impl Options {
     }
 
     fn runs(&self) -> Vec<(Mechanism, usize)> {
-        let widths = |mechanism| match mechanism {
-            Mechanism::Softmax => &self.state_widths[self.state_widths.len() - 1..],
-            _ => &self.state_widths[..],
-        };
-        self.mechanisms.iter().flat_map(|&m| widths(m).iter().map(move |&width| (m, width))).collect()
+        let widths = |mechanism| self.state_widths.iter().map(move |&width| (mechanism, width));
+        self.mechanisms.iter().flat_map(|&mechanism| widths(mechanism)).collect()
     }
 }
 
@@ -177,7 +174,9 @@ fn measure(
     let mut optimizer = AdamW::new(&variables);
     let all_pairs = options.all_pairs();
     for step in 0..options.steps {
-        let pairs = all_pairs[step % all_pairs.len()];
+        // The first half begins with few pairs and adds more: mechanisms without a positive weight start slowly.
+        let known = (1 + 2 * step * all_pairs.len() / options.steps).min(all_pairs.len());
+        let pairs = all_pairs[step % known];
         let batch = (options.tokens / (3 * pairs)).max(1);
         let task = Task::random(batch, pairs, options.seed, step as u64, device)?;
         let scores = model.forward(&task.tokens, pairs)?;

@@ -21,8 +21,11 @@ pub fn config(mechanism: &str, width: usize, state_width: usize) -> Result<Langu
     let mut config = LanguageModelConfig::named(mechanism, 2 * KEYS, width, 1, 1)?;
     config.attention.head_width = Some(state_width);
     config.attention.rotary = None;
-    if let Mechanism::Performer { features, .. } = &mut config.attention.mechanism {
-        *features = 4 * state_width;
+    match &mut config.attention.mechanism {
+        Mechanism::Performer { features, .. } => *features = 4 * state_width,
+        // The slowest head of four in RetNet, γ = 1 − 2⁻⁸: after 192 tokens half of a pair is left.
+        Mechanism::Retention { log_decay, .. } => *log_decay = Some(vec![(-1.0f64 / 256.0).ln_1p()]),
+        _ => {}
     }
     Ok(config)
 }

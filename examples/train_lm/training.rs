@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use attn_kernels::nn::{LanguageModel, LanguageModelConfig, seeded_weights};
+use attn_kernels::nn::{LanguageModel, LanguageModelConfig, Mechanism, seeded_weights};
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{VarMap, loss::cross_entropy};
 use clap::Args;
@@ -37,13 +37,13 @@ pub struct Settings {
     /// Windows of `context` bytes in a step
     #[arg(long, value_parser = positive, default_value = "4")]
     pub batch: usize,
-    #[arg(long, value_parser = positive, default_value = "240")]
+    #[arg(long, value_parser = positive, default_value = "200")]
     pub steps: usize,
     /// Highest learning rate, after a tenth of the steps
     #[arg(long, default_value = "0.003")]
     pub learning_rate: f64,
     /// Steps between validations, each followed by a checkpoint
-    #[arg(long, value_parser = positive, default_value = "40")]
+    #[arg(long, value_parser = positive, default_value = "25")]
     pub evaluate_every: usize,
     /// Windows of `context` bytes in a validation
     #[arg(long, value_parser = positive, default_value = "16")]
@@ -63,7 +63,12 @@ impl Settings {
     fn model(&self) -> Result<LanguageModelConfig> {
         let name = self.mechanism.as_str();
         let layers = if matches!(name, "gau" | "flash") { 2 * self.layers } else { self.layers };
-        LanguageModelConfig::named(name, 256, self.width, layers, self.heads)
+        let mut config = LanguageModelConfig::named(name, 256, self.width, layers, self.heads)?;
+        if let Mechanism::Flash { chunk, .. } = &mut config.attention.mechanism {
+            // Four chunks in a window, so that the part between chunks learns too.
+            *chunk = (self.context / 4).max(1);
+        }
+        Ok(config)
     }
 }
 
