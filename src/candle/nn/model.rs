@@ -226,6 +226,15 @@ impl LanguageModel {
         self.norm.forward(&x)
     }
 
+    /// Words what a device says of a token that is not in the vocabulary; other errors stay.
+    fn beyond(&self, tokens: &Tensor, error: candle_core::Error) -> candle_core::Error {
+        let largest = tokens.flatten_all().and_then(|tokens| tokens.max(0)?.to_scalar::<u32>());
+        let vocabulary = self.config.vocabulary;
+        let Some(got) = largest.ok().filter(|token| *token as usize >= vocabulary) else { return error };
+        let (got, needs) = (format!("{got} somewhere"), format!("numbers below the vocabulary of {vocabulary}"));
+        crate::Error::Value { function: "LanguageModel::forward", argument: "tokens", got, needs }.into()
+    }
+
     /// [B, N] → [B, N, width]
     fn embed(&self, function: &'static str, tokens: &Tensor) -> Result<Tensor> {
         let (batch, count) = match *tokens.dims() {
@@ -239,7 +248,8 @@ impl LanguageModel {
             let (got, needs) = (tokens.dtype().as_str().to_string(), "u32".to_string());
             return Err(crate::Error::DType { function, argument: "tokens", got, needs }.into());
         }
-        let rows = self.embedding.index_select(&tokens.flatten_all()?, 0)?;
+        let rows =
+            self.embedding.index_select(&tokens.flatten_all()?, 0).map_err(|error| self.beyond(tokens, error))?;
         rows.reshape((batch, count, self.config.attention.width))
     }
 }
