@@ -114,11 +114,11 @@ impl ByHand<'_> {
                 let options = LinearOptions { map: *map, causal, normalizer, log_decay: None, key_mask };
                 reference::linear_attention(q, k, v, &options)
             }
-            Mechanism::Performer { features, directions, seed, map } => {
+            Mechanism::Performer { features, directions, seed, map, epsilon } => {
                 let width = q.shape[3];
                 let data = random_features(*directions, *features, width, *seed).unwrap();
                 let omega = Array { data, shape: [1, 1, *features, width] };
-                let options = PerformerOptions { map: *map, causal, epsilon: 1e-6, key_mask };
+                let options = PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask };
                 reference::performer_attention(q, k, v, &omega, &options)
             }
             Mechanism::Norm { map, epsilon, scope } => {

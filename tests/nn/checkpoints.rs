@@ -123,10 +123,10 @@ fn build_all(config: &AttentionConfig, tensors: HashMap<String, Tensor>) -> Resu
 fn random_features_are_part_of_the_checkpoint() -> Result<()> {
     let x = random("x", &[1, 7, WIDTH])?;
     let config = |seed| {
-        let Ok(Mechanism::Performer { features, directions, map, .. }) = Mechanism::named("performer") else {
+        let Ok(Mechanism::Performer { features, directions, map, epsilon, .. }) = Mechanism::named("performer") else {
             panic!("not a performer");
         };
-        AttentionConfig::new(WIDTH, 2, Mechanism::Performer { features, directions, seed, map })
+        AttentionConfig::new(WIDTH, 2, Mechanism::Performer { features, directions, seed, map, epsilon })
     };
     let file = Scratch::new("features");
     let (variables, mut layer) = layer(&config(5))?;

@@ -20,8 +20,13 @@ fn configurations() -> Result<()> {
     let base = || AttentionConfig::new(WIDTH, 2, Mechanism::default());
     let with = |mechanism| AttentionConfig { mechanism, ..base() };
     let unit = |name: &str| AttentionConfig::new(WIDTH, 1, Mechanism::named(name).unwrap());
-    let performer =
-        |features, directions| Mechanism::Performer { features, directions, seed: 0, map: Default::default() };
+    let performer = |features, directions| Mechanism::Performer {
+        features,
+        directions,
+        seed: 0,
+        map: Default::default(),
+        epsilon: 1e-6,
+    };
     let retention = |decay: &[f64]| Mechanism::Retention { log_decay: Some(decay.to_vec()), gate: true, epsilon: 1e-6 };
     let gau =
         |key_width, expansion| Mechanism::Gau { key_width, expansion, norm: Default::default(), bias_reach: None };

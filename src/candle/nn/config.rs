@@ -139,6 +139,10 @@ pub enum Mechanism {
         /// The features. Default: positive.
         #[serde(default)]
         map: FavorMap,
+        /// ε ≥ 0, added to the divisor. Default 1e-6. The divisor is relative to the largest exponents seen, so with ε
+        /// above 0 the gradient is inexact by as much as ε weighs in it.
+        #[serde(default = "default_epsilon")]
+        epsilon: f64,
     },
     /// [NormAttention](crate::candle::norm_attention) of TransNormer.
     Norm {
@@ -274,6 +278,7 @@ impl Mechanism {
                 directions: default_feature_kind(),
                 seed: 0,
                 map: FavorMap::Positive,
+                epsilon: default_epsilon(),
             },
             "norm" => Self::Norm { map: FeatureMap::EluPlusOne, epsilon: default_epsilon(), scope: NormScope::Head },
             "diag" => Self::Diag { block: default_block(), weight: default_diag_weight() },
@@ -330,14 +335,18 @@ impl Mechanism {
         let above_zero = |argument, value: f64| {
             ensure_value(value.is_finite() && value > 0.0, function, argument, value, "a finite number above 0")
         };
+        let at_least_zero = |value: f64| {
+            ensure_value(value.is_finite() && value >= 0.0, function, "epsilon", value, "a finite number, at least 0")
+        };
         match self {
             Self::Softmax { window, soft_cap } => {
                 window.map_or(Ok(()), |window| positive("window", window))?;
                 soft_cap.map_or(Ok(()), |cap| above_zero("soft_cap", cap))
             }
             Self::Linear { .. } => Ok(()),
-            Self::Performer { features, directions, .. } => {
+            Self::Performer { features, directions, epsilon, .. } => {
                 positive("features", *features)?;
+                at_least_zero(*epsilon)?;
                 let fits = *directions != FeatureKind::HyperbolicPairs || features.is_multiple_of(2);
                 ensure_value(fits, function, "features", features, "an even number for hyperbolic pairs")
             }
@@ -364,9 +373,7 @@ impl Mechanism {
                 positive("expansion", *expansion)?;
                 match *norm {
                     GauNorm::Fixed { length } => above_zero("length", length)?,
-                    GauNorm::RowSum { epsilon } => {
-                        ensure_value(epsilon.is_finite() && epsilon >= 0.0, function, "epsilon", epsilon, "at least 0")?
-                    }
+                    GauNorm::RowSum { epsilon } => at_least_zero(epsilon)?,
                     GauNorm::Length | GauNorm::LengthWidth => {}
                 }
                 one_head(config)

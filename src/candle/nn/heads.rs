@@ -182,9 +182,9 @@ impl Kernel {
                 log_decay: Some(retention_decay(config, log_decay.as_deref(), weights)?),
                 key_mask: None,
             }),
-            Mechanism::Performer { features, directions, seed, map } => {
+            Mechanism::Performer { features, directions, seed, map, epsilon } => {
                 let omega = Omega::new(*directions, *features, config.head_width(), *seed, weights)?;
-                Self::Performer(PerformerOptions { map: *map, causal, ..Default::default() }, omega)
+                Self::Performer(PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask: None }, omega)
             }
             Mechanism::Gau { .. } | Mechanism::Flash { .. } => candle_core::bail!("gated units are no heads"),
         })
