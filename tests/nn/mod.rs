@@ -36,9 +36,11 @@ fn layers() -> Vec<AttentionConfig> {
     };
     let unit = |mechanism| AttentionConfig { rotary: Some(100.0), ..AttentionConfig::new(WIDTH, 1, mechanism) };
     let plain = |config| AttentionConfig { rotary: None, bias: true, key_heads: None, ..config };
-    // With ε the gradient is inexact by design; another test has ε.
-    let performer =
-        |directions, map| Mechanism::Performer { features: 6, directions, seed: 1 << 40 | 9, map, epsilon: 0.0 };
+    // With ε and exponential features the gradient is inexact by design.
+    let performer = |directions, map: FavorMap| {
+        let epsilon = if map.is_exponential() { 0.0 } else { 0.01 };
+        Mechanism::Performer { features: 6, directions, seed: 1 << 40 | 9, map, epsilon }
+    };
     let norm = |map, scope| Mechanism::Norm { map, epsilon: 0.01, scope };
     let gau = |norm, bias_reach| Mechanism::Gau { key_width: 4, expansion: 2, norm, bias_reach };
     let flash = |global_norm| Mechanism::Flash { chunk: 5, key_width: 4, expansion: 2, global_norm };

@@ -168,3 +168,18 @@ fn models_learn() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn features_of_all_layers_are_drawn_anew() -> Result<()> {
+    let tokens = tokens(1, 9)?;
+    let (_, mut model) = model("performer", DType::F32)?;
+    let before = model.forward(&tokens)?;
+    model.redraw(40)?;
+    let seeds: Vec<_> = model.blocks().iter().map(|block| block.attention().seed()).collect::<Result<_>>()?;
+    assert_eq!(seeds, [Some(40), Some(41), Some(42)]);
+    assert!(distance(&model.forward(&tokens)?, &before)? > 1e-4);
+    model.redraw(0)?;
+    assert_eq!(distance(&model.forward(&tokens)?, &before)?, 0.0);
+    assert_refused(super::models::model("linear", DType::F32)?.1.redraw(1), &["LanguageModel::redraw", "performer"]);
+    Ok(())
+}

@@ -32,6 +32,7 @@ fn configurations() -> Result<()> {
         |key_width, expansion| Mechanism::Gau { key_width, expansion, norm: Default::default(), bias_reach: None };
     let cases = [
         (AttentionConfig { width: 0, ..base() }, "`width` is 0"),
+        (AttentionConfig { width: 1 << 40, ..base() }, "`width` is 1099511627776"),
         (AttentionConfig { heads: 0, ..base() }, "`heads` is 0"),
         (AttentionConfig { heads: 3, ..base() }, "`heads` is 3"),
         (AttentionConfig { key_heads: Some(0), ..base() }, "`key_heads` is 0"),

@@ -8,7 +8,7 @@ use candle_core::{Error, Result, Tensor};
 
 use super::{Cache, Contents, Rows, kept_rows};
 use crate::candle::LinearState;
-use crate::candle::nn::config::Mechanism;
+use crate::candle::nn::mechanism::Mechanism;
 
 const FORMAT: &str = "attn-kernels cache 1";
 
