@@ -2,10 +2,11 @@ use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::cache::Cache;
-use super::config::{AttentionConfig, Mechanism};
+use super::config::AttentionConfig;
 use super::gated::GatedUnit;
 use super::heads::Heads;
 use super::mark::check_mark;
+use super::mechanism::Mechanism;
 use crate::problem::ensure_value;
 use crate::{Error, Result as CoreResult};
 
@@ -117,10 +118,10 @@ impl Attention {
     /// A layer that is not causal.
     pub fn cache(&self) -> Result<Cache> {
         ensure_value(self.config.causal, "Attention::cache", "causal", false, "`true` to decode with a cache")?;
-        let mut config = self.config.clone();
-        if let Mechanism::Performer { seed, .. } = &mut config.mechanism {
-            *seed = self.seed()?.unwrap_or(*seed);
-        }
+        let config = match self.seed()? {
+            Some(seed) => with_seed(&self.config, seed),
+            None => self.config.clone(),
+        };
         Ok(Cache::new(config, self.dtype, &self.device, self.redraws))
     }
 
@@ -131,7 +132,7 @@ impl Attention {
     ///
     /// # Errors
     /// As [`Self::forward_masked`]; a cache of a layer of another configuration, or of another batch size; a GAU or
-    /// FLASH norm that depends on the length of the whole sequence.
+    /// FLASH norm that depends on the length of the whole sequence. The cache is then as before.
     pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let function = "Attention::forward_cached";
         self.check_input(function, x)?;
@@ -148,12 +149,16 @@ impl Attention {
         if rows == 0 {
             return Ok(x.clone());
         }
+        let before = cache.snapshot();
         let out = match &self.inner {
             Inner::Heads(heads) => heads.forward_cached(x, cache),
             Inner::Gated(unit) => unit.forward_cached(x, cache),
-        }?;
-        (cache.position, cache.batch) = (cache.position + rows, Some(batch));
-        Ok(out)
+        };
+        match &out {
+            Ok(_) => (cache.position, cache.batch) = (cache.position + rows, Some(batch)),
+            Err(_) => cache.restore(before),
+        }
+        out
     }
 
     /// Seed of the random directions of a Performer layer; none for others.
@@ -203,13 +208,9 @@ impl Attention {
     }
 
     fn check_cache(&self, function: &'static str, cache: &Cache) -> CoreResult<()> {
-        let mut theirs = cache.config.clone();
-        if let (Mechanism::Performer { seed, .. }, Mechanism::Performer { seed: own, .. }) =
-            (&mut theirs.mechanism, &self.config.mechanism)
-        {
-            *seed = *own;
-        }
-        if theirs != self.config || cache.dtype != self.dtype {
+        let fits = cache.config == self.config || with_seed(&cache.config, 0) == with_seed(&self.config, 0);
+        if !fits || cache.dtype != self.dtype {
+            let theirs = &cache.config;
             let got = format!("that of a {} layer, {theirs:?} in {}", theirs.mechanism.name(), cache.dtype.as_str());
             let needs = format!("one of this layer, {:?} in {}", self.config, self.dtype.as_str());
             return Err(Error::Value { function, argument: "cache", got, needs });
@@ -217,6 +218,15 @@ impl Attention {
         let got = "made before the random features were drawn anew";
         ensure_value(cache.redraws == self.redraws, function, "cache", got, "one made since")
     }
+}
+
+/// The configuration with another seed for random features, which are those of the weights.
+fn with_seed(config: &AttentionConfig, seed: u64) -> AttentionConfig {
+    let mut config = config.clone();
+    if let Mechanism::Performer { seed: own, .. } = &mut config.mechanism {
+        *own = seed;
+    }
+    config
 }
 
 impl Module for Attention {

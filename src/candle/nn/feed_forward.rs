@@ -1,3 +1,5 @@
+use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
+
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 use serde::{Deserialize, Serialize};
@@ -24,11 +26,22 @@ impl Activation {
     fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Silu => x.silu(),
+            // The gradients of candle's own forms are good to six digits only.
+            Self::Gelu if x.track_op() => gate(x, &(x / SQRT_2)?.erf()?),
+            Self::GeluTanh if x.track_op() => {
+                let cubic = ((x.sqr()? * 0.044715)? + 1.0)?;
+                gate(x, &((x * cubic)? * (FRAC_2_SQRT_PI / SQRT_2))?.tanh()?)
+            }
             Self::Gelu => x.gelu_erf(),
             Self::GeluTanh => x.gelu(),
             Self::Relu => x.relu(),
         }
     }
+}
+
+/// x·(1 + g)/2
+fn gate(x: &Tensor, g: &Tensor) -> Result<Tensor> {
+    x * ((g + 1.0)? / 2.0)?
 }
 
 /// The choices of a [`FeedForward`].

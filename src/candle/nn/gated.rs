@@ -4,7 +4,8 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 
 use super::cache::{Cache, Contents, Rows};
-use super::config::{AttentionConfig, Mechanism};
+use super::config::AttentionConfig;
+use super::mechanism::Mechanism;
 use super::projection::projection;
 use super::rotary::Rotary;
 use crate::candle::engine::accumulator;
@@ -90,13 +91,8 @@ impl GatedUnit {
         let out = match (&self.kernel, &affine[..], &mut cache.contents) {
             (Kernel::Gau(options), [q, k], Contents::Rows(rows)) => {
                 let options = GauOptions { bias: self.bias(rows.len() + v.dim(2)?)?, ..options.clone() };
-                let before = rows.len();
                 let seen = rows.append(&[k, &v])?;
-                let out = gau_attention(q, &seen[0], &seen[1], &options);
-                if out.is_err() {
-                    rows.drop_last(rows.len() - before);
-                }
-                out?
+                gau_attention(q, &seen[0], &seen[1], &options)?
             }
             (Kernel::Flash(options), [q, k, q_global, k_global], Contents::Chunk(rows, state)) => {
                 let options = MixedChunkOptions { bias: self.bias(options.chunk_size)?, ..options.clone() };

@@ -4,7 +4,8 @@ use candle_core::{Device, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 
 use super::cache::{Cache, Contents, kept_rows};
-use super::config::{AttentionConfig, Mechanism};
+use super::config::AttentionConfig;
+use super::mechanism::Mechanism;
 use super::omega::Omega;
 use super::projection::projection;
 use super::rotary::Rotary;
@@ -103,15 +104,9 @@ impl Heads {
         let [q, k, v] = self.project(x, cache.position)?;
         let out = match &mut cache.contents {
             Contents::Rows(rows) => {
-                let before = rows.len();
                 let seen = rows.append(&[&k, &v])?;
-                let out = self.kernel.attend(&q, &seen[0], &seen[1]);
-                if out.is_err() {
-                    rows.drop_last(rows.len() - before);
-                }
-                let after = cache.position + x.dim(1)?;
-                let out = out?;
-                if let Some(kept) = kept_rows(&cache.config, after) {
+                let out = self.kernel.attend(&q, &seen[0], &seen[1])?;
+                if let Some(kept) = kept_rows(&cache.config, cache.position + x.dim(1)?) {
                     rows.keep_last(kept)?;
                 }
                 out
@@ -182,9 +177,9 @@ impl Kernel {
                 log_decay: Some(retention_decay(config, log_decay.as_deref(), weights)?),
                 key_mask: None,
             }),
-            Mechanism::Performer { features, directions, seed, map } => {
+            Mechanism::Performer { features, directions, seed, map, epsilon } => {
                 let omega = Omega::new(*directions, *features, config.head_width(), *seed, weights)?;
-                Self::Performer(PerformerOptions { map: *map, causal, ..Default::default() }, omega)
+                Self::Performer(PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask: None }, omega)
             }
             Mechanism::Gau { .. } | Mechanism::Flash { .. } => candle_core::bail!("gated units are no heads"),
         })

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
-use super::config::Mechanism;
+use super::mechanism::Mechanism;
 
 /// Names of tensors that no other library writes, at the end of a path.
 const OURS: [&str; 3] = ["mechanism.", "features.omega", "features.seed"];

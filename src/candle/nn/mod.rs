@@ -20,12 +20,14 @@
 
 mod attention;
 mod cache;
+mod check;
 mod config;
 mod feed_forward;
 mod gated;
 mod generate;
 mod heads;
 mod mark;
+mod mechanism;
 mod model;
 mod model_config;
 mod norm;
@@ -36,12 +38,13 @@ mod sampler;
 mod seeded;
 
 pub use attention::Attention;
-pub use cache::Cache;
-pub use config::{AttentionConfig, Mechanism};
+pub use cache::{Cache, ModelCache};
+pub use config::AttentionConfig;
 pub use feed_forward::{Activation, FeedForward, FeedForwardConfig};
 pub use generate::{Generation, generate};
 pub use mark::foreign_weights;
-pub use model::{Block, LanguageModel, ModelCache};
+pub use mechanism::Mechanism;
+pub use model::{Block, LanguageModel};
 pub use model_config::LanguageModelConfig;
 pub use norm::{Norm, NormConfig, NormKind};
 pub use rotary::Rotary;

@@ -1,10 +1,8 @@
-use std::path::Path;
-
 use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 
 use super::attention::Attention;
-use super::cache::{Cache, load, save};
+use super::cache::{Cache, ModelCache};
 use super::feed_forward::FeedForward;
 use super::generate::{Generation, generate};
 use super::model_config::LanguageModelConfig;
@@ -156,6 +154,18 @@ impl LanguageModel {
         &self.blocks
     }
 
+    /// Draws the random directions of all Performer layers anew, as [`Attention::redraw`]: block l from `seed + l`.
+    ///
+    /// # Errors
+    /// A model without Performer layers.
+    pub fn redraw(&mut self, seed: u64) -> Result<()> {
+        let layers = (0u64..).zip(self.blocks.iter_mut().map(|block| &mut block.attention));
+        let layers: Vec<_> = layers.filter(|(_, layer)| layer.config().mechanism.name() == "performer").collect();
+        let (function, needs) = ("LanguageModel::redraw", "a model with performer layers");
+        ensure_value(!layers.is_empty(), function, "self", "a model without random features", needs)?;
+        layers.into_iter().try_for_each(|(index, layer)| layer.redraw(seed.wrapping_add(index)))
+    }
+
     /// The logits after every token; keys whose entry of `key_mask` `[B, N]` (u8) is 0 are not seen. Without a mask
     /// this is `Module::forward`.
     ///
@@ -173,14 +183,14 @@ impl LanguageModel {
     /// A model that is not causal.
     pub fn cache(&self) -> Result<ModelCache> {
         let layers = self.blocks.iter().map(|block| block.attention.cache());
-        Ok(ModelCache { layers: layers.collect::<Result<_>>()? })
+        Ok(ModelCache::new(layers.collect::<Result<_>>()?))
     }
 
     /// The logits `[B, N, vocabulary]` after each of the next tokens of the sequences in the cache, which takes them
     /// in; see [`Attention::forward_cached`].
     ///
     /// # Errors
-    /// As [`Self::forward_masked`] and [`Attention::forward_cached`].
+    /// As [`Self::forward_masked`] and [`Attention::forward_cached`]. No layer's cache is changed then.
     pub fn forward_cached(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
         self.head.forward(&self.rows(tokens, cache)?)
     }
@@ -218,12 +228,26 @@ impl LanguageModel {
     /// The rows before the head.
     fn rows(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
         let function = "LanguageModel::forward_cached";
-        let (got, needs) = (cache.layers.len(), self.blocks.len());
+        let (got, needs) = (cache.layers().len(), self.blocks.len());
         ensure_value(got == needs, function, "cache", format!("of {got} layers"), &format!("of {needs} layers"))?;
-        let x = self.embed(function, tokens)?;
-        let blocks = self.blocks.iter().zip(&mut cache.layers);
-        let x = blocks.into_iter().try_fold(x, |x, (block, cache)| block.forward_cached(&x, cache))?;
-        self.norm.forward(&x)
+        let before: Vec<_> = cache.layers().iter().map(Cache::snapshot).collect();
+        let rows = self.embed(function, tokens).and_then(|x| {
+            let mut blocks = self.blocks.iter().zip(cache.layers_mut());
+            self.norm.forward(&blocks.try_fold(x, |x, (block, cache)| block.forward_cached(&x, cache))?)
+        });
+        if rows.is_err() {
+            cache.layers_mut().iter_mut().zip(before).for_each(|(cache, before)| cache.restore(before));
+        }
+        rows
+    }
+
+    /// Words what a device says of a token that is not in the vocabulary; other errors stay.
+    fn beyond(&self, tokens: &Tensor, error: candle_core::Error) -> candle_core::Error {
+        let largest = tokens.flatten_all().and_then(|tokens| tokens.max(0)?.to_scalar::<u32>());
+        let vocabulary = self.config.vocabulary;
+        let Some(got) = largest.ok().filter(|token| *token as usize >= vocabulary) else { return error };
+        let (got, needs) = (format!("{got} somewhere"), format!("numbers below the vocabulary of {vocabulary}"));
+        crate::Error::Value { function: "LanguageModel::forward", argument: "tokens", got, needs }.into()
     }
 
     /// [B, N] → [B, N, width]
@@ -239,7 +263,8 @@ impl LanguageModel {
             let (got, needs) = (tokens.dtype().as_str().to_string(), "u32".to_string());
             return Err(crate::Error::DType { function, argument: "tokens", got, needs }.into());
         }
-        let rows = self.embedding.index_select(&tokens.flatten_all()?, 0)?;
+        let rows =
+            self.embedding.index_select(&tokens.flatten_all()?, 0).map_err(|error| self.beyond(tokens, error))?;
         rows.reshape((batch, count, self.config.attention.width))
     }
 }
@@ -250,70 +275,35 @@ impl Module for LanguageModel {
     }
 }
 
-/// The [caches](Cache) of all layers of a [`LanguageModel`], which agree about the tokens seen.
-#[derive(Debug, Clone)]
-pub struct ModelCache {
-    layers: Vec<Cache>,
-}
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use candle_nn::VarMap;
 
-impl ModelCache {
-    /// The caches of the layers.
-    pub fn layers(&self) -> &[Cache] {
-        &self.layers
-    }
+    use super::*;
+    use crate::nn::seeded_weights;
 
-    /// Tokens seen.
-    pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, Cache::len)
-    }
-
-    /// Whether no token has been seen.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes that all tensors take.
-    pub fn bytes(&self) -> usize {
-        self.layers.iter().map(Cache::bytes).sum()
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.layers.iter_mut().for_each(Cache::clear);
-    }
-
-    /// As [`Cache::reorder`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn reorder(&mut self, rows: &[usize]) -> Result<()> {
-        self.layers.iter_mut().try_for_each(|cache| cache.reorder(rows))
-    }
-
-    /// As [`Cache::truncate`]; if one layer refuses, none is changed.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn truncate(&mut self, len: usize) -> Result<()> {
-        let mut layers = self.layers.clone();
-        layers.iter_mut().try_for_each(|cache| cache.truncate(len))?;
-        self.layers = layers;
+    /// A second layer that fails leaves the first as it was, to go on from there.
+    #[test]
+    fn a_failure_changes_no_layer() -> Result<()> {
+        for name in LanguageModelConfig::NAMES {
+            let config = LanguageModelConfig::named(name, 7, 8, 2, 1)?;
+            let model = LanguageModel::new(&config, seeded_weights(&VarMap::new(), 0, DType::F64, &Device::Cpu))?;
+            let tokens = Tensor::new(&[[1u32, 2, 6, 3, 5, 1, 0, 4]], &Device::Cpu)?;
+            let whole = model.forward(&tokens)?.narrow(1, 5, 3)?;
+            let mut cache = model.cache()?;
+            model.forward_cached(&tokens.narrow(1, 0, 5)?, &mut cache)?;
+            // Two sequences where the layer before has one.
+            let good = cache.clone();
+            cache.layers_mut()[1].reorder(&[0, 0])?;
+            let refused = model.forward_cached(&tokens.narrow(1, 0, 3)?, &mut cache);
+            assert!(refused.is_err_and(|error| error.to_string().contains("as in the cache")), "{name}");
+            cache.layers_mut()[1] = good.layers()[1].clone();
+            assert!(cache.layers().iter().all(|layer| layer.len() == 5), "{name}");
+            let out = model.forward_cached(&tokens.narrow(1, 5, 3)?, &mut cache)?;
+            let error = (out - whole)?.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(error < 1e-12, "{name}: {error}");
+        }
         Ok(())
-    }
-
-    /// As [`Cache::save`], all layers in one file.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        save(&self.layers, path.as_ref())
-    }
-
-    /// As [`Cache::load`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        load(&mut self.layers, path.as_ref())
     }
 }

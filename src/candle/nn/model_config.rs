@@ -1,8 +1,9 @@
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 
-use super::config::{AttentionConfig, Mechanism};
+use super::config::AttentionConfig;
 use super::feed_forward::{Activation, FeedForwardConfig};
+use super::mechanism::Mechanism;
 use super::norm::NormConfig;
 use crate::problem::ensure_value;
 
@@ -79,9 +80,13 @@ impl LanguageModelConfig {
         }
     }
 
-    /// The attention of block `layer`, from 0.
+    /// The attention of block `layer`, from 0. Random features of a Performer are drawn from the seed plus `layer`.
     pub fn attention(&self, layer: usize) -> AttentionConfig {
-        AttentionConfig { mechanism: self.mechanism(layer).clone(), ..self.attention.clone() }
+        let mut mechanism = self.mechanism(layer).clone();
+        if let Mechanism::Performer { seed, .. } = &mut mechanism {
+            *seed = seed.wrapping_add(layer as u64);
+        }
+        AttentionConfig { mechanism, ..self.attention.clone() }
     }
 
     /// Refuses what no model can be.

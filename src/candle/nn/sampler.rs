@@ -80,15 +80,24 @@ impl Sampler {
     fn choose(&mut self, logits: &[f64]) -> Result<u32> {
         let mut tokens: Vec<usize> = (0..logits.len()).filter(|token| !logits[*token].is_nan()).collect();
         ensure_value(!tokens.is_empty(), "Sampler::sample", "logits", "without a number", "at least one number")?;
-        tokens.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
-        let best = logits[tokens[0]];
-        if self.config.temperature == 0.0 || best.is_infinite() {
-            return Ok(tokens[0] as u32);
+        let SamplerConfig { temperature, top_k, top_p, .. } = self.config;
+        let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+        let best = tokens.iter().copied().min_by(likelier).unwrap_or(0);
+        if temperature == 0.0 || logits[best].is_infinite() {
+            return Ok(best as u32);
         }
-        tokens.truncate(self.config.top_k.unwrap_or(usize::MAX));
-        let weights = tokens.iter().map(|token| ((logits[*token] - best) / self.config.temperature).exp());
+        if let Some(k) = top_k.filter(|k| *k < tokens.len()) {
+            tokens.select_nth_unstable_by(k, likelier);
+            tokens.truncate(k);
+        }
+        // In an order that does not depend on the algorithm above.
+        match top_p {
+            Some(_) => tokens.sort_unstable_by(likelier),
+            None => tokens.sort_unstable(),
+        }
+        let weights = tokens.iter().map(|token| ((logits[*token] - logits[best]) / temperature).exp());
         let mut weights: Vec<f64> = weights.collect();
-        if let Some(p) = self.config.top_p {
+        if let Some(p) = top_p {
             let wanted = p * weights.iter().sum::<f64>();
             let mut sum = 0.0;
             let needed = weights.iter().take_while(|weight| {

@@ -6,8 +6,9 @@ use std::path::Path;
 use candle_core::safetensors::BufferedSafetensors;
 use candle_core::{Error, Result, Tensor};
 
-use super::{Cache, Contents, Rows};
+use super::{Cache, Contents, Rows, kept_rows};
 use crate::candle::LinearState;
+use crate::candle::nn::mechanism::Mechanism;
 
 const FORMAT: &str = "attn-kernels cache 1";
 
@@ -56,12 +57,23 @@ pub fn load(caches: &mut [Cache], path: &Path) -> Result<()> {
             is_there.then(|| file.load(&name, &cache.device)).transpose()
         };
         loading.contents = contents(&cache.contents, &get, position)?;
+        check_rows(&loading, position).map_err(|error| at(path, error))?;
         loading.position = position;
         loading.batch = named(&loading.contents)?.first().map(|(_, tensor)| tensor.dim(0)).transpose()?;
         loaded.push(loading);
     }
     caches.iter_mut().zip(loaded).for_each(|(cache, loaded)| *cache = loaded);
     Ok(())
+}
+
+/// Refuses another number of rows than a cache has after `position` tokens.
+fn check_rows(cache: &Cache, position: usize) -> std::result::Result<(), String> {
+    let (rows, expected) = match (&cache.contents, &cache.config.mechanism) {
+        (Contents::Rows(rows), _) => (rows.len(), kept_rows(&cache.config, position).unwrap_or(position)),
+        (Contents::Chunk(rows, _), Mechanism::Flash { chunk, .. }) => (rows.len(), position % chunk),
+        _ => return Ok(()),
+    };
+    if rows == expected { Ok(()) } else { Err(format!("{rows} rows after {position} tokens, not {expected}")) }
 }
 
 /// What must agree for a state to be continued.
@@ -111,7 +123,7 @@ fn contents(like: &Contents, get: &dyn Fn(&str) -> Result<Option<Tensor>>, posit
         Contents::Sums(_) => Contents::Sums(sums(position)?),
         Contents::Chunk(..) => {
             let rows = rows(&CHUNK)?;
-            let finished = position - rows.len();
+            let finished = position.saturating_sub(rows.len());
             Contents::Chunk(rows, sums(finished)?)
         }
     })

@@ -1,15 +1,18 @@
 mod file;
+mod model;
 mod rows;
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::{AttentionConfig, Mechanism};
+use super::config::AttentionConfig;
+use super::mechanism::Mechanism;
 use crate::candle::LinearState;
 use crate::problem::ensure_value;
 
-pub(super) use file::{load, save};
+use file::{load, save};
+pub use model::ModelCache;
 pub(super) use rows::Rows;
 
 /// What an [`Attention`](super::Attention) layer keeps of the tokens that it has seen, so that a sequence can be
@@ -84,7 +87,27 @@ impl Contents {
     }
 }
 
+/// Rows and sums to go back to.
+pub(super) struct Snapshot {
+    position: usize,
+    batch: Option<usize>,
+    contents: Contents,
+}
+
 impl Cache {
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let contents = match &self.contents {
+            Contents::Rows(rows) => Contents::Rows(rows.snapshot()),
+            Contents::Sums(state) => Contents::Sums(state.clone()),
+            Contents::Chunk(rows, state) => Contents::Chunk(rows.snapshot(), state.clone()),
+        };
+        Snapshot { position: self.position, batch: self.batch, contents }
+    }
+
+    pub(super) fn restore(&mut self, snapshot: Snapshot) {
+        Snapshot { position: self.position, batch: self.batch, contents: self.contents } = snapshot;
+    }
+
     pub(super) fn new(config: AttentionConfig, dtype: DType, device: &Device, redraws: u64) -> Self {
         let contents = Contents::new(&config.mechanism);
         Self { config, dtype, device: device.clone(), redraws, position: 0, batch: None, contents }
@@ -178,9 +201,11 @@ impl Cache {
                 refuse(format!("0 or {seen}: sums of {kind} attention cannot be taken back; keep a clone"))?;
             }
             Contents::Rows(rows) => {
-                let first = needed_from(&self.config, len).max(seen - rows.len());
-                if needed_from(&self.config, len) < seen - rows.len() {
-                    refuse(format!("0 or {seen}, or less far back: keys before token {first} are gone"))?;
+                let held_from = seen - rows.len();
+                let mut possible = held_from..=seen;
+                if needed_from(&self.config, len) < held_from {
+                    let first = possible.find(|len| needed_from(&self.config, *len) >= held_from).unwrap_or(seen);
+                    refuse(format!("0 or {first} to {seen}: keys before token {held_from} are gone"))?;
                 }
                 rows.drop_last(count);
             }

@@ -30,6 +30,13 @@ impl Rows {
         self.buffers.iter().map(|buffer| buffer.elem_count() * buffer.dtype().size_in_bytes()).sum()
     }
 
+    /// What [`append`](Self::append) and [`keep_last`](Self::keep_last) can be taken back to: unlike a clone it does not
+    /// keep rows from being appended in place, since those are beyond its own. It must not be appended to while this
+    /// is in use.
+    pub fn snapshot(&self) -> Self {
+        Self { buffers: Arc::new(self.buffers.to_vec()), start: self.start, len: self.len }
+    }
+
     /// The rows in use, as views.
     pub fn tensors(&self) -> Result<Vec<Tensor>> {
         self.buffers.iter().map(|buffer| buffer.narrow(2, self.start, self.len)).collect()
