@@ -91,7 +91,7 @@ fn text_that_cannot_be_learned_is_refused() {
 fn settings_that_cannot_be_are_refused() {
     refuses("train_lm", &["--mechanism", "cosine"], &["--mechanism", "cosine", "softmax"]);
     refuses("train_lm", &["--context", "0"], &["--context", "at least 1"]);
-    refuses("train_lm", &arguments(&["--width", "30", "--heads", "4"]), &["width", "30"]);
+    refuses("train_lm", &["--heads", "3"], &["width", "128", "3"]);
     refuses("train_lm", &["--resume", "x", "--steps", "3"], &["--resume", "--steps"]);
 }
 
