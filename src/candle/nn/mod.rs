@@ -32,6 +32,7 @@ mod model;
 mod model_config;
 mod norm;
 mod omega;
+mod own_gradient;
 mod projection;
 mod rotary;
 mod sampler;

@@ -1,8 +1,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb::rope_slow;
+use candle_nn::rotary_emb::rope;
 
+use super::own_gradient::with_gradient;
 use crate::candle::engine::accumulator;
 use crate::problem::ensure_value;
 
@@ -66,7 +67,11 @@ impl Rotary {
         let sums = accumulator(x.dtype());
         let (cos, sin) = self.angles(position + rows, sums, x.device())?;
         let (cos, sin) = (cos.narrow(0, position, rows)?, sin.narrow(0, position, rows)?);
-        rope_slow(&x.to_dtype(sums)?, &cos, &sin)?.to_dtype(x.dtype())
+        let wide = x.to_dtype(sums)?.contiguous()?;
+        let rotated = rope(&wide.detach(), &cos, &sin)?;
+        // The rotation of candle-nn has no gradient: it is the rotation back.
+        let back = move |gradient: &Tensor| rope(&gradient.contiguous()?, &cos, &sin.neg()?);
+        with_gradient("rotary", &wide, rotated, back)?.to_dtype(x.dtype())
     }
 
     /// A table of at least `positions` rows.
