@@ -48,6 +48,9 @@ pub struct Settings {
     /// Windows of `context` bytes in a validation
     #[arg(long, value_parser = positive, default_value = "16")]
     pub evaluate_on: usize,
+    /// Steps after which the Performer's random features are drawn anew [default: never]
+    #[arg(long, value_parser = positive)]
+    pub redraw_every: Option<usize>,
     #[arg(long, default_value = "0")]
     pub seed: u64,
 }
@@ -134,7 +137,10 @@ impl Training {
 
     /// One step of AdamW on the next batch: the loss before it, in nats per byte.
     pub fn step(&mut self, text: &Text) -> Result<f32> {
-        let Settings { batch, context, seed, learning_rate: peak, steps, .. } = self.settings;
+        let Settings { batch, context, seed, learning_rate: peak, steps, redraw_every, .. } = self.settings;
+        if redraw_every.is_some_and(|every| self.step > 0 && self.step.is_multiple_of(every)) {
+            self.model.redraw(seed.wrapping_add(self.step as u64))?;
+        }
         let windows = Windows::random(&text.training, batch, context, seed, self.step, &self.device)?;
         let loss = self.loss(&windows)?;
         let gradients = loss.backward()?;
