@@ -76,7 +76,8 @@ fn extreme_logits() -> Result<()> {
         assert_eq!(counts(&[0.0, f64::INFINITY, 1e308], config, 50)?, [0.0, 50.0, 0.0]);
         assert_eq!(counts(&[-1e308, 1e308], config, 50)?, [0.0, 50.0]);
     }
-    // Of equals, greedy takes the first.
+    // Of equals, greedy takes the first, of two zeros as well.
+    assert_eq!(counts(&[-0.0, 0.0], SamplerConfig::default(), 3)?, [3.0, 0.0]);
     assert_eq!(counts(&[1.0, 2.0, 2.0], SamplerConfig::default(), 3)?, [0.0, 3.0, 0.0]);
     Ok(())
 }

@@ -128,6 +128,7 @@ impl Attention {
     /// The outputs of the next rows of the sequence whose beginning is in the cache, which takes them in. One call with
     /// a prompt, then one call per token, or any other cut, give the outputs of `forward` over the whole.
     ///
+    /// The sequences of a batch have the same length: there is no key mask for a cache.
     /// For inference: gradients reach the weights through the rows of this call alone.
     ///
     /// # Errors

@@ -14,19 +14,20 @@ const OURS: [&str; 3] = ["mechanism.", "features.omega", "features.seed"];
 /// The kind is in the name of the mark, not in its value, so that `VarMap::load` refuses a wrong checkpoint as well.
 pub(super) fn check_mark(mechanism: &Mechanism, weights: &VarBuilder) -> Result<()> {
     let marks = weights.pp("mechanism");
-    let (own, at) = (mechanism.name(), weights.prefix());
+    let (own, path) = (mechanism.name(), marks.prefix());
     if !marks.contains_tensor(own)
         && let Some(other) = Mechanism::NAMES.iter().find(|name| marks.contains_tensor(name))
     {
-        let message =
-            format!("`{at}`: the weights are those of a layer of kind {other}, the configuration is of kind {own}");
-        return Err(Error::msg(message));
+        return Err(Error::msg(format!(
+            "tensor `{path}.{other}` says that the weights are those of a layer of kind {other}, the configuration is of \
+             kind {own}"
+        )));
     }
     let mark = marks.get_with_hints_dtype(1, own, Init::Const(1.0), DType::F32);
     mark.map(|_| ()).map_err(|error| {
         Error::msg(format!(
-            "`{at}`: no tensor `{at}.mechanism.{own}` says that the weights are those of a layer of kind {own}; if they \
-             are, but from elsewhere, pass them through `foreign_weights` ({error})"
+            "no tensor `{path}.{own}` says that the weights are those of a layer of kind {own}; if they are, but from \
+             elsewhere, pass them through `foreign_weights` ({error})"
         ))
     })
 }

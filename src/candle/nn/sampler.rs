@@ -1,3 +1,5 @@
+use std::cmp::Ordering;
+
 use candle_core::{DType, Result, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -81,7 +83,10 @@ impl Sampler {
         let mut tokens: Vec<usize> = (0..logits.len()).filter(|token| !logits[*token].is_nan()).collect();
         ensure_value(!tokens.is_empty(), "Sampler::sample", "logits", "without a number", "at least one number")?;
         let SamplerConfig { temperature, top_k, top_p, .. } = self.config;
-        let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+        let likelier = |a: &usize, b: &usize| {
+            let by_logit = logits[*b].partial_cmp(&logits[*a]).unwrap_or(Ordering::Equal);
+            by_logit.then(a.cmp(b))
+        };
         let best = tokens.iter().copied().min_by(likelier).unwrap_or(0);
         if temperature == 0.0 || logits[best].is_infinite() {
             return Ok(best as u32);
@@ -115,6 +120,8 @@ impl Sampler {
             left -= weight;
             left < 0.0
         });
-        Ok(tokens[chosen.unwrap_or(weights.len() - 1)] as u32)
+        // Rounding may leave a rest: never to a token of weight 0.
+        let last = weights.iter().rposition(|weight| *weight > 0.0);
+        Ok(tokens[chosen.or(last).unwrap_or(0)] as u32)
     }
 }
