@@ -236,8 +236,8 @@ fn draw_times(title: &str, batch: usize, records: &[Record]) -> std::result::Res
 }
 
 fn draw_memory(title: &str, batch: usize, records: &[Record]) -> std::result::Result<String, String> {
-    let name = "cache (bytes a sequence)";
-    draw(title, name, batch, records, |record| record.cache_bytes as f64 / record.batch as f64)
+    let name = "cache (kB a sequence)";
+    draw(title, name, batch, records, |record| record.cache_bytes as f64 / record.batch as f64 / 1e3)
 }
 
 /// A value against the length, for one batch.
