@@ -60,10 +60,11 @@ fn an_interrupted_run_ends_in_the_same_bits() {
         succeeds("train_lm", &arguments(&[&run[..], &["--out", parts_out, "--stop-at", "7"]].concat()));
         let checkpoint = parts.join(mechanism);
         let read = |folder: &Path, name: &str| std::fs::read(folder.join(mechanism).join(name)).unwrap();
-        assert_ne!(read(&whole, "model.safetensors"), read(&parts, "model.safetensors"), "{mechanism}: did not stop");
+        let name = "model.safetensors";
+        assert!(read(&whole, name) != read(&parts, name), "{mechanism}: did not stop");
         succeeds("train_lm", &["--resume", checkpoint.to_str().unwrap(), "--out", parts_out, "--sample", "1"]);
         for name in ["model.safetensors", "optimizer.safetensors", "config.json"] {
-            assert_eq!(read(&whole, name), read(&parts, name), "{mechanism}: {name}");
+            assert!(read(&whole, name) == read(&parts, name), "{mechanism}: {name} differs");
         }
         let bits = |folder: &Path| json(folder.join("train_lm.json"))[0]["curve"][2]["bits_per_byte"].clone();
         assert!(bits(&whole).is_number());
