@@ -146,6 +146,7 @@ impl Call<'_> {
             v: v.outer_strides(),
             key_mask: extras.key_mask.as_ref().map(|mask| mask.strides[0] as i64),
             bias: extras.bias.as_ref().map_or(0, |bias| bias.strides[0] as i64),
+            is_aligned: [q, k, v].iter().all(|operand| Tensor::of(Argument::Q, operand).start % 16 == 0),
         }
     }
 
