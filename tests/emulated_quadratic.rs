@@ -39,6 +39,15 @@ fn mixed_chunk() {
     check(&PLAIN, &cases, &[""], &cases::FLOATS, Pass::Both);
 }
 
+/// Warpgroups, in more orders: other warps first, the last tensor copy first, other lanes elected.
+#[test]
+fn warpgroups() {
+    let backend = EmulatedQuadratic { seeds: &[4, 5, 6, 7], ..PLAIN };
+    let dtypes = [DType::F16, DType::BF16];
+    check(&backend, &cases::softmax(), &["aligned"], &dtypes, Pass::Forward);
+    check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Forward);
+}
+
 /// Rows that do not stay in shared memory, single stages.
 #[test]
 fn little_shared_memory() {
