@@ -28,6 +28,7 @@ fn plans(problem: &Quadratic, facts: &DeviceFacts) -> [Plan; 2] {
         d_statistic: None,
         wide_out: false,
         d_bias: true,
+        is_aligned: false,
     };
     let outputs = QuadraticOutputs { wide_out: false, statistic: true };
     [plan_forward(problem, &layout, outputs, facts), plan_backward(problem, &layout, &saved, facts)]
@@ -66,9 +67,11 @@ fn every_device_takes_every_plan() {
     }
     for dtype in [DType::F16, DType::BF16] {
         for (mask, width) in [(Mask::Full, 64), (Mask::Full, 128), (Mask::Causal, 128), (Mask::Causal, 256)] {
-            let plan = aligned_plan(&plain(dtype, mask, width), &DeviceFacts::H200);
-            plan.check(&DeviceFacts::H200).unwrap();
-            named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
+            let problem = plain(dtype, mask, width);
+            for plan in [aligned_plan(&problem, &DeviceFacts::H200), aligned_gradients(&problem, |_| {})] {
+                plan.check(&DeviceFacts::H200).unwrap();
+                named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
+            }
         }
     }
     for kernel in &named {
@@ -160,6 +163,36 @@ fn warpgroups_take_what_they_are_for() {
     assert_eq!(on(&negative, &DeviceFacts::H200), portable);
     assert_eq!(on(&plain(DType::F32, Mask::Full, 128), &DeviceFacts::H200), "quadratic_forward_softmax_f32_64");
     assert_eq!(on(&plain(DType::BF16, Mask::Full, 264), &DeviceFacts::H200), portable);
+}
+
+/// On an H200.
+fn aligned_gradients(problem: &Quadratic, change: fn(&mut QuadraticSavedLayout)) -> Plan {
+    let shapes = &problem.shapes;
+    let mut saved = QuadraticSavedLayout {
+        out: row_major(shapes, shapes.value_width),
+        d_out: row_major(shapes, shapes.value_width),
+        statistic: row_major(shapes, 1),
+        d_statistic: None,
+        wide_out: false,
+        d_bias: false,
+        is_aligned: true,
+    };
+    change(&mut saved);
+    plan_backward(problem, &contiguous(problem), &saved, &DeviceFacts::H200)
+}
+
+#[test]
+fn warpgroups_take_gradients() {
+    let names = |plan: Plan| plan.launches.into_iter().map(|launch| launch.kernel).collect::<Vec<_>>();
+    let of = |width, change| names(aligned_gradients(&plain(DType::F16, Mask::Causal, width), change));
+    let all = |keys, queries| ["prepare_f16", keys, queries].map(|name| format!("quadratic_{name}"));
+    let twins = all("keys_sm90_f16_64_64", "queries_sm90_f16_64_128");
+    let portable = all("keys_softmax_f16_64", "queries_softmax_f16_64");
+    assert_eq!(of(64, |_| {}), twins);
+    assert_eq!(of(64, |saved| saved.is_aligned = false), portable);
+    assert_eq!(of(64, |saved| saved.d_out = [0; 3]), portable);
+    assert_eq!(of(64, |saved| saved.wide_out = true), portable);
+    assert_eq!(of(256, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
 }
 
 #[test]
