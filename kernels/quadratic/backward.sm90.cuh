@@ -35,8 +35,8 @@ struct BackwardConfig {
     using Packed = tile::PackedRows<E, Others>;
 };
 
-// Shared memory: the own side's two matrices; for each stage the other side's two; RowFactors of the other side's rows;
-// mbarriers.
+// Shared memory: the own side's two matrices; for each stage the other side's two; mbarriers; where they are wanted, for
+// each stage RowFactors of the other side's rows.
 template <class Config>
 struct BackwardShared {
     using Element = typename Config::Element;
@@ -49,8 +49,9 @@ struct BackwardShared {
     DEVICE static BackwardShared of_block() {
         Element* own = ptx::shared_memory<Element>();
         Element* others = own + 2 * Config::kOwn;
-        auto* factors = reinterpret_cast<Factors*>(others + 2 * kStages * Config::kOther);
-        auto* barriers = reinterpret_cast<ptx::Mbarrier*>(factors + kStages * Config::kOthers);
+        auto* barriers = reinterpret_cast<ptx::Mbarrier*>(others + 2 * kStages * Config::kOther);
+        // 128 bytes on, as copies need them.
+        auto* factors = reinterpret_cast<Factors*>(barriers + 16);
         return {own, own + Config::kOwn, others, factors, barriers, {barriers + 1}};
     }
 
