@@ -2,7 +2,6 @@
 #pragma once
 
 #include <deque>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -71,6 +70,7 @@ struct Barrier {
 };
 
 struct Mbarrier {
+    ptrdiff_t at;         // in shared memory
     int arrivals;         // of a phase
     int missing;          // of this phase
     int64_t bytes;        // announced and not written
@@ -85,7 +85,8 @@ struct Block {
     int turn;          // the running thread's place in it
     std::vector<Warp> warps;
     Barrier barriers[16];
-    std::map<ptrdiff_t, Mbarrier> mbarriers;  // by place in shared memory
+    Mbarrier mbarriers[64];
+    int mbarrier_count;
     size_t shared_bytes;
     bool copies_are_early, is_last_copy_first;
     int elected;
