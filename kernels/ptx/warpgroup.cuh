@@ -2,11 +2,12 @@
 // Synchronization, elect.sync). sm_90.
 #pragma once
 
-#include "index.cuh"
+#include "shuffle.cuh"
 
 namespace attn::ptx {
 
-DEVICE int warpgroup() { return thread() / 128; }
+// The thread's warpgroup, known to the compiler as the same for the whole warp.
+DEVICE int warpgroup() { return shuffle(thread() / 128, 0); }
 
 // True in one lane of the warp, whose lanes all ask, and the same one each time.
 DEVICE bool elect() {

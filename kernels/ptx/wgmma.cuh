@@ -27,6 +27,15 @@ DEVICE uint64_t matrix_descriptor(const void* start, int rows_8, int panel) {
     return (address & 0x3ffff) >> 4 | uint64_t(panel >> 4) << 16 | uint64_t(rows_8 >> 4) << 32 | uint64_t(1) << 62;
 }
 
+// No instruction: what is computed from the result is computed behind this, where it would otherwise be moved out of loops
+// and hold registers there.
+DEVICE uint64_t here(uint64_t descriptor) {
+#ifndef ATTN_EMULATOR
+    asm volatile("" : "+l"(descriptor));
+#endif
+    return descriptor;
+}
+
 // How an operand lies in shared memory: along the inner dimension (k), or along its rows (a) or columns (b).
 enum class Major { inner, outer };
 

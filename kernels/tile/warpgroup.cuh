@@ -32,6 +32,12 @@ struct AlongColumns {
     DEVICE explicit AlongColumns(const Element* tile, int row = 0)
         : first(ptx::matrix_descriptor(tile + row * kPanelColumns, 1024, 0)) {}
 
+    DEVICE AlongColumns here() const {
+        AlongColumns copy = *this;
+        copy.first = ptx::here(first);
+        return copy;
+    }
+
     // Of columns k … k + 15.
     DEVICE uint64_t at(int k) const { return first + (k / 64 * Rows * 128 + k % 64 * 2) / 16; }
 };
@@ -45,6 +51,12 @@ struct AlongRows {
 
     DEVICE explicit AlongRows(const Element* tile, int column = 0)
         : first(ptx::matrix_descriptor(tile + column * Rows, 1024, Rows * 128)) {}
+
+    DEVICE AlongRows here() const {
+        AlongRows copy = *this;
+        copy.first = ptx::here(first);
+        return copy;
+    }
 
     // Of rows k … k + 15.
     DEVICE uint64_t at(int k) const { return first + k * 128 / 16; }
@@ -73,9 +85,11 @@ DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const AlongColumns<E
                             const Right& right, bool accumulates) {
     ptx::wgmma_registers(registers_of(sums));
     ptx::wgmma_fence();
+    auto a = left.here();
+    auto b = right.here();
 #pragma unroll
     for (int k = 0; k < Inner; k += 16) {
-        ptx::wgmma_m64k16<Element, ptx::Major::inner, Right::kMajor>(registers_of(sums), left.at(k), right.at(k),
+        ptx::wgmma_m64k16<Element, ptx::Major::inner, Right::kMajor>(registers_of(sums), a.at(k), b.at(k),
                                                                      accumulates || k > 0);
     }
     ptx::wgmma_commit();
@@ -88,9 +102,11 @@ DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const AlongRows<Elem
                             const Right& right, bool accumulates) {
     ptx::wgmma_registers(registers_of(sums));
     ptx::wgmma_fence();
+    auto a = left.here();
+    auto b = right.here();
 #pragma unroll
     for (int k = 0; k < Inner; k += 16) {
-        ptx::wgmma_m64k16<Element, ptx::Major::outer, Right::kMajor>(registers_of(sums), left.at(k), right.at(k),
+        ptx::wgmma_m64k16<Element, ptx::Major::outer, Right::kMajor>(registers_of(sums), a.at(k), b.at(k),
                                                                      accumulates || k > 0);
     }
     ptx::wgmma_commit();
@@ -103,9 +119,10 @@ DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const PackedRows<Ele
                             bool accumulates) {
     ptx::wgmma_registers(registers_of(sums));
     ptx::wgmma_fence();
+    auto b = right.here();
 #pragma unroll
     for (int k = 0; k < Inner; k += 16) {
-        ptx::wgmma_m64k16<Element, Right::kMajor>(registers_of(sums), left.value[k / 16], right.at(k),
+        ptx::wgmma_m64k16<Element, Right::kMajor>(registers_of(sums), left.value[k / 16], b.at(k),
                                                   accumulates || k > 0);
     }
     ptx::wgmma_commit();

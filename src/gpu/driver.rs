@@ -6,6 +6,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, DriverError};
 
 use super::info::DeviceInfo;
+use super::module;
 use super::plan::{DeviceFacts, TensorMap};
 use crate::problem::DType;
 
@@ -48,13 +49,15 @@ fn device(context: &CudaContext) -> Result<DeviceInfo, DriverError> {
 /// What plans depend on.
 pub fn facts(context: &CudaContext) -> Result<DeviceFacts, DriverError> {
     let attribute = |attribute| context.attribute(attribute).map(i32::unsigned_abs);
+    let compute_capability = (
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
     Ok(DeviceFacts {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        compute_capability: (
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ),
+        compute_capability,
+        runs_sm90a: compute_capability == (9, 0) && module::built().0.contains(&"sm_90a"),
     })
 }
 

@@ -66,18 +66,20 @@ pub struct DeviceFacts {
     pub shared_bytes_per_block: u32,
     /// Major and minor.
     pub compute_capability: (u32, u32),
+    /// Whether kernels for sm_90a run: compute capability 9.0, and a build that has them.
+    pub runs_sm90a: bool,
 }
 
 impl DeviceFacts {
     /// NVIDIA A100.
     pub const A100: Self =
-        Self { multiprocessors: 108, shared_bytes_per_block: 163 * 1024, compute_capability: (8, 0) };
+        Self { multiprocessors: 108, shared_bytes_per_block: 163 * 1024, compute_capability: (8, 0), runs_sm90a: false };
     /// GeForce RTX 3090; the RTX 40 series has as little shared memory.
     pub const RTX_3090: Self =
-        Self { multiprocessors: 82, shared_bytes_per_block: 99 * 1024, compute_capability: (8, 6) };
+        Self { multiprocessors: 82, shared_bytes_per_block: 99 * 1024, compute_capability: (8, 6), runs_sm90a: false };
     /// NVIDIA H200 (and H100 SXM).
     pub const H200: Self =
-        Self { multiprocessors: 132, shared_bytes_per_block: 227 * 1024, compute_capability: (9, 0) };
+        Self { multiprocessors: 132, shared_bytes_per_block: 227 * 1024, compute_capability: (9, 0), runs_sm90a: true };
 }
 
 /// A tensor of four dimensions as the copy engine of compute capability 9 sees it, and the box that one copy moves.
@@ -99,16 +101,15 @@ pub struct TensorMap {
 }
 
 impl TensorMap {
-    /// Why the driver would refuse it.
-    fn refusal(&self) -> Option<String> {
+    /// Whether the driver would take it.
+    pub fn is_possible(&self) -> bool {
         let row = self.block[0] as usize * self.dtype.size();
         let is_size = |size: &u64| (1..=1 << 32).contains(size);
         let is_stride = |stride: &u64| (1..1 << 40).contains(stride) && stride % 16 == 0;
-        let fits = self.sizes.iter().all(is_size)
+        self.sizes.iter().all(is_size)
             && self.strides.iter().all(is_stride)
             && self.block.iter().all(|size| (1..=256).contains(size))
-            && if self.is_swizzled { row == 128 } else { row % 16 == 0 };
-        (!fits).then(|| format!("a tensor map {self}"))
+            && if self.is_swizzled { row == 128 } else { row.is_multiple_of(16) }
     }
 }
 
@@ -171,8 +172,8 @@ impl Launch {
         if self.params.len() > 4096 {
             return Some(format!("{} bytes of parameters", self.params.len()));
         }
-        let refused = self.tensor_maps.iter().find_map(|(_, map)| map.refusal());
-        refused.or_else(|| self.arguments().find(absent).map(|a| format!("{a:?} of {workspaces} workspaces")))
+        let refused = self.tensor_maps.iter().find(|(_, map)| !map.is_possible());
+        refused.map(|(_, map)| format!("a tensor map {map}")).or_else(|| self.arguments().find(absent).map(|a| format!("{a:?} of {workspaces} workspaces")))
     }
 
     /// Tensors that it takes, by address or by map.

@@ -6,11 +6,12 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod warpgroups;
 
 use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};
 use crate::problem::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
-use params::QuadraticParams;
+use params::{QuadraticMappedParams, QuadraticParams};
 #[cfg(feature = "gpu")]
 pub use run::{QuadraticGradients, QuadraticInputs, QuadraticSaved, backward, forward};
 use tiles::{Config, Memory, ROWS};
@@ -36,6 +37,8 @@ pub struct QuadraticLayout {
     pub key_mask: Option<i64>,
     /// Head stride of the bias, if the problem has one.
     pub bias: i64,
+    /// Whether q, k and v start at multiples of 16 bytes.
+    pub is_aligned: bool,
 }
 
 /// What the forward pass hands out.
@@ -66,7 +69,7 @@ pub struct QuadraticSavedLayout {
 
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![QuadraticParams::TYPE]
+    vec![QuadraticParams::TYPE, QuadraticMappedParams::TYPE]
 }
 
 /// The output [B, H, N, E], contiguous, and the row statistic [B, H, N] on demand. Everything is overwritten.
@@ -88,7 +91,10 @@ pub fn plan_forward(
     params.out_strides = row_major(shapes, shapes.value_width).into();
     params.statistic = outputs.statistic.then_some(Argument::Statistic).into();
     params.statistic_strides = row_major(shapes, 1).into();
-    planner.forward(is_wide);
+    let Planner { params, plan, .. } = &mut planner;
+    if is_wide || warpgroups::forward(plan, problem, layout, params, facts).is_none() {
+        planner.forward(is_wide);
+    }
     planner.plan
 }
 

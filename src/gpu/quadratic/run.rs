@@ -29,9 +29,9 @@ pub fn forward(
     inputs.check(problem)?;
     problem.check_outputs(&out, statistic.as_ref())?;
     let asked = QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
-    let plan = plan_forward(problem, &layout(inputs), asked, device.facts());
     let mut arguments = Arguments::new(device);
     read_inputs(&mut arguments, inputs);
+    let plan = plan_forward(problem, &layout(inputs, &arguments), asked, device.facts());
     arguments.write(Argument::Out, &mut out);
     if let Some(statistic) = &mut statistic {
         arguments.write(Argument::Statistic, statistic);
@@ -61,9 +61,9 @@ pub fn backward(
         wide_out: saved.out.dtype() != problem.shapes.dtype,
         d_bias: gradients.bias.is_some(),
     };
-    let plan = plan_backward(problem, &layout(inputs), &saved_layout, device.facts());
     let mut arguments = Arguments::new(device);
     read_inputs(&mut arguments, inputs);
+    let plan = plan_backward(problem, &layout(inputs, &arguments), &saved_layout, device.facts());
     arguments.read(Argument::Out, &saved.out);
     arguments.read(Argument::Statistic, &saved.statistic);
     arguments.read(Argument::DOut, &saved.d_out);
@@ -79,13 +79,14 @@ pub fn backward(
     device.run(problem.function, &plan, arguments)
 }
 
-fn layout(inputs: &QuadraticInputs<'_>) -> QuadraticLayout {
+fn layout(inputs: &QuadraticInputs<'_>, arguments: &Arguments<'_>) -> QuadraticLayout {
     QuadraticLayout {
         q: strides(&inputs.q),
         k: strides(&inputs.k),
         v: strides(&inputs.v),
         key_mask: inputs.key_mask.as_ref().map(|mask| strides::<1>(mask)[0]),
         bias: inputs.bias.as_ref().map_or(0, |bias| strides::<1>(bias)[0]),
+        is_aligned: arguments.are_aligned(&[Argument::Q, Argument::K, Argument::V]),
     }
 }
 

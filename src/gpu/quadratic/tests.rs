@@ -20,7 +20,7 @@ fn problem(dtype: DType, weight: Weight, mask: Mask, finish: QuadraticFinish, si
 }
 
 fn plans(problem: &Quadratic, facts: &DeviceFacts) -> [Plan; 2] {
-    let layout = QuadraticLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, bias: 0 };
+    let layout = QuadraticLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, bias: 0, is_aligned: false };
     let saved = QuadraticSavedLayout {
         out: [0; 3],
         d_out: [0; 3],
