@@ -72,8 +72,12 @@ pub struct DeviceFacts {
 
 impl DeviceFacts {
     /// NVIDIA A100.
-    pub const A100: Self =
-        Self { multiprocessors: 108, shared_bytes_per_block: 163 * 1024, compute_capability: (8, 0), runs_sm90a: false };
+    pub const A100: Self = Self {
+        multiprocessors: 108,
+        shared_bytes_per_block: 163 * 1024,
+        compute_capability: (8, 0),
+        runs_sm90a: false,
+    };
     /// GeForce RTX 3090; the RTX 40 series has as little shared memory.
     pub const RTX_3090: Self =
         Self { multiprocessors: 82, shared_bytes_per_block: 99 * 1024, compute_capability: (8, 6), runs_sm90a: false };
@@ -173,7 +177,9 @@ impl Launch {
             return Some(format!("{} bytes of parameters", self.params.len()));
         }
         let refused = self.tensor_maps.iter().find(|(_, map)| !map.is_possible());
-        refused.map(|(_, map)| format!("a tensor map {map}")).or_else(|| self.arguments().find(absent).map(|a| format!("{a:?} of {workspaces} workspaces")))
+        refused
+            .map(|(_, map)| format!("a tensor map {map}"))
+            .or_else(|| self.arguments().find(absent).map(|a| format!("{a:?} of {workspaces} workspaces")))
     }
 
     /// Tensors that it takes, by address or by map.

@@ -29,8 +29,16 @@ fn problem(sizes: [usize; 5], dtype: DType, map: Map, scan: Scan, finish: Linear
 const NORMALIZE: LinearFinish = LinearFinish::Normalize { epsilon: 1e-6 };
 const ELU: Map = Map::Plain(FeatureMap::EluPlusOne);
 const FAVOR: Map = Map::Favor { map: FavorMap::Positive, directions: 256 };
-const LAYOUT: LinearLayout =
-    LinearLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, log_decay: [0; 3], omega: 0, state: None };
+const LAYOUT: LinearLayout = LinearLayout {
+    q: [0; 3],
+    k: [0; 3],
+    v: [0; 3],
+    key_mask: None,
+    log_decay: [0; 3],
+    omega: 0,
+    state: None,
+    is_aligned: false,
+};
 const SAVED: SavedLayout =
     SavedLayout { out: [0; 3], d_out: [0; 3], statistic: [0; 3], wide_out: false, d_log_decay: false };
 

@@ -169,6 +169,7 @@ impl Call<'_> {
                 stabilizer: stabilizer.as_ref().map_or([0; 2], Operand::outer_strides),
                 position: self.data.position,
             }),
+            is_aligned: [q, k, v].iter().all(|operand| Tensor::of(Argument::Q, operand).start.is_multiple_of(16)),
         }
     }
 

@@ -1,0 +1,403 @@
+// Causal outputs as outputs.cu, for elementwise maps, on warpgroups: chunks of 64 positions, S in registers.
+//
+// Block: as there, one output head for each state head. Each warpgroup has 64 value columns of the block and S for them;
+// they map queries and keys together, in place. One more warp copies the next chunk meanwhile and sums its decays.
+//
+//     shared memory      size                                     written by, and read until
+//     q, k, v            2 stages 64 × (2 D′ + columns)           copies; S is updated
+//     S                  D′ × 64 for each warpgroup, rounded      its warpgroup; its next q̃ S
+//     outputs            64 × 64 for each warpgroup               its warps, on their way out
+//     rows, scratch      chunk.sm90.cuh                           the copying warp, the warpgroups
+//     terms              64 × D′, what keys add to S              the warpgroups; S is updated
+//
+// The products of a chunk: q̃k̃ᵀ and q̃S; weights · v, and k̃ᵀv on top of S.
+#include "../ptx/barrier.cuh"
+#include "../tile/packed.cuh"
+#include "chunk.sm90.cuh"
+
+namespace attn::linear {
+
+// The power of two that brings numbers of this size to 2¹⁴, well inside f16.
+DEVICE float fitting_scale(float largest) {
+    uint32_t exponent = ptx::bit_cast<uint32_t>(ptx::min(ptx::max(largest, 0x1p-100f), 0x1p100f)) & 0x7f800000;
+    return ptx::bit_cast<float>(((127u + 14 + 127) << 23) - exponent);
+}
+
+template <class Config>
+struct OutputsOfWarpgroup {
+    using Element = typename Config::Element;
+    using Shared = ChunkShared<Config>;
+    using Values = tile::RowValues<float, 1>;
+    // Whether numbers must be brought into the range of the elements.
+    static constexpr bool kScales = !ptx::is_bf16<Element>;
+    static constexpr int kBlocks = Config::kWidth / 64;
+    // Vectors of 8 elements: those of a row, rows between a thread's, and how many it has.
+    static constexpr int kVectors = Config::kWidth / 8, kStep = Config::kMappers / kVectors, kRows = kChunk / kStep;
+
+    const LinearMappedParams& params;
+    const LinearParams& p;
+    const Shared& shared;
+    Tiles<Element> tiles;
+    int own;
+    tile::Turn<kStages> turn;
+    tile::WarpgroupSums<64> state[kBlocks], scores, out;
+    tile::PackedRows<Element, 64> weights;
+    // Of the features of this thread's vectors.
+    float z[8];
+    // 1 over that of S in shared memory.
+    float state_scale = 1.0f;
+
+    DEVICE OutputsOfWarpgroup(const LinearMappedParams& params, const Shared& shared)
+        : params(params), p(params.problem), shared(shared), tiles(params.problem), own(ptx::warpgroup()) {}
+
+    DEVICE void barrier_of_all() const { ptx::barrier_sync(kBarrierOfAll, Config::kMappers); }
+    DEVICE void barrier_of_one() const { ptx::barrier_sync(kBarrierOfOne + own, 128); }
+    DEVICE int vector() const { return ptx::thread() % kVectors; }
+    DEVICE int first_column() const { return tiles.place.first_column(p) + 64 * own; }
+    // Row of the chunk of a row of this warp.
+    DEVICE int chunk_row(int row) const { return tile::first_row_of_warp() + row; }
+
+    // f(feature, column of all value columns, number of S) for those that exist.
+    template <class F>
+    DEVICE void each_of_state(F f) {
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) {
+            state[m].each([&](int row, int column, float& x) {
+                int feature = 64 * m + chunk_row(row), at = first_column() + column;
+                if (feature < p.features && at < p.value_width) f(feature, at, x);
+            });
+        }
+    }
+
+    // S and z of the keys before the segment.
+    DEVICE void enter() {
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) state[m] = tile::WarpgroupSums<64>::zero();
+#pragma unroll
+        for (int i = 0; i < 8; ++i) z[i] = 0.0f;
+        const float *from_s = nullptr, *from_z = nullptr;
+        int64_t row = p.value_width;
+        const Place& place = tiles.place;
+        if (p.segments > 1) {
+            int64_t slot = place.slot(p, place.segment);
+            from_s = static_cast<const float*>(p.segment_s) + slot * p.features * p.value_width;
+            from_z = static_cast<const float*>(p.segment_z) + slot * p.features;
+        } else if (p.state_s) {
+            const auto &s = p.state_s_strides, &z = p.state_z_strides;
+            from_s = static_cast<const float*>(p.state_s) + place.batch * s.batch + place.head * s.head;
+            from_z = static_cast<const float*>(p.state_z) + place.batch * z.batch + place.head * z.head;
+            row = s.row;
+        }
+        if (from_s) {
+            each_of_state([&](int feature, int column, float& x) { x = from_s[feature * row + column]; });
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                if (8 * vector() + i < p.features) z[i] = from_z[8 * vector() + i];
+            }
+        }
+        publish_state();
+    }
+
+    // S, rounded, to where the next products read it.
+    DEVICE void publish_state() {
+        float scale = 1.0f;
+        if constexpr (kScales) {
+            float largest = 0.0f;
+            each_of_state([&](int, int, float& x) { largest = ptx::max(largest, ptx::abs(x)); });
+            largest = warp_max(largest);
+            float* all = shared.scratch->largest + 4 * own;
+            if (ptx::lane() == 0) all[ptx::warp() % 4] = largest;
+            barrier_of_one();
+            scale = fitting_scale(ptx::max(ptx::max(all[0], all[1]), ptx::max(all[2], all[3])));
+            state_scale = 1.0f / scale;
+        }
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) {
+            tile::PackedRows<Element, 64> packed;
+            if constexpr (kScales) {
+                auto scaled = state[m];
+                scaled.each([&](int, int, float& x) { x *= scale; });
+                packed.set(scaled);
+            } else {
+                packed.set(state[m]);
+            }
+            tile::store(shared.state_of(own), 64 * m + tile::first_row_of_warp(), packed);
+        }
+        ptx::fence_proxy_async();
+        barrier_of_one();
+    }
+
+    // φ of this thread's vectors of the queries, and what they read of z.
+    DEVICE void map_queries(const typename Shared::Tile& queries) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+            int r = ptx::thread() / kVectors + i * kStep;
+            Element* at = queries.chunk(r, 8 * vector());
+            auto x = ptx::load_vector<Element, 8>(at);
+            float norm = 0.0f;
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                if (p.map != kIdentity) x.value[j] = ptx::from_float<Element>(map_element(p.map, ptx::to_float(x.value[j])));
+                norm += ptx::to_float(x.value[j]) * z[j];
+            }
+            if (p.map != kIdentity) ptx::store_vector(at, x);
+            if (p.finish != kNormalize) continue;
+#pragma unroll
+            for (int mask = kVectors / 2; mask > 0; mask /= 2) norm += ptx::shuffle_xor(norm, mask);
+            if (vector() == 0) shared.scratch->norm[r] = norm;
+        }
+    }
+
+    // φ of this thread's vectors of the keys, what they add to S, and sums of that over its rows.
+    DEVICE void map_keys(const typename Shared::Tile& keys, const ChunkRows& rows) {
+        float sums[8] = {};
+        bool is_mapped = p.map != kIdentity || !rows.is_whole;
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+            int r = ptx::thread() / kVectors + i * kStep;
+            Element* at = keys.chunk(r, 8 * vector());
+            auto x = ptx::load_vector<Element, 8>(at);
+            float to_end = p.decay == kNoDecay ? 1.0f : rows.to_end[r], rest[8];
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                bool is_there = rows.present[r] && 8 * vector() + j < p.features;
+                float phi = is_there ? map_element(p.map, ptx::to_float(x.value[j])) : 0.0f;
+                x.value[j] = ptx::from_float<Element>(phi);
+                rest[j] = phi * to_end;
+                sums[j] += rest[j];
+            }
+            if (is_mapped) ptx::store_vector(at, x);
+            for (int term = 0; term < params.key_terms; ++term) {
+#pragma unroll
+                for (int j = 0; j < 8; ++j) {
+                    x.value[j] = ptx::from_float<Element>(rest[j]);
+                    rest[j] -= ptx::to_float(x.value[j]);
+                }
+                ptx::store_vector(shared.term(term).chunk(r, 8 * vector()), x);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+#pragma unroll
+            for (int mask = kVectors; mask < 32; mask *= 2) sums[j] += ptx::shuffle_xor(sums[j], mask);
+            if (ptx::lane() < kVectors) shared.scratch->z[ptx::warp()][8 * vector() + j] = sums[j];
+        }
+    }
+
+    // Values of rows without a key become zeros, whatever they were.
+    DEVICE void clear_values(const typename Shared::Tile& values, const ChunkRows& rows) const {
+        constexpr int kAcross = Config::kColumns / 8;
+        for (int i = ptx::thread(); i < kChunk * kAcross; i += Config::kMappers) {
+            if (!rows.present[i / kAcross]) {
+                ptx::store_vector(values.chunk(i / kAcross, i % kAcross * 8), ptx::Vector<Element, 8>{});
+            }
+        }
+    }
+
+    DEVICE void map(const ChunkRows& rows) {
+        map_queries(shared.queries(turn.stage));
+        map_keys(shared.keys(turn.stage), rows);
+        if (!rows.is_whole) clear_values(shared.values(turn.stage), rows);
+        ptx::fence_proxy_async();
+        barrier_of_all();
+        float decay = p.decay == kNoDecay ? 1.0f : rows.decay;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            float sum = decay * z[j];
+            for (int warp = 0; warp < 4 * Config::kReaders; ++warp) sum += shared.scratch->z[warp][8 * vector() + j];
+            z[j] = sum;
+        }
+    }
+
+    // Scores become weights; their sums per row, and what rows were scaled by.
+    DEVICE void weigh(const ChunkRows& rows, Values& sum, Values& scale) {
+        scores.each([&](int row, int j, float& x) {
+            int i = chunk_row(row);
+            x = j > i ? 0.0f : p.decay == kNoDecay ? x : x * rows.decay_between(i, j);
+        });
+        if constexpr (kScales) {
+            scale = scores.fold_rows(scale, [](float a, float b) { return ptx::max(ptx::abs(a), ptx::abs(b)); });
+            scale.each([](int, float& x) { x = fitting_scale(x); });
+            scores.scale_rows(scale);
+        }
+        // Of what is multiplied with the values: else a common error of all would not cancel.
+        scores.each([](int, int, float& x) { x = ptx::to_float(ptx::from_float<Element>(x)); });
+        sum = scores.row_sums(sum);
+        weights.set(scores);
+    }
+
+    // S ← e^{G_C} S + k̃ᵀ v, beside the weights' product with the values on top of q̃ S.
+    DEVICE void multiply_values(const ChunkRows& rows) {
+        if (p.decay != kNoDecay) {
+#pragma unroll
+            for (int m = 0; m < kBlocks; ++m) state[m].each([&](int, int, float& x) { x *= rows.decay; });
+        }
+        tile::AlongRows<Element, kChunk> values(shared.values(turn.stage).data + own * kChunk * 64);
+        tile::multiply_beside(out, weights, values, true);
+        auto add = [&](const Element* keys) {
+#pragma unroll
+            for (int m = 0; m < kBlocks; ++m) {
+                tile::AlongRows<Element, kChunk> left(keys, 64 * m);
+                tile::multiply_beside<kChunk>(state[m], left, values, true);
+            }
+        };
+        add(params.key_terms == 0 ? shared.keys(turn.stage).data : shared.term(0).data);
+        wait_for_all();
+#pragma unroll 1
+        for (int term = 1; term < params.key_terms; ++term) {
+            add(shared.term(term).data);
+            wait_for_all();
+        }
+    }
+
+    DEVICE void wait_for_all() {
+        tile::wait_products<0>(out);
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) tile::wait_products<0>(state[m]);
+    }
+
+    // Σ o² of the rows over all columns of the block.
+    DEVICE Values squares() {
+        auto squared = out;
+        squared.each([](int, int, float& x) { x *= x; });
+        auto sum = squared.row_sums(Values::filled(0.0f));
+        if constexpr (Config::kReaders == 1) return sum;
+        auto& all = shared.scratch->squares;
+        sum.each_once([&](int row, float x) { all[own][chunk_row(row)] = x; });
+        barrier_of_all();
+        sum.each([&](int row, float& x) { x = all[0][chunk_row(row)] + all[1][chunk_row(row)]; });
+        return sum;
+    }
+
+    // Divides the rows, whose weights sum up to `sum`, and stores the divisors.
+    DEVICE void finish(Range chunk, const ChunkRows& rows, const Values& sum, const Values& scale) {
+        Values factor = scale, divisor = Values::filled(1.0f);
+        if constexpr (kScales) factor.each([](int, float& x) { x = 1.0f / x; });
+        if (p.finish == kNormalize) {
+            divisor = sum;
+            divisor.with(factor, [](float& x, float unit) { x *= unit; });
+            divisor.each([&](int row, float& x) {
+                int i = chunk_row(row);
+                float before = shared.scratch->norm[i];
+                x += (p.decay == kNoDecay ? before : before * rows.from_start[i]) + float(p.epsilon);
+            });
+            factor.with(divisor, [](float& x, float y) { x *= inverse(y); });
+        } else if (p.finish == kRmsNorm) {
+            if constexpr (kScales) out.scale_rows(factor);
+            divisor = squares();
+            divisor.each([&](int, float& x) { x = ptx::sqrt(x / float(p.value_width) + float(p.epsilon)); });
+            factor = divisor;
+            factor.each([](int, float& x) { x = 1.0f / x; });
+        }
+        out.scale_rows(factor);
+        bool has_statistic = p.statistic && (p.finish == kNormalize || p.finish == kRmsNorm);
+        if (!has_statistic || own != 0 || tiles.place.value_tile != 0) return;
+        divisor.each_once([&](int row, float x) {
+            int64_t query = tiles.query_at(chunk, chunk_row(row));
+            if (query >= 0 && query < p.queries) static_cast<float*>(p.statistic)[head_row() + query] = x;
+        });
+    }
+
+    // First of the output's rows of this head.
+    DEVICE int64_t head_row() const { return (tiles.place.batch * p.heads + tiles.reader_head(0)) * p.queries; }
+
+    template <class T>
+    DEVICE tile::Rows<T> out_rows(void* to) const {
+        return {static_cast<T*>(to) + head_row() * p.value_width, p.value_width, p.queries, p.value_width};
+    }
+
+    DEVICE void store(Range chunk) {
+        int64_t first = tiles.query_at(chunk, tile::first_row_of_warp());
+        if (p.finish == kRaw || p.is_out_wide) {
+            return tile::store(out, out_rows<float>(p.finish == kRaw ? p.raw : p.out), first, first_column());
+        }
+        tile::PackedRows<Element, 64> packed;
+        packed.set(out);
+        auto own_tile = shared.out_of(own);
+        tile::store(own_tile, tile::first_row_of_warp(), packed);
+        ptx::warp_sync();
+        tile::copy_out(own_tile, tile::first_row_of_warp(), out_rows<Element>(p.out), first, first_column());
+        ptx::warp_sync();
+    }
+
+    DEVICE void step(Range chunk) {
+        const ChunkRows& rows = shared.rows[turn.stage];
+        // Scratch and terms of the chunk before are free.
+        barrier_of_all();
+        shared.pipeline.wait(turn);
+        map(rows);
+        tile::AlongColumns<Element, kChunk> queries(shared.queries(turn.stage).data);
+        tile::AlongColumns<Element, kChunk> keys(shared.keys(turn.stage).data);
+        tile::multiply_beside<Config::kWidth>(scores, queries, keys, false);
+        tile::AlongRows<Element, Config::kWidth> before(shared.state_of(own).data);
+        tile::multiply_beside<Config::kWidth>(out, queries, before, false);
+        tile::wait_products<1>(scores);
+        Values sum = Values::filled(0.0f), scale = Values::filled(kScales ? 0.0f : 1.0f);
+        weigh(rows, sum, scale);
+        tile::wait_products<0>(out);
+        if (kScales || p.decay != kNoDecay) {
+            Values left = scale;
+            left.each([&](int row, float& x) {
+                x *= p.decay == kNoDecay ? state_scale : state_scale * rows.from_start[chunk_row(row)];
+            });
+            out.scale_rows(left);
+        }
+        multiply_values(rows);
+        finish(chunk, rows, sum, scale);
+        store(chunk);
+        publish_state();
+        shared.pipeline.release(turn);
+        turn.advance();
+    }
+
+    // The state after the last key.
+    DEVICE void store_final() {
+        int64_t head = tiles.place.state_head(p);
+        auto to_s = static_cast<float*>(p.final_s) + head * p.features * p.value_width;
+        each_of_state([&](int feature, int column, float& x) { to_s[int64_t(feature) * p.value_width + column] = x; });
+        if (tiles.place.value_tile != 0 || ptx::thread() >= kVectors) return;
+        auto to_z = static_cast<float*>(p.final_z) + head * p.features;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            if (8 * vector() + i < p.features) to_z[8 * vector() + i] = z[i];
+        }
+    }
+
+    DEVICE void run() {
+        enter();
+        each_chunk(tiles.place.positions(p), [&](Range chunk) { step(chunk); });
+        if (p.final_s && tiles.place.is_last(p)) store_final();
+    }
+};
+
+template <class Config>
+DEVICE void outputs(const LinearMappedParams& params) {
+    auto shared = ChunkShared<Config>::of_block();
+    shared.initialise();
+    if (ptx::warpgroup() == Config::kReaders) {
+        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<72>();
+        if (ptx::warp() == 4 * Config::kReaders) copy_chunks(params, shared);
+    } else {
+        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_inc<216>();
+        OutputsOfWarpgroup<Config>(params, shared).run();
+    }
+}
+
+using ptx::bf16;
+using ptx::f16;
+
+template <class E, int Width, int Columns>
+using Of = ChunkConfig<E, Width, Columns>;
+
+}  // namespace attn::linear
+
+using namespace attn::linear;
+
+ATTN_KERNEL(linear_outputs_sm90_bf16_64_64, outputs<Of<bf16, 64, 64>>, LinearMappedParams, 160)
+ATTN_KERNEL(linear_outputs_sm90_bf16_64_128, outputs<Of<bf16, 64, 128>>, LinearMappedParams, 384)
+ATTN_KERNEL(linear_outputs_sm90_bf16_128_64, outputs<Of<bf16, 128, 64>>, LinearMappedParams, 160)
+ATTN_KERNEL(linear_outputs_sm90_bf16_128_128, outputs<Of<bf16, 128, 128>>, LinearMappedParams, 384)
+ATTN_KERNEL(linear_outputs_sm90_f16_64_64, outputs<Of<f16, 64, 64>>, LinearMappedParams, 160)
+ATTN_KERNEL(linear_outputs_sm90_f16_64_128, outputs<Of<f16, 64, 128>>, LinearMappedParams, 384)
+ATTN_KERNEL(linear_outputs_sm90_f16_128_64, outputs<Of<f16, 128, 64>>, LinearMappedParams, 160)
+ATTN_KERNEL(linear_outputs_sm90_f16_128_128, outputs<Of<f16, 128, 128>>, LinearMappedParams, 384)
