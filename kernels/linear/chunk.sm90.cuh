@@ -116,6 +116,7 @@ DEVICE void each_chunk(Range segment, F f) {
 template <class Element>
 DEVICE void mark_keys(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows) {
     int missing = 0;
+#pragma unroll 1
     for (int r = ptx::lane(); r < kChunk; r += 32) {
         bool is_present = tiles.has_key(chunk, r) && tiles.keeps(tiles.key_at(chunk, r));
         rows.present[r] = is_present;
@@ -126,31 +127,34 @@ DEVICE void mark_keys(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows)
     if (ptx::lane() == 0) rows.is_whole = missing == 0;
 }
 
-// Decays of the rows, by a warp.
+// Decays of the rows, two by each lane of a warp.
 template <class Element>
 DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows) {
-    DoubledSum sums[kChunk / 32], all{0.0, 0.0};
-#pragma unroll
-    for (int i = 0; i < kChunk / 32; ++i) {
-        int r = 32 * i + ptx::lane();
-        DoubledSum sum{tiles.has_key(chunk, r) ? tiles.log_decay(tiles.key_at(chunk, r)) : 0.0, 0.0};
-        for (int delta = 1; delta < 32; delta *= 2) {
-            DoubledSum earlier{ptx::shuffle_up(sum.high, delta), ptx::shuffle_up(sum.low, delta)};
-            if (ptx::lane() >= delta) sum.add(earlier);
-        }
-        sum.add(all);
-        sums[i] = sum;
-        all = {ptx::shuffle(sum.high, 31), ptx::shuffle(sum.low, 31)};
+    static_assert(kChunk == 64, "two rows for each lane");
+    int r = 2 * ptx::lane();
+    auto log_decay = [&](int r) { return tiles.has_key(chunk, r) ? tiles.log_decay(tiles.key_at(chunk, r)) : 0.0; };
+    double logs[2] = {log_decay(r), log_decay(r + 1)};
+    DoubledSum sum{logs[0], 0.0};
+    sum.add({logs[1], 0.0});
+    auto from = [](const DoubledSum& sum, auto shuffle) { return DoubledSum{shuffle(sum.high), shuffle(sum.low)}; };
+#pragma unroll 1
+    for (int delta = 1; delta < 32; delta *= 2) {
+        DoubledSum earlier = from(sum, [delta](double x) { return ptx::shuffle_up(x, delta); });
+        if (ptx::lane() >= delta) sum.add(earlier);
     }
-#pragma unroll
-    for (int i = 0; i < kChunk / 32; ++i) {
-        int r = 32 * i + ptx::lane();
-        rows.high[r] = float(sums[i].high);
-        rows.low[r] = float(sums[i].high - double(rows.high[r]) + sums[i].low);
-        rows.from_start[r] = ptx::exp(float(sums[i].high));
-        rows.to_end[r] = ptx::exp(float((all.high - sums[i].high) + (all.low - sums[i].low)));
-    }
+    DoubledSum all = from(sum, [](double x) { return ptx::shuffle(x, 31); });
     if (ptx::lane() == 0) rows.decay = ptx::exp(float(all.high));
+    sum = from(sum, [](double x) { return ptx::shuffle_up(x, 1); });
+    if (ptx::lane() == 0) sum = {0.0, 0.0};
+    // Not unrolled, here and below: whoever copies has few registers.
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {
+        sum.add({i == 0 ? logs[0] : logs[1], 0.0});
+        rows.high[r + i] = float(sum.high);
+        rows.low[r + i] = float(sum.high - double(rows.high[r + i]) + sum.low);
+        rows.from_start[r + i] = ptx::exp(float(sum.high));
+        rows.to_end[r + i] = ptx::exp(float((all.high - sum.high) + (all.low - sum.low)));
+    }
 }
 
 // Fills the stages with the chunks of a segment, by a warp.
@@ -171,6 +175,7 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
             copy(shared.queries(turn.stage), Config::kWidth / 64, params.q_map, tiles.query_at(chunk, 0),
                  tiles.query_head(0));
             copy(shared.keys(turn.stage), Config::kWidth / 64, params.k_map, tiles.key_at(chunk, 0), tiles.key_head());
+#pragma unroll 1
             for (int panel = 0; panel < Config::kColumns / 64; ++panel) {
                 const int at[4] = {tiles.place.first_column(p) + 64 * panel, int(tiles.key_at(chunk, 0)),
                                    int(tiles.value_head()), int(tiles.place.batch)};

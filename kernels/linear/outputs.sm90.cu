@@ -23,6 +23,21 @@ DEVICE float fitting_scale(float largest) {
     return ptx::bit_cast<float>(((127u + 14 + 127) << 23) - exponent);
 }
 
+// φ of a vector, for the elementwise maps; one choice for all of it.
+DEVICE void map_vector(int map, float (&x)[8]) {
+    auto each = [&](auto phi) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = phi(x[i]);
+    };
+    switch (map) {
+        case kEluPlusOne: return each([](float x) { return map_element(kEluPlusOne, x); });
+        case kRelu: return each([](float x) { return map_element(kRelu, x); });
+        case kReluSquared: return each([](float x) { return map_element(kReluSquared, x); });
+        case kSilu: return each([](float x) { return map_element(kSilu, x); });
+        case kExp: return each([](float x) { return map_element(kExp, x); });
+    }
+}
+
 template <class Config>
 struct OutputsOfWarpgroup {
     using Element = typename Config::Element;
@@ -129,15 +144,19 @@ struct OutputsOfWarpgroup {
 
     // φ of this thread's vectors of the queries, and what they read of z.
     DEVICE void map_queries(const typename Shared::Tile& queries) {
-#pragma unroll
+        if (p.map == kIdentity && p.finish != kNormalize) return;
+#pragma unroll 2
         for (int i = 0; i < kRows; ++i) {
             int r = ptx::thread() / kVectors + i * kStep;
             Element* at = queries.chunk(r, 8 * vector());
             auto x = ptx::load_vector<Element, 8>(at);
-            float norm = 0.0f;
+            float phi[8], norm = 0.0f;
+#pragma unroll
+            for (int j = 0; j < 8; ++j) phi[j] = ptx::to_float(x.value[j]);
+            map_vector(p.map, phi);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                if (p.map != kIdentity) x.value[j] = ptx::from_float<Element>(map_element(p.map, ptx::to_float(x.value[j])));
+                x.value[j] = ptx::from_float<Element>(phi[j]);
                 norm += ptx::to_float(x.value[j]) * z[j];
             }
             if (p.map != kIdentity) ptx::store_vector(at, x);
@@ -152,21 +171,25 @@ struct OutputsOfWarpgroup {
     DEVICE void map_keys(const typename Shared::Tile& keys, const ChunkRows& rows) {
         float sums[8] = {};
         bool is_mapped = p.map != kIdentity || !rows.is_whole;
-#pragma unroll
+#pragma unroll 2
         for (int i = 0; i < kRows; ++i) {
             int r = ptx::thread() / kVectors + i * kStep;
             Element* at = keys.chunk(r, 8 * vector());
             auto x = ptx::load_vector<Element, 8>(at);
             float to_end = p.decay == kNoDecay ? 1.0f : rows.to_end[r], rest[8];
+            int there = rows.present[r] ? p.features - 8 * vector() : 0;
+#pragma unroll
+            for (int j = 0; j < 8; ++j) rest[j] = ptx::to_float(x.value[j]);
+            map_vector(p.map, rest);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                bool is_there = rows.present[r] && 8 * vector() + j < p.features;
-                float phi = is_there ? map_element(p.map, ptx::to_float(x.value[j])) : 0.0f;
-                x.value[j] = ptx::from_float<Element>(phi);
-                rest[j] = phi * to_end;
+                if (j >= there) rest[j] = 0.0f;
+                x.value[j] = ptx::from_float<Element>(rest[j]);
+                rest[j] *= to_end;
                 sums[j] += rest[j];
             }
             if (is_mapped) ptx::store_vector(at, x);
+#pragma unroll 1
             for (int term = 0; term < params.key_terms; ++term) {
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
@@ -212,9 +235,13 @@ struct OutputsOfWarpgroup {
     // Scores become weights; their sums per row, and what rows were scaled by.
     DEVICE void weigh(const ChunkRows& rows, Values& sum, Values& scale) {
         scores.each([&](int row, int j, float& x) {
-            int i = chunk_row(row);
-            x = j > i ? 0.0f : p.decay == kNoDecay ? x : x * rows.decay_between(i, j);
+            if (j > chunk_row(row)) x = 0.0f;
         });
+        if (p.decay != kNoDecay) {
+            scores.each([&](int row, int j, float& x) {
+                if (j <= chunk_row(row)) x *= rows.decay_between(chunk_row(row), j);
+            });
+        }
         if constexpr (kScales) {
             scale = scores.fold_rows(scale, [](float a, float b) { return ptx::max(ptx::abs(a), ptx::abs(b)); });
             scale.each([](int, float& x) { x = fitting_scale(x); });
@@ -375,10 +402,10 @@ DEVICE void outputs(const LinearMappedParams& params) {
     auto shared = ChunkShared<Config>::of_block();
     shared.initialise();
     if (ptx::warpgroup() == Config::kReaders) {
-        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<72>();
+        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<40>();
         if (ptx::warp() == 4 * Config::kReaders) copy_chunks(params, shared);
     } else {
-        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_inc<216>();
+        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_inc<232>();
         OutputsOfWarpgroup<Config>(params, shared).run();
     }
 }

@@ -208,8 +208,13 @@ impl<'a> Planner<'a> {
 
     /// Cuts the line of positions into segments, at ends of tiles and chunks, where `blocks` leave the device idle.
     fn cut(&mut self, blocks: usize) {
-        let (positions, processors) = (self.params.positions as usize, self.facts.multiprocessors as usize);
-        let pieces = if blocks >= processors { 1 } else { (2 * processors).div_ceil(blocks) };
+        let processors = self.facts.multiprocessors as usize;
+        self.cut_into(if blocks >= processors { 1 } else { (2 * processors).div_ceil(blocks) });
+    }
+
+    /// Cuts the line of positions into at most so many segments.
+    fn cut_into(&mut self, pieces: usize) {
+        let positions = self.params.positions as usize;
         let chunk = if let Scan::ChunkExclusive { chunk } = self.problem.scan { chunk } else { 1 };
         let step = chunk.max(SEGMENT).checked_next_multiple_of(chunk).unwrap_or(chunk);
         let length = positions.div_ceil(pieces).div_ceil(step).max(1).saturating_mul(step);

@@ -60,6 +60,13 @@ impl Chunks {
         if self.columns == CHUNK { 160 } else { 384 }
     }
 
+    /// Segments for a device with so many multiprocessors. They make k and v be read twice, half as much traffic again, so
+    /// a third of the device may rather stay idle; all blocks run at once.
+    fn pieces(&self, blocks: usize, processors: usize) -> usize {
+        let slots = if (self.width, self.columns) == (CHUNK, CHUNK) { 2 * processors } else { processors };
+        if 3 * blocks >= 2 * slots { 1 } else { slots / blocks }
+    }
+
     /// As `ChunkShared` on the device.
     fn shared_bytes(&self) -> usize {
         let &Self { width, columns, key_terms, .. } = self;
@@ -85,7 +92,7 @@ impl Planner<'_> {
     pub(super) fn on_warpgroups(&mut self, layout: &LinearLayout, hands_out_state: bool) -> Option<()> {
         let chunks = Chunks::of(self, layout, hands_out_state)?;
         self.params.set_value_tile(chunks.columns);
-        self.cut(self.blocks());
+        self.cut_into(chunks.pieces(self.blocks(), self.facts.multiprocessors as usize));
         if self.params.segments > 1 {
             self.tile_values(&STATES);
             self.entering_states();
