@@ -15,6 +15,7 @@ use params::{QuadraticMappedParams, QuadraticParams};
 #[cfg(feature = "gpu")]
 pub use run::{QuadraticGradients, QuadraticInputs, QuadraticSaved, backward, forward};
 use tiles::{Config, Memory, ROWS};
+use warpgroups::Warpgroups;
 
 const THREADS: usize = 128;
 /// Rows of a block of the kernels that have a warp per row.
@@ -65,6 +66,8 @@ pub struct QuadraticSavedLayout {
     pub wide_out: bool,
     /// Whether the gradient of the bias is wanted.
     pub d_bias: bool,
+    /// Whether the gradient of the output starts at a multiple of 16 bytes.
+    pub is_aligned: bool,
 }
 
 /// The parameter structs of the engine's kernels.
@@ -92,7 +95,8 @@ pub fn plan_forward(
     params.statistic = outputs.statistic.then_some(Argument::Statistic).into();
     params.statistic_strides = row_major(shapes, 1).into();
     let Planner { params, plan, .. } = &mut planner;
-    if is_wide || warpgroups::forward(plan, problem, layout, params, facts).is_none() {
+    let warpgroups = Warpgroups::of(problem, layout, facts).filter(|_| !is_wide);
+    if warpgroups.and_then(|warpgroups| warpgroups.forward(plan, params)).is_none() {
         planner.forward(is_wide);
     }
     planner.plan
@@ -118,8 +122,15 @@ pub fn plan_backward(
     params.d_statistic = saved.d_statistic.map(|_| Argument::DStatistic).into();
     params.d_statistic_strides = saved.d_statistic.unwrap_or_default().into();
     planner.prepare();
-    planner.keys();
-    planner.queries(saved.d_bias);
+    let Planner { params, plan, .. } = &mut planner;
+    params.d_k = Argument::DK.into();
+    params.d_v = Argument::DV.into();
+    params.d_q = Argument::DQ.into();
+    let warpgroups = Warpgroups::of(problem, layout, facts);
+    if warpgroups.and_then(|warpgroups| warpgroups.backward(plan, params, saved)).is_none() {
+        planner.keys();
+        planner.queries(saved.d_bias);
+    }
     planner.plan
 }
 
@@ -224,8 +235,6 @@ impl<'a> Planner<'a> {
         if blocks == 0 {
             return;
         }
-        self.params.d_k = Argument::DK.into();
-        self.params.d_v = Argument::DV.into();
         let memory = config.backward_memory([shapes.width, shapes.value_width], false, self.facts);
         let panels = config.panels(shapes.width.max(shapes.value_width));
         self.launch_tiled("keys", &config, memory, [blocks, panels, 1]);
@@ -237,7 +246,6 @@ impl<'a> Planner<'a> {
         let blocks = self.query_blocks();
         let bias = shapes.bias.filter(|_| d_bias);
         let memory = config.backward_memory([shapes.width, shapes.value_width], bias.is_some(), self.facts);
-        self.params.d_q = Argument::DQ.into();
         let mut turn = blocks.max(1);
         if let Some((heads, radius)) = bias {
             let tiles = (self.params.mask.span(ROWS, shapes.keys).div_ceil(config.others) + 1)

@@ -105,5 +105,7 @@ kernel_params! {
         pub(super) q_map: TensorMap,
         pub(super) k_map: TensorMap,
         pub(super) v_map: TensorMap,
+        pub(super) d_out_map: Option<TensorMap>,
+        pub(super) factors_map: Option<TensorMap>,
     }
 }
