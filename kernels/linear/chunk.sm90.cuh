@@ -13,8 +13,8 @@ constexpr int kStages = 2;
 // Barrier of all warpgroups, and the first of those of one.
 constexpr int kBarrierOfAll = 1, kBarrierOfOne = 2;
 
-// D′ and value columns of a block, filled up with zeros; each warpgroup has 64 columns.
-template <class E, int Width, int Columns>
+// D′ and value columns of a block, filled up with zeros; each warpgroup has 64 columns. Sides are the keys, and the queries.
+template <class E, int Width, int Columns, int Sides>
 struct ChunkConfig {
     using Element = E;
     static constexpr int kWidth = Width;
@@ -23,7 +23,10 @@ struct ChunkConfig {
     static constexpr int kMappers = 128 * kReaders;
     // Elements of queries or keys, of values, and of 64 columns of S.
     static constexpr int kSide = kChunk * Width, kValues = kChunk * Columns, kState = Width * 64;
-    static constexpr int kStage = 2 * kSide + kValues;
+    static constexpr int kStage = Sides * kSide + kValues;
+    static constexpr bool kReads = Sides == 2;
+    // Vectors of 8 elements: those of a row, rows between a mapping thread's, and how many it has.
+    static constexpr int kVectors = Width / 8, kStep = kMappers / kVectors, kRows = kChunk / kStep;
 };
 
 // What is kept per row of a chunk.
@@ -45,7 +48,7 @@ struct ChunkRows {
 // Between the warpgroups.
 struct ChunkScratch {
     // Σ over a warp's rows of φ(k), by the warp.
-    float z[8][128];
+    float z[8][256];
     // ⟨φ(q), z⟩ before the chunk, per row.
     float norm[kChunk];
     // Σ o² over a warpgroup's columns, per row.
@@ -70,20 +73,22 @@ struct ChunkShared {
     DEVICE static ChunkShared of_block() {
         auto* stages = ptx::shared_memory<Element>();
         Element* state = stages + kStages * Config::kStage;
-        Element* out = state + Config::kReaders * Config::kState;
-        Element* terms = out + Config::kReaders * kChunk * 64;
-        auto* scratch = reinterpret_cast<ChunkScratch*>(terms);
+        Element* out = state + kStates * Config::kState;
+        auto* scratch = reinterpret_cast<ChunkScratch*>(out + kStates * kChunk * 64);
         auto* rows = reinterpret_cast<ChunkRows*>(scratch + 1);
         auto* barriers = reinterpret_cast<ptx::Mbarrier*>(rows + kStages);
-        return {stages, state, out, rows, scratch, {barriers}, reinterpret_cast<Element*>(ptx::shared_memory<char>() + kBase)};
+        auto* terms = reinterpret_cast<Element*>(ptx::shared_memory<char>() + kBase);
+        return {stages, state, out, rows, scratch, {barriers}, terms};
     }
-    static constexpr int kTiles = (kStages * Config::kStage + Config::kReaders * (Config::kState + kChunk * 64)) * 2;
+    // Only outputs need S, and room for themselves.
+    static constexpr int kStates = Config::kReads ? Config::kReaders : 0;
+    static constexpr int kTiles = (kStages * Config::kStage + kStates * (Config::kState + kChunk * 64)) * 2;
     static constexpr int kSmall = sizeof(ChunkScratch) + kStages * sizeof(ChunkRows) + 8 * Stages::kBarriers;
     // Bytes before the terms.
     static constexpr int kBase = (kTiles + kSmall + 1023) / 1024 * 1024;
 
     DEVICE Tile queries(int stage) const { return {stages + stage * Config::kStage, kChunk}; }
-    DEVICE Tile keys(int stage) const { return {queries(stage).data + Config::kSide, kChunk}; }
+    DEVICE Tile keys(int stage) const { return {queries(stage).data + (Config::kReads ? Config::kSide : 0), kChunk}; }
     DEVICE Tile values(int stage) const { return {keys(stage).data + Config::kSide, kChunk}; }
     DEVICE Tile term(int index) const { return {terms + index * Config::kSide, kChunk}; }
     // S and the outputs of a warpgroup, 64 columns each.
@@ -172,8 +177,10 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
         tile::wait_for_phase(shared.pipeline.empty(turn.stage), turn.parity ^ 1);
         if (ptx::elect()) {
             ptx::mbarrier_arrive_expect_tx(shared.pipeline.full(turn.stage), Config::kStage * sizeof(Element));
-            copy(shared.queries(turn.stage), Config::kWidth / 64, params.q_map, tiles.query_at(chunk, 0),
-                 tiles.query_head(0));
+            if constexpr (Config::kReads) {
+                copy(shared.queries(turn.stage), Config::kWidth / 64, params.q_map, tiles.query_at(chunk, 0),
+                     tiles.query_head(0));
+            }
             copy(shared.keys(turn.stage), Config::kWidth / 64, params.k_map, tiles.key_at(chunk, 0), tiles.key_head());
 #pragma unroll 1
             for (int panel = 0; panel < Config::kColumns / 64; ++panel) {

@@ -11,9 +11,8 @@
 //     terms              64 × D′, what keys add to S              the warpgroups; S is updated
 //
 // The products of a chunk: q̃k̃ᵀ and q̃S; weights · v, and k̃ᵀv on top of S.
-#include "../ptx/barrier.cuh"
 #include "../tile/packed.cuh"
-#include "chunk.sm90.cuh"
+#include "state.sm90.cuh"
 
 namespace attn::linear {
 
@@ -23,73 +22,30 @@ DEVICE float fitting_scale(float largest) {
     return ptx::bit_cast<float>(((127u + 14 + 127) << 23) - exponent);
 }
 
-// φ of a vector, for the elementwise maps; one choice for all of it.
-DEVICE void map_vector(int map, float (&x)[8]) {
-    auto each = [&](auto phi) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] = phi(x[i]);
-    };
-    switch (map) {
-        case kEluPlusOne: return each([](float x) { return map_element(kEluPlusOne, x); });
-        case kRelu: return each([](float x) { return map_element(kRelu, x); });
-        case kReluSquared: return each([](float x) { return map_element(kReluSquared, x); });
-        case kSilu: return each([](float x) { return map_element(kSilu, x); });
-        case kExp: return each([](float x) { return map_element(kExp, x); });
-    }
-}
-
 template <class Config>
-struct OutputsOfWarpgroup {
-    using Element = typename Config::Element;
-    using Shared = ChunkShared<Config>;
+struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
+    using Base = StateOfWarpgroup<Config>;
+    using typename Base::Element;
+    using typename Base::Shared;
+    using Base::kBlocks, Base::own, Base::p, Base::params, Base::shared, Base::state, Base::tiles, Base::turn, Base::z;
+    using Base::barrier_of_all, Base::barrier_of_one, Base::chunk_row, Base::first_column, Base::vector;
     using Values = tile::RowValues<float, 1>;
+    static constexpr int kVectors = Config::kVectors;
     // Whether numbers must be brought into the range of the elements.
     static constexpr bool kScales = !ptx::is_bf16<Element>;
-    static constexpr int kBlocks = Config::kWidth / 64;
-    // Vectors of 8 elements: those of a row, rows between a thread's, and how many it has.
-    static constexpr int kVectors = Config::kWidth / 8, kStep = Config::kMappers / kVectors, kRows = kChunk / kStep;
+    // Whether there are registers for scores and q̃S at once.
+    static constexpr bool kIsNarrow = kBlocks <= 2;
 
-    const LinearMappedParams& params;
-    const LinearParams& p;
-    const Shared& shared;
-    Tiles<Element> tiles;
-    int own;
-    tile::Turn<kStages> turn;
-    tile::WarpgroupSums<64> state[kBlocks], scores, out;
+    tile::WarpgroupSums<64> scores, out;
     tile::PackedRows<Element, 64> weights;
-    // Of the features of this thread's vectors.
-    float z[8];
     // 1 over that of S in shared memory.
     float state_scale = 1.0f;
 
-    DEVICE OutputsOfWarpgroup(const LinearMappedParams& params, const Shared& shared)
-        : params(params), p(params.problem), shared(shared), tiles(params.problem), own(ptx::warpgroup()) {}
-
-    DEVICE void barrier_of_all() const { ptx::barrier_sync(kBarrierOfAll, Config::kMappers); }
-    DEVICE void barrier_of_one() const { ptx::barrier_sync(kBarrierOfOne + own, 128); }
-    DEVICE int vector() const { return ptx::thread() % kVectors; }
-    DEVICE int first_column() const { return tiles.place.first_column(p) + 64 * own; }
-    // Row of the chunk of a row of this warp.
-    DEVICE int chunk_row(int row) const { return tile::first_row_of_warp() + row; }
-
-    // f(feature, column of all value columns, number of S) for those that exist.
-    template <class F>
-    DEVICE void each_of_state(F f) {
-#pragma unroll
-        for (int m = 0; m < kBlocks; ++m) {
-            state[m].each([&](int row, int column, float& x) {
-                int feature = 64 * m + chunk_row(row), at = first_column() + column;
-                if (feature < p.features && at < p.value_width) f(feature, at, x);
-            });
-        }
-    }
+    using Base::Base;
 
     // S and z of the keys before the segment.
     DEVICE void enter() {
-#pragma unroll
-        for (int m = 0; m < kBlocks; ++m) state[m] = tile::WarpgroupSums<64>::zero();
-#pragma unroll
-        for (int i = 0; i < 8; ++i) z[i] = 0.0f;
+        this->clear();
         const float *from_s = nullptr, *from_z = nullptr;
         int64_t row = p.value_width;
         const Place& place = tiles.place;
@@ -104,7 +60,7 @@ struct OutputsOfWarpgroup {
             row = s.row;
         }
         if (from_s) {
-            each_of_state([&](int feature, int column, float& x) { x = from_s[feature * row + column]; });
+            this->each_of_state([&](int feature, int column, float& x) { x = from_s[feature * row + column]; });
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 if (8 * vector() + i < p.features) z[i] = from_z[8 * vector() + i];
@@ -118,7 +74,7 @@ struct OutputsOfWarpgroup {
         float scale = 1.0f;
         if constexpr (kScales) {
             float largest = 0.0f;
-            each_of_state([&](int, int, float& x) { largest = ptx::max(largest, ptx::abs(x)); });
+            this->each_of_state([&](int, int, float& x) { largest = ptx::max(largest, ptx::abs(x)); });
             largest = warp_max(largest);
             float* all = shared.scratch->largest + 4 * own;
             if (ptx::lane() == 0) all[ptx::warp() % 4] = largest;
@@ -146,8 +102,8 @@ struct OutputsOfWarpgroup {
     DEVICE void map_queries(const typename Shared::Tile& queries) {
         if (p.map == kIdentity && p.finish != kNormalize) return;
 #pragma unroll 2
-        for (int i = 0; i < kRows; ++i) {
-            int r = ptx::thread() / kVectors + i * kStep;
+        for (int i = 0; i < Config::kRows; ++i) {
+            int r = ptx::thread() / kVectors + i * Config::kStep;
             Element* at = queries.chunk(r, 8 * vector());
             auto x = ptx::load_vector<Element, 8>(at);
             float phi[8], norm = 0.0f;
@@ -167,69 +123,13 @@ struct OutputsOfWarpgroup {
         }
     }
 
-    // φ of this thread's vectors of the keys, what they add to S, and sums of that over its rows.
-    DEVICE void map_keys(const typename Shared::Tile& keys, const ChunkRows& rows) {
-        float sums[8] = {};
-        bool is_mapped = p.map != kIdentity || !rows.is_whole;
-#pragma unroll 2
-        for (int i = 0; i < kRows; ++i) {
-            int r = ptx::thread() / kVectors + i * kStep;
-            Element* at = keys.chunk(r, 8 * vector());
-            auto x = ptx::load_vector<Element, 8>(at);
-            float to_end = p.decay == kNoDecay ? 1.0f : rows.to_end[r], rest[8];
-            int there = rows.present[r] ? p.features - 8 * vector() : 0;
-#pragma unroll
-            for (int j = 0; j < 8; ++j) rest[j] = ptx::to_float(x.value[j]);
-            map_vector(p.map, rest);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                if (j >= there) rest[j] = 0.0f;
-                x.value[j] = ptx::from_float<Element>(rest[j]);
-                rest[j] *= to_end;
-                sums[j] += rest[j];
-            }
-            if (is_mapped) ptx::store_vector(at, x);
-#pragma unroll 1
-            for (int term = 0; term < params.key_terms; ++term) {
-#pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    x.value[j] = ptx::from_float<Element>(rest[j]);
-                    rest[j] -= ptx::to_float(x.value[j]);
-                }
-                ptx::store_vector(shared.term(term).chunk(r, 8 * vector()), x);
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int mask = kVectors; mask < 32; mask *= 2) sums[j] += ptx::shuffle_xor(sums[j], mask);
-            if (ptx::lane() < kVectors) shared.scratch->z[ptx::warp()][8 * vector() + j] = sums[j];
-        }
-    }
-
-    // Values of rows without a key become zeros, whatever they were.
-    DEVICE void clear_values(const typename Shared::Tile& values, const ChunkRows& rows) const {
-        constexpr int kAcross = Config::kColumns / 8;
-        for (int i = ptx::thread(); i < kChunk * kAcross; i += Config::kMappers) {
-            if (!rows.present[i / kAcross]) {
-                ptx::store_vector(values.chunk(i / kAcross, i % kAcross * 8), ptx::Vector<Element, 8>{});
-            }
-        }
-    }
-
     DEVICE void map(const ChunkRows& rows) {
         map_queries(shared.queries(turn.stage));
-        map_keys(shared.keys(turn.stage), rows);
-        if (!rows.is_whole) clear_values(shared.values(turn.stage), rows);
+        this->map_keys(shared.keys(turn.stage), rows);
+        if (!rows.is_whole) this->clear_values(shared.values(turn.stage), rows);
         ptx::fence_proxy_async();
         barrier_of_all();
-        float decay = p.decay == kNoDecay ? 1.0f : rows.decay;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            float sum = decay * z[j];
-            for (int warp = 0; warp < 4 * Config::kReaders; ++warp) sum += shared.scratch->z[warp][8 * vector() + j];
-            z[j] = sum;
-        }
+        this->add_features(rows);
     }
 
     // Scores become weights; their sums per row, and what rows were scaled by.
@@ -253,34 +153,18 @@ struct OutputsOfWarpgroup {
         weights.set(scores);
     }
 
-    // S ← e^{G_C} S + k̃ᵀ v, beside the weights' product with the values on top of q̃ S.
+    // The weights' product with the values on top of q̃ S, beside S ← e^{G_C} S + k̃ᵀ v.
     DEVICE void multiply_values(const ChunkRows& rows) {
-        if (p.decay != kNoDecay) {
-#pragma unroll
-            for (int m = 0; m < kBlocks; ++m) state[m].each([&](int, int, float& x) { x *= rows.decay; });
-        }
-        tile::AlongRows<Element, kChunk> values(shared.values(turn.stage).data + own * kChunk * 64);
-        tile::multiply_beside(out, weights, values, true);
-        auto add = [&](const Element* keys) {
-#pragma unroll
-            for (int m = 0; m < kBlocks; ++m) {
-                tile::AlongRows<Element, kChunk> left(keys, 64 * m);
-                tile::multiply_beside<kChunk>(state[m], left, values, true);
-            }
-        };
-        add(params.key_terms == 0 ? shared.keys(turn.stage).data : shared.term(0).data);
-        wait_for_all();
-#pragma unroll 1
-        for (int term = 1; term < params.key_terms; ++term) {
-            add(shared.term(term).data);
-            wait_for_all();
-        }
+        this->shrink_state(rows);
+        tile::multiply_beside(out, weights, this->own_values(), true);
+        this->add_keys();
+        tile::wait_products<0>(out);
     }
 
-    DEVICE void wait_for_all() {
-        tile::wait_products<0>(out);
-#pragma unroll
-        for (int m = 0; m < kBlocks; ++m) tile::wait_products<0>(state[m]);
+    DEVICE void read_state() {
+        tile::AlongColumns<Element, kChunk> queries(shared.queries(turn.stage).data);
+        tile::AlongRows<Element, Config::kWidth> before(shared.state_of(own).data);
+        tile::multiply_beside<Config::kWidth>(out, queries, before, false);
     }
 
     // Σ o² of the rows over all columns of the block.
@@ -333,7 +217,7 @@ struct OutputsOfWarpgroup {
         return {static_cast<T*>(to) + head_row() * p.value_width, p.value_width, p.queries, p.value_width};
     }
 
-    DEVICE void store(Range chunk) {
+    DEVICE void store_outputs(Range chunk) {
         int64_t first = tiles.query_at(chunk, tile::first_row_of_warp());
         if (p.finish == kRaw || p.is_out_wide) {
             return tile::store(out, out_rows<float>(p.finish == kRaw ? p.raw : p.out), first, first_column());
@@ -356,11 +240,11 @@ struct OutputsOfWarpgroup {
         tile::AlongColumns<Element, kChunk> queries(shared.queries(turn.stage).data);
         tile::AlongColumns<Element, kChunk> keys(shared.keys(turn.stage).data);
         tile::multiply_beside<Config::kWidth>(scores, queries, keys, false);
-        tile::AlongRows<Element, Config::kWidth> before(shared.state_of(own).data);
-        tile::multiply_beside<Config::kWidth>(out, queries, before, false);
-        tile::wait_products<1>(scores);
+        if constexpr (kIsNarrow) read_state();
+        tile::wait_products<kIsNarrow>(scores);
         Values sum = Values::filled(0.0f), scale = Values::filled(kScales ? 0.0f : 1.0f);
         weigh(rows, sum, scale);
+        if constexpr (!kIsNarrow) read_state();
         tile::wait_products<0>(out);
         if (kScales || p.decay != kNoDecay) {
             Values left = scale;
@@ -371,29 +255,19 @@ struct OutputsOfWarpgroup {
         }
         multiply_values(rows);
         finish(chunk, rows, sum, scale);
-        store(chunk);
+        store_outputs(chunk);
         publish_state();
         shared.pipeline.release(turn);
         turn.advance();
     }
 
-    // The state after the last key.
-    DEVICE void store_final() {
-        int64_t head = tiles.place.state_head(p);
-        auto to_s = static_cast<float*>(p.final_s) + head * p.features * p.value_width;
-        each_of_state([&](int feature, int column, float& x) { to_s[int64_t(feature) * p.value_width + column] = x; });
-        if (tiles.place.value_tile != 0 || ptx::thread() >= kVectors) return;
-        auto to_z = static_cast<float*>(p.final_z) + head * p.features;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (8 * vector() + i < p.features) to_z[8 * vector() + i] = z[i];
-        }
-    }
-
     DEVICE void run() {
         enter();
         each_chunk(tiles.place.positions(p), [&](Range chunk) { step(chunk); });
-        if (p.final_s && tiles.place.is_last(p)) store_final();
+        if (!p.final_s || !tiles.place.is_last(p)) return;
+        int64_t head = tiles.place.state_head(p);
+        Base::store(static_cast<float*>(p.final_s) + head * p.features * p.value_width,
+                    static_cast<float*>(p.final_z) + head * p.features);
     }
 };
 
@@ -414,7 +288,7 @@ using ptx::bf16;
 using ptx::f16;
 
 template <class E, int Width, int Columns>
-using Of = ChunkConfig<E, Width, Columns>;
+using Of = ChunkConfig<E, Width, Columns, 2>;
 
 }  // namespace attn::linear
 
@@ -424,7 +298,9 @@ ATTN_KERNEL(linear_outputs_sm90_bf16_64_64, outputs<Of<bf16, 64, 64>>, LinearMap
 ATTN_KERNEL(linear_outputs_sm90_bf16_64_128, outputs<Of<bf16, 64, 128>>, LinearMappedParams, 384)
 ATTN_KERNEL(linear_outputs_sm90_bf16_128_64, outputs<Of<bf16, 128, 64>>, LinearMappedParams, 160)
 ATTN_KERNEL(linear_outputs_sm90_bf16_128_128, outputs<Of<bf16, 128, 128>>, LinearMappedParams, 384)
+ATTN_KERNEL(linear_outputs_sm90_bf16_256_64, outputs<Of<bf16, 256, 64>>, LinearMappedParams, 160)
 ATTN_KERNEL(linear_outputs_sm90_f16_64_64, outputs<Of<f16, 64, 64>>, LinearMappedParams, 160)
 ATTN_KERNEL(linear_outputs_sm90_f16_64_128, outputs<Of<f16, 64, 128>>, LinearMappedParams, 384)
 ATTN_KERNEL(linear_outputs_sm90_f16_128_64, outputs<Of<f16, 128, 64>>, LinearMappedParams, 160)
 ATTN_KERNEL(linear_outputs_sm90_f16_128_128, outputs<Of<f16, 128, 128>>, LinearMappedParams, 384)
+ATTN_KERNEL(linear_outputs_sm90_f16_256_64, outputs<Of<f16, 256, 64>>, LinearMappedParams, 160)

@@ -101,7 +101,7 @@ pub fn plan_forward(problem: &Linear, layout: &LinearLayout, outputs: ForwardOut
     planner.tile_values(&OUTPUTS);
     planner.cut(planner.blocks());
     if planner.params.segments > 1 {
-        planner.entering_states();
+        planner.entering_states(|planner| planner.launch_sweep("states", &STATES));
     }
     planner.outputs(|planner| planner.launch_sweep("outputs", &OUTPUTS));
     planner.plan
@@ -235,14 +235,14 @@ impl<'a> Planner<'a> {
         self.state_heads() * numbers.div_ceil(THREADS)
     }
 
-    /// The sums of the segments, and from them what enters each.
-    fn entering_states(&mut self) {
+    /// The sums of the segments, which `launch` adds a kernel for, and from them what enters each.
+    fn entering_states(&mut self, launch: impl FnOnce(&mut Self)) {
         let slots = self.state_heads() * (self.params.segments as usize + 1);
         (self.params.segment_s, self.params.segment_z) = self.segment_sums();
         self.params.segment_stabilizer = self.workspace(slots);
         self.params.entering_stabilizer = self.workspace(slots);
         self.params.segment_log_decay = self.plan.workspace(slots * size_of::<f64>()).into();
-        self.launch_sweep("states", &STATES);
+        launch(self);
         self.launch("scan", self.scan_blocks(), 0);
     }
 

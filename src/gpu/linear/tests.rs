@@ -155,14 +155,17 @@ fn warpgroups_take_what_they_can() {
     assert_eq!(launches(&one), [("linear_outputs_sm90_bf16_128_128", 128),]);
     assert!(one.to_string().contains("linear_outputs_sm90_bf16_128_128<<<"), "{one}");
     let many = plan([2, 16, 16384, 128, 128], DType::BF16, identity, LinearFinish::None);
-    let expected =
-        [("linear_states_bf16", 128), ("linear_scan_bf16", 32 * 129), ("linear_outputs_sm90_bf16_128_128", 128)];
+    let expected = [
+        ("linear_states_sm90_bf16_128_128", 128),
+        ("linear_scan_bf16", 32 * 129),
+        ("linear_outputs_sm90_bf16_128_128", 128),
+    ];
     assert_eq!(launches(&many), expected);
     let wide = plan([8, 32, 2048, 64, 200], DType::F16, ELU, rms);
     let kernels: Vec<_> = launches(&wide).into_iter().map(|(kernel, _)| kernel).collect();
     assert_eq!(kernels, ["linear_outputs_sm90_f16_64_128", "linear_normalize_f16"]);
     for (sizes, dtype, map) in [
-        ([8, 32, 2048, 256, 64], DType::BF16, ELU),
+        ([8, 32, 2048, 264, 64], DType::BF16, ELU),
         ([8, 32, 2048, 60, 64], DType::BF16, ELU),
         ([8, 32, 2048, 64, 64], DType::F32, ELU),
         ([8, 32, 2048, 64, 64], DType::BF16, FAVOR),

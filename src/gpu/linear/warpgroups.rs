@@ -1,7 +1,7 @@
 //! Plans of the kernels for sm_90a (kernels/linear/*.sm90.cu): which problems they are for, and how.
 
 use super::params::LinearMappedParams;
-use super::{LinearLayout, Planner, STATES, grid};
+use super::{LinearLayout, Planner, grid};
 use crate::gpu::plan::{Argument, TensorMap};
 use crate::linear::FeatureMap;
 use crate::problem::{DType, Decay, LinearShapes, Map, Scan};
@@ -10,7 +10,7 @@ use crate::problem::{DType, Decay, LinearShapes, Map, Scan};
 const CHUNK: usize = 64;
 const STAGES: usize = 2;
 /// Bytes of `ChunkScratch`, of `ChunkRows` and of the mbarriers of a stage.
-const SCRATCH: usize = 4 * (8 * 128 + CHUNK + 2 * CHUNK + 8);
+const SCRATCH: usize = 4 * (8 * 256 + CHUNK + 2 * CHUNK + 8);
 const ROWS: usize = 4 * (5 * CHUNK + 2);
 const BARRIERS: usize = 16;
 
@@ -41,9 +41,10 @@ impl Chunks {
         let width = match shapes.width {
             1..=64 => 64,
             65..=128 => 128,
+            129..=256 => 256,
             _ => return None,
         };
-        let columns = if shapes.value_width <= CHUNK { CHUNK } else { 2 * CHUNK };
+        let columns = if width > 128 || shapes.value_width <= CHUNK { CHUNK } else { 2 * CHUNK };
         let is_exact = matches!(map, FeatureMap::Identity | FeatureMap::Relu) && shapes.decay == Decay::None;
         let key_terms = match (hands_out_state, shapes.dtype) {
             _ if is_exact => 0,
@@ -52,7 +53,8 @@ impl Chunks {
             (true, _) => 2,
             (false, _) => usize::from(shapes.decay != Decay::None),
         };
-        Some(Self { width, columns, key_terms, maps: maps(shapes, layout)? })
+        let chunks = Self { width, columns, key_terms, maps: maps(shapes, layout)? };
+        (chunks.shared_bytes(true) <= planner.facts.shared_bytes_per_block as usize).then_some(chunks)
     }
 
     fn threads(&self) -> u32 {
@@ -67,11 +69,11 @@ impl Chunks {
         if 3 * blocks >= 2 * slots { 1 } else { slots / blocks }
     }
 
-    /// As `ChunkShared` on the device.
-    fn shared_bytes(&self) -> usize {
+    /// As `ChunkShared` on the device, of a kernel that reads the sums or not.
+    fn shared_bytes(&self, reads: bool) -> usize {
         let &Self { width, columns, key_terms, .. } = self;
-        let stages = STAGES * CHUNK * (2 * width + columns);
-        let own = columns / CHUNK * (width + CHUNK) * CHUNK;
+        let stages = STAGES * CHUNK * ((1 + usize::from(reads)) * width + columns);
+        let own = if reads { columns / CHUNK * (width + CHUNK) * CHUNK } else { 0 };
         let small = SCRATCH + STAGES * (ROWS + BARRIERS);
         (2 * (stages + own) + small).next_multiple_of(1024) + 2 * key_terms * CHUNK * width
     }
@@ -94,21 +96,20 @@ impl Planner<'_> {
         self.params.set_value_tile(chunks.columns);
         self.cut_into(chunks.pieces(self.blocks(), self.facts.multiprocessors as usize));
         if self.params.segments > 1 {
-            self.tile_values(&STATES);
-            self.entering_states();
-            self.params.set_value_tile(chunks.columns);
+            self.entering_states(|planner| planner.launch_chunks("states", &chunks));
         }
-        self.outputs(|planner| planner.launch_chunks(&chunks));
+        self.outputs(|planner| planner.launch_chunks("outputs", &chunks));
         Some(())
     }
 
-    fn launch_chunks(&mut self, chunks: &Chunks) {
+    fn launch_chunks(&mut self, kernel: &str, chunks: &Chunks) {
         let [q_map, k_map, v_map] = chunks.maps;
         let params =
             LinearMappedParams { problem: self.params, q_map, k_map, v_map, key_terms: chunks.key_terms as i32 };
-        let name = format!("linear_outputs_sm90_{}_{}_{}", self.shapes().dtype, chunks.width, chunks.columns);
+        let name = format!("linear_{kernel}_sm90_{}_{}_{}", self.shapes().dtype, chunks.width, chunks.columns);
+        let shared = chunks.shared_bytes(kernel == "outputs") as u32;
         let blocks = self.blocks() * self.params.segments as usize;
-        self.plan.launch(name, [grid(blocks), 1, 1], chunks.threads(), chunks.shared_bytes() as u32, &params);
+        self.plan.launch(name, [grid(blocks), 1, 1], chunks.threads(), shared, &params);
     }
 }
 

@@ -182,6 +182,16 @@ fn warpgroups() -> Vec<Case> {
             .lengths(600, 600)
             .heads(1, 1, 1)
             .after(20),
+        case("256 wide", raw(causal(Identity)), 256, 72).heads(1, 1, 1),
+        case("256 wide, normalised, after a state", causal(Relu), 200, 64).heads(1, 1, 1).after(20),
+        case("256 wide, elu + 1, decay per token", decayed(EluPlusOne, Extra::PerToken), 256, 64).heads(1, 1, 1),
+        case("256 wide, in segments", causal(Relu), 256, 64).lengths(600, 600).heads(1, 1, 1),
+        case("64 by 128, in segments", normalized(), 64, 128).lengths(600, 600).heads(1, 1, 1),
+        case("128 by 64, in segments", raw(decayed(Identity, Extra::PerHead)), 128, 64)
+            .lengths(600, 600)
+            .heads(1, 1, 1),
+        case("128 by 128, in segments", normalized(), 128, 128).lengths(600, 600).heads(1, 1, 1),
+        case("key mask, in segments", masked(normalized(), Extra::SomeKeys), 64, 64).lengths(600, 600).heads(1, 1, 1),
         case("large sums", normalized(), 64, 64).std(20.0).lengths(300, 300).heads(1, 1, 1),
     ]
 }
