@@ -81,6 +81,9 @@ fn sanitized(sanitizer: Sanitizer) {
     check(&backend, &cases::performer(), &["causal, in segments", "ReLU features, full"], &dtypes, Pass::Both);
     check(&backend, &cases::norm(), &["full, in segments", "one token, all heads"], &dtypes, Pass::Both);
     check(&backend, &cases::mixed_chunk(), &["chunks of 7"], &dtypes, Pass::Both);
+    let reasons = ["64 wide, one chunk", "128 by 128, decay", "256 wide, elu", "64 by 128, in segments"];
+    check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Forward);
+    check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Forward);
 }
 
 #[test]

@@ -11,7 +11,6 @@
 //     terms              64 × D′, what keys add to S              the warpgroups; S is updated
 //
 // The products of a chunk: q̃k̃ᵀ and q̃S; weights · v, and k̃ᵀv on top of S.
-#include "../tile/packed.cuh"
 #include "state.sm90.cuh"
 
 namespace attn::linear {
@@ -74,7 +73,10 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
         float scale = 1.0f;
         if constexpr (kScales) {
             float largest = 0.0f;
-            this->each_of_state([&](int, int, float& x) { largest = ptx::max(largest, ptx::abs(x)); });
+#pragma unroll
+            for (int m = 0; m < kBlocks; ++m) {
+                state[m].each([&](int, int, float& x) { largest = ptx::max(largest, ptx::abs(x)); });
+            }
             largest = warp_max(largest);
             float* all = shared.scratch->largest + 4 * own;
             if (ptx::lane() == 0) all[ptx::warp() % 4] = largest;
@@ -101,10 +103,11 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
     // φ of this thread's vectors of the queries, and what they read of z.
     DEVICE void map_queries(const typename Shared::Tile& queries) {
         if (p.map == kIdentity && p.finish != kNormalize) return;
+        int thread = tile::thread_here();
 #pragma unroll 2
         for (int i = 0; i < Config::kRows; ++i) {
-            int r = ptx::thread() / kVectors + i * Config::kStep;
-            Element* at = queries.chunk(r, 8 * vector());
+            int r = thread / kVectors + i * Config::kStep;
+            Element* at = queries.chunk(r, thread % kVectors * 8);
             auto x = ptx::load_vector<Element, 8>(at);
             float phi[8], norm = 0.0f;
 #pragma unroll
@@ -263,8 +266,9 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
 
     DEVICE void run() {
         enter();
-        each_chunk(tiles.place.positions(p), [&](Range chunk) { step(chunk); });
-        if (!p.final_s || !tiles.place.is_last(p)) return;
+        Range segment = tiles.place.positions(p);
+        each_chunk(segment, [&](Range chunk) { step(chunk); });
+        if (!p.final_s || segment.end < p.positions) return;
         int64_t head = tiles.place.state_head(p);
         Base::store(static_cast<float*>(p.final_s) + head * p.features * p.value_width,
                     static_cast<float*>(p.final_z) + head * p.features);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../ptx/barrier.cuh"
+#include "../tile/packed.cuh"
 #include "chunk.sm90.cuh"
 
 namespace attn::linear {
@@ -63,14 +64,15 @@ struct StateOfWarpgroup {
     // φ of this thread's vectors of the keys, what they add to S, and sums of that over its rows.
     DEVICE void map_keys(const typename Shared::Tile& keys, const ChunkRows& rows) {
         float sums[8] = {};
+        int thread = tile::thread_here();
         bool is_mapped = p.map != kIdentity || !rows.is_whole;
 #pragma unroll 2
         for (int i = 0; i < Config::kRows; ++i) {
-            int r = ptx::thread() / Config::kVectors + i * Config::kStep;
-            Element* at = keys.chunk(r, 8 * vector());
+            int r = thread / Config::kVectors + i * Config::kStep, column = thread % Config::kVectors * 8;
+            Element* at = keys.chunk(r, column);
             auto x = ptx::load_vector<Element, 8>(at);
             float to_end = p.decay == kNoDecay ? 1.0f : rows.to_end[r], rest[8];
-            int there = rows.present[r] ? p.features - 8 * vector() : 0;
+            int there = rows.present[r] ? p.features - column : 0;
 #pragma unroll
             for (int j = 0; j < 8; ++j) rest[j] = ptx::to_float(x.value[j]);
             map_vector(p.map, rest);
@@ -89,7 +91,7 @@ struct StateOfWarpgroup {
                     x.value[j] = ptx::from_float<Element>(rest[j]);
                     rest[j] -= ptx::to_float(x.value[j]);
                 }
-                ptx::store_vector(shared.term(term).chunk(r, 8 * vector()), x);
+                ptx::store_vector(shared.term(term).chunk(r, column), x);
             }
         }
 #pragma unroll

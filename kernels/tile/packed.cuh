@@ -7,10 +7,13 @@
 
 namespace attn::tile {
 
+// The thread's number, for addresses that are not to be kept in registers around a loop.
+DEVICE int thread_here() { return int(ptx::here(uint64_t(ptx::thread()))); }
+
 // Rows row … row + 15 of a tile from a warp's part of packed rows.
 template <class Element, int N>
 DEVICE void store(const SwizzledTile<Element>& into, int row, const PackedRows<Element, N>& rows) {
-    int lane = ptx::lane();
+    int lane = thread_here() % 32;
 #pragma unroll
     for (int n = 0; n < N / 16; ++n) {
         ptx::stmatrix_x4(into.chunk(row + lane % 16, 16 * n + lane / 16 * 8), rows.value[n]);
@@ -22,9 +25,10 @@ DEVICE void store(const SwizzledTile<Element>& into, int row, const PackedRows<E
 template <class Element>
 DEVICE void copy_out(const SwizzledTile<Element>& from, int row, const Rows<Element>& into, int64_t first, int column) {
     bool is_aligned = into.is_aligned();
+    int lane = thread_here() % 32;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        int r = 4 * i + ptx::lane() / 8, c = ptx::lane() % 8 * 8;
+        int r = 4 * i + lane / 8, c = lane % 8 * 8;
         int64_t to = first + r;
         if (to < 0 || to >= into.count || column + c >= into.width) continue;
         auto vector = ptx::load_vector<Element, 8>(from.chunk(row + r, c));
