@@ -24,6 +24,7 @@ struct ChunkConfig {
     // Elements of queries or keys, of values, and of 64 columns of S.
     static constexpr int kSide = kChunk * Width, kValues = kChunk * Columns, kState = Width * 64;
     static constexpr int kStage = Sides * kSide + kValues;
+    static_assert(4 * kReaders * Width <= 1024, "scratch for the sums of features");
     static constexpr bool kReads = Sides == 2;
     // Vectors of 8 elements: those of a row, rows between a mapping thread's, and how many it has.
     static constexpr int kVectors = Width / 8, kStep = kMappers / kVectors, kRows = kChunk / kStep;
@@ -47,8 +48,8 @@ struct ChunkRows {
 
 // Between the warpgroups.
 struct ChunkScratch {
-    // Σ over a warp's rows of φ(k), by the warp.
-    float z[8][256];
+    // Σ over a warp's rows of φ(k): rows of D′, one for each warp.
+    float z[1024];
     // ⟨φ(q), z⟩ before the chunk, per row.
     float norm[kChunk];
     // Σ o² over a warpgroup's columns, per row.

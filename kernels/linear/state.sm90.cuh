@@ -98,7 +98,7 @@ struct StateOfWarpgroup {
         for (int j = 0; j < 8; ++j) {
 #pragma unroll
             for (int mask = Config::kVectors; mask < 32; mask *= 2) sums[j] += ptx::shuffle_xor(sums[j], mask);
-            if (ptx::lane() < Config::kVectors) shared.scratch->z[ptx::warp()][8 * vector() + j] = sums[j];
+            if (ptx::lane() < Config::kVectors) shared.scratch->z[ptx::warp() * Config::kWidth + 8 * vector() + j] = sums[j];
         }
     }
 
@@ -118,7 +118,7 @@ struct StateOfWarpgroup {
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             float sum = decay * z[j];
-            for (int warp = 0; warp < 4 * Config::kReaders; ++warp) sum += shared.scratch->z[warp][8 * vector() + j];
+            for (int warp = 0; warp < 4 * Config::kReaders; ++warp) sum += shared.scratch->z[warp * Config::kWidth + 8 * vector() + j];
             z[j] = sum;
         }
     }

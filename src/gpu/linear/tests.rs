@@ -164,6 +164,8 @@ fn warpgroups_take_what_they_can() {
     let wide = plan([8, 32, 2048, 64, 200], DType::F16, ELU, rms);
     let kernels: Vec<_> = launches(&wide).into_iter().map(|(kernel, _)| kernel).collect();
     assert_eq!(kernels, ["linear_outputs_sm90_f16_64_128", "linear_normalize_f16"]);
+    let widest = plan([8, 32, 2048, 256, 256], DType::BF16, identity, LinearFinish::None);
+    assert_eq!(launches(&widest), [("linear_outputs_sm90_bf16_256_64", 1024)]);
     for (sizes, dtype, map) in [
         ([8, 32, 2048, 264, 64], DType::BF16, ELU),
         ([8, 32, 2048, 60, 64], DType::BF16, ELU),

@@ -10,7 +10,7 @@ use crate::problem::{DType, Decay, LinearShapes, Map, Scan};
 const CHUNK: usize = 64;
 const STAGES: usize = 2;
 /// Bytes of `ChunkScratch`, of `ChunkRows` and of the mbarriers of a stage.
-const SCRATCH: usize = 4 * (8 * 256 + CHUNK + 2 * CHUNK + 8);
+const SCRATCH: usize = 4 * (1024 + CHUNK + 2 * CHUNK + 8);
 const ROWS: usize = 4 * (5 * CHUNK + 2);
 const BARRIERS: usize = 16;
 
