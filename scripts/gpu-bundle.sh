@@ -37,6 +37,7 @@ take "$(built build --example length_scaling | tail -n 1)" length_scaling
 take "$(built build --example validate | tail -n 1)" validate
 take "$(built build --example peer_bench | tail -n 1)" peer_bench
 take "$(built bench --no-run --bench length_scaling | tail -n 1)" bench
+scripts/candle-cuda-tests.sh "$stage/tests-candle" || echo "without the tests of candle's CUDA tensors" >&2
 
 mkdir "$stage/peers"
 cp benches/peers/*.py "$stage/peers"
