@@ -14,6 +14,7 @@ pub mod inputs;
 pub mod measure;
 pub mod mechanism;
 pub mod plain;
+pub mod plot;
 pub mod reference;
 pub mod run;
 pub mod tensor;
