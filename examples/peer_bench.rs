@@ -25,12 +25,13 @@ use std::time::{Duration, Instant};
 
 use case::{Case, Passes};
 use common::backend::Cpu;
+use common::chart::{Axis, Chart, Series};
 use common::check::{Expected, Scope};
 #[cfg(feature = "gpu")]
 use common::gpu::Rotation;
-use common::plot::{self, COLOURS, Line};
 use common::run::Run;
 use common::{Call, Device, Inputs, Pass};
+use plotters::prelude::SeriesLabelPosition;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -97,9 +98,10 @@ fn reply(result: Result<Value, String>) -> Value {
 
 fn draw(picture: Plot) -> Result<Value, String> {
     let Plot { path, title, x, y, lines } = picture;
-    let line = |(i, (name, points))| Line { name, points, colour: COLOURS[i % COLOURS.len()] };
-    let lines: Vec<_> = lines.into_iter().enumerate().map(line).collect();
-    let svg = plot::draw(&title, &x, &y, &lines)?;
+    let chart =
+        Chart { title: &title, x: Axis::log(&x, 2.0), y: Axis::log(&y, 10.0), legend: SeriesLabelPosition::UpperLeft };
+    let series = lines.into_iter().enumerate().map(|(i, (name, points))| Series::numbered(i, name, points));
+    let svg = chart.draw(&series.collect::<Vec<_>>())?;
     std::fs::write(&path, svg).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(json!({}))
 }

@@ -1,7 +1,8 @@
-//! The picture: a line per mechanism.
+//! The picture: time over length, both logarithmic, a line per mechanism.
 
-use crate::common::Mechanism;
-use crate::common::plot::{self, COLOURS, Line};
+use plotters::prelude::SeriesLabelPosition;
+
+use crate::common::chart::{Axis, Chart, Series};
 use crate::scaling::{Record, by_mechanism};
 
 /// The SVG.
@@ -9,12 +10,13 @@ use crate::scaling::{Record, by_mechanism};
 /// # Errors
 /// Those of the drawing library.
 pub fn draw(title: &str, records: &[Record]) -> Result<String, String> {
-    let line = |(mechanism, records): (Mechanism, &[Record])| Line {
-        name: mechanism.name().into(),
-        // A mechanism has its colour, whichever others are there.
-        colour: COLOURS[mechanism as usize],
-        points: records.iter().map(|record| (record.len as f64, record.median_ms)).collect(),
+    let chart = Chart {
+        title,
+        x: Axis::log("length (tokens)", 2.0),
+        y: Axis::log("median time (ms)", 10.0),
+        legend: SeriesLabelPosition::UpperLeft,
     };
-    let lines: Vec<_> = by_mechanism(records).map(line).collect();
-    plot::draw(title, "length (tokens)", "median time (ms)", &lines)
+    let points = |records: &[Record]| records.iter().map(|record| (record.len as f64, record.median_ms)).collect();
+    let series = by_mechanism(records).map(|(mechanism, records)| Series::new(mechanism.name(), points(records)));
+    chart.draw(&series.collect::<Vec<_>>())
 }
