@@ -36,7 +36,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Seconds that samples on a GPU may take.
+/// What samples on a GPU may take.
+#[cfg(feature = "gpu")]
 const BUDGET: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
