@@ -22,7 +22,8 @@ struct Copy {
 // Where a thread is in the sequence of its warpgroup's products.
 struct ProductsOfThread {
     uint64_t posted, waited;
-    std::vector<uint64_t> groups;  // ends of those that were committed and not waited for
+    uint64_t groups[16];  // ends of those that were committed and not waited for
+    int group_count;
     bool is_fenced;
 };
 

@@ -242,7 +242,8 @@ void wgmma_fence() { block.current().products.is_fenced = true; }
 
 void wgmma_commit() {
     ProductsOfThread& own = block.current().products;
-    own.groups.push_back(own.posted);
+    if (own.group_count == 16) fail("wgmma_commit: more than 16 groups under way");
+    own.groups[own.group_count++] = own.posted;
 }
 
 void wgmma_wait(int groups) {
@@ -250,10 +251,11 @@ void wgmma_wait(int groups) {
     Warpgroup& warpgroup = own_warpgroup();
     ProductsOfThread& own = block.current().products;
     own.is_fenced = false;
-    if (own.groups.size() <= size_t(groups)) return;
-    size_t waited = own.groups.size() - size_t(groups);
+    int waited = own.group_count - groups;
+    if (waited <= 0) return;
     uint64_t end = own.groups[waited - 1];
-    own.groups.erase(own.groups.begin(), own.groups.begin() + ptrdiff_t(waited));
+    own.group_count = groups;
+    for (int i = 0; i < groups; ++i) own.groups[i] = own.groups[waited + i];
     if (end > warpgroup.wanted) warpgroup.wanted = end;
     while (own.waited < end) {
         uint64_t number = own.waited;
