@@ -82,7 +82,7 @@ struct Options {
     #[arg(long, default_value = "0")]
     seed: u64,
     /// Seconds instead of minutes: 8 pairs, softmax and linear, widths 8 and 16
-    #[arg(long, conflicts_with_all = ["mechanisms", "state_widths", "pairs", "steps"])]
+    #[arg(long, conflicts_with_all = ["mechanisms", "state_widths", "pairs", "steps", "tokens"])]
     quick: bool,
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
@@ -96,7 +96,7 @@ impl Options {
         let mut options = Self::parse();
         if options.quick {
             options.mechanisms = vec![Mechanism::Softmax, Mechanism::Linear];
-            (options.state_widths, options.pairs, options.steps) = (vec![8, 16], 8, 200);
+            (options.state_widths, options.pairs, options.steps, options.tokens) = (vec![8, 16], 8, 400, 768);
         }
         if options.pairs > KEYS {
             return Err(format!("--pairs {}: needs to be at most {KEYS}, the number of keys", options.pairs));

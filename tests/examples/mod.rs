@@ -24,7 +24,8 @@ fn run(program: &str, arguments: &[&str]) -> Output {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(program);
     let path = path.with_extension(std::env::consts::EXE_EXTENSION);
-    let output = Command::new(&path).args(arguments).output();
+    // Tests run beside each other, and candle's threads wait busily.
+    let output = Command::new(&path).args(arguments).env("RAYON_NUM_THREADS", "1").output();
     output.unwrap_or_else(|error| panic!("{}: {error}; `cargo build --examples` makes it", path.display()))
 }
 
