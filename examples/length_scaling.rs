@@ -166,7 +166,7 @@ fn measure(options: &Options, device: &Device, call: &Call<'_>) -> Result<Record
     let check = Expected::new(call, pass, Scope::Sample).check(device).map_err(|error| error.to_string())?;
     let check = check.into_result()?;
     let samples = device.timed(call, pass).and_then(|mut timed| timed.sample(options.samples, BUDGET));
-    let Samples { seconds, extra_bytes } = samples.map_err(|error| error.to_string())?;
+    let Samples { seconds, extra_bytes, .. } = samples.map_err(|error| error.to_string())?;
     let (flops, bytes) = (cost::flops(call, pass), cost::bytes(call, pass));
     let (median, shape) = (median(&seconds), &call.inputs.shape);
     Ok(Record {

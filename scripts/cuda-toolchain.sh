@@ -12,6 +12,8 @@ folder=$(realpath -m "${1:-${CARGO_TARGET_DIR:-target}/cuda-toolchain}")
 packages=(
     nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+    # The disassemblers read what older releases made; there are none of 13.0.
+    nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51
 )
 command -v g++ >/dev/null || { echo "nvcc needs g++" >&2; exit 1; }
 stamp=$folder/packages

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Builds every kernel with the real compiler and prints what each needs on each architecture; fails if any spills
-# registers to memory. nvcc is found as the build finds it (see build/main.rs).
+# registers to memory, if the assembler serialises products of warpgroups, or if the machine code of a kernel that is
+# written with them (in a .sm90.cu file) has none. nvcc is found as the build finds it (see build/main.rs). The machine
+# code is looked at with $CUOBJDUMP, or cuobjdump beside nvcc or in the path; without, the report says so.
 #
 #     scripts/kernel-report.sh [FOLDER]     FOLDER gets a copy of the fatbins, for ATTN_KERNELS_FATBINS
 set -euo pipefail
@@ -28,6 +30,32 @@ cat "$out"/*.log | awk '
     END {
         close("sort")
         printf "%d compilations, %d with spills or serialised products\n", kernels, bad
+        exit bad > 0 || kernels == 0
+    }
+'
+
+# Products of warpgroups in the machine code. The suite of instructions has kernels for others, too.
+nvcc=${NVCC:-${CUDA_HOME:-${CUDA_PATH:-}}/bin/nvcc}
+cuobjdump=${CUOBJDUMP:-$(dirname "$nvcc")/cuobjdump}
+command -v "$cuobjdump" >/dev/null || cuobjdump=cuobjdump
+if ! command -v "$cuobjdump" >/dev/null; then
+    echo "machine code not looked at: there is no cuobjdump"
+    exit 0
+fi
+for fatbin in "$out"/*.sm90.fatbin; do
+    PATH=$PATH:$(dirname "$cuobjdump") "$cuobjdump" -sass "$fatbin"
+done | awk '
+    /Function :/ { name = $3; products[name] += 0 }
+    /HGMMA/ { products[name]++ }
+    END {
+        for (name in products) {
+            if (name ~ /^primitive_/ && name !~ /wgmma/) continue
+            printf "%-56s %4d products of warpgroups\n", name, products[name] | "sort"
+            kernels++
+            bad += products[name] == 0
+        }
+        close("sort")
+        printf "%d kernels with products of warpgroups, %d without any in their machine code\n", kernels, bad
         exit bad > 0 || kernels == 0
     }
 '

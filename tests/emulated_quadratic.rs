@@ -39,6 +39,15 @@ fn mixed_chunk() {
     check(&PLAIN, &cases, &[""], &cases::FLOATS, Pass::Both);
 }
 
+/// Warpgroups, in more orders: other warps first, the last tensor copy first, other lanes elected.
+#[test]
+fn warpgroups() {
+    let backend = EmulatedQuadratic { seeds: &[4, 5, 6, 7], ..PLAIN };
+    let dtypes = [DType::F16, DType::BF16];
+    check(&backend, &cases::softmax(), &["aligned"], &dtypes, Pass::Both);
+    check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Both);
+}
+
 /// Rows that do not stay in shared memory, single stages.
 #[test]
 fn little_shared_memory() {
@@ -68,6 +77,22 @@ fn sanitized(sanitizer: Sanitizer) {
     check(&backend, &cases::gau(), &["bias per head, row sum", "one tile, the paper"], &dtypes, Pass::Both);
     // Alignment allows 16-byte copies here.
     check(&backend, &cases::softmax(), &["one tile"], &[DType::F16, DType::F32], Pass::Both);
+}
+
+fn sanitized_warpgroups(sanitizer: Sanitizer) {
+    let backend = EmulatedQuadratic { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
+    let aligned = ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window"];
+    check(&backend, &cases::softmax(), &aligned, &[DType::BF16], Pass::Both);
+}
+
+#[test]
+fn addresses_of_warpgroups_are_sane() {
+    sanitized_warpgroups(Sanitizer::Address);
+}
+
+#[test]
+fn warpgroups_do_not_race() {
+    sanitized_warpgroups(Sanitizer::Thread);
 }
 
 #[test]

@@ -52,7 +52,14 @@ impl Series {
     /// In the colour of the mechanism that the name begins with.
     pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
         let name = name.into();
-        Self { colour: colour(&name), name, points }
+        let mechanism = name.split_once([' ', ',']).map_or(&*name, |(first, _)| first);
+        let index = COLOURS.iter().position(|(of, _)| *of == mechanism).unwrap_or(COLOURS.len() - 1);
+        Self { colour: COLOURS[index].1, name, points }
+    }
+
+    /// In the colour of a number, for series that are not mechanisms.
+    pub fn numbered(index: usize, name: String, points: Vec<(f64, f64)>) -> Self {
+        Self { name, colour: COLOURS[index % COLOURS.len()].1, points }
     }
 }
 
@@ -63,20 +70,18 @@ pub struct Chart<'a> {
     pub legend: SeriesLabelPosition,
 }
 
-/// Colours that remain distinct to the colour-blind (Okabe and Ito).
-fn colour(name: &str) -> RGBColor {
-    match name.split_once([' ', ',']).map_or(name, |(first, _)| first) {
-        "softmax" => RGBColor(0, 0, 0),
-        "linear" => RGBColor(0, 114, 178),
-        "performer" => RGBColor(213, 94, 0),
-        "norm" => RGBColor(86, 180, 233),
-        "transnormer" => RGBColor(150, 140, 0),
-        "retention" => RGBColor(0, 158, 115),
-        "diag" => RGBColor(204, 121, 167),
-        "flash" => RGBColor(230, 159, 0),
-        _ => RGBColor(130, 130, 130),
-    }
-}
+/// Colours that remain distinct to the colour-blind (Okabe and Ito), and grey.
+const COLOURS: [(&str, RGBColor); 9] = [
+    ("softmax", RGBColor(0, 0, 0)),
+    ("linear", RGBColor(0, 114, 178)),
+    ("performer", RGBColor(213, 94, 0)),
+    ("norm", RGBColor(86, 180, 233)),
+    ("transnormer", RGBColor(150, 140, 0)),
+    ("retention", RGBColor(0, 158, 115)),
+    ("diag", RGBColor(204, 121, 167)),
+    ("flash", RGBColor(230, 159, 0)),
+    ("", RGBColor(130, 130, 130)),
+];
 
 impl Chart<'_> {
     /// The SVG.

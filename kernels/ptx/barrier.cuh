@@ -23,6 +23,15 @@ DEVICE void barrier_sync(int id, int count) {
 #endif
 }
 
+// Counts as a thread at named barrier `id`, without waiting there (bar.arrive).
+DEVICE void barrier_arrive(int id, int count) {
+#ifdef ATTN_EMULATOR
+    emulator::barrier_arrive(id, count);
+#else
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory");
+#endif
+}
+
 // Waits for the 32 threads of the warp and orders their memory accesses. Shuffles and mma order none.
 DEVICE void warp_sync() {
 #ifdef ATTN_EMULATOR

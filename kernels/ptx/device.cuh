@@ -22,21 +22,25 @@
 
 namespace attn::ptx {
 
-// The block's dynamic shared memory, 128-byte aligned.
+// The block's dynamic shared memory, 1024-byte aligned: the 128-byte swizzle repeats after so many.
 template <class T>
 DEVICE T* shared_memory() {
 #ifdef ATTN_EMULATOR
     return reinterpret_cast<T*>(emulator::here.shared);
 #else
-    extern __shared__ __align__(128) char attn_shared_memory[];
+    extern __shared__ __align__(1024) char attn_shared_memory[];
     return reinterpret_cast<T*>(attn_shared_memory);
 #endif
 }
 
 // An address in the shared window, as instructions take it.
-#ifndef ATTN_EMULATOR
-DEVICE uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
+DEVICE uint32_t shared_address(const void* pointer) {
+#ifdef ATTN_EMULATOR
+    return static_cast<uint32_t>(static_cast<const char*>(pointer) - emulator::here.shared);
+#else
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 #endif
+}
 
 template <class To, class From>
 DEVICE To bit_cast(From from) {

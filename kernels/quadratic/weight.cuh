@@ -45,20 +45,29 @@ struct Softmax {
         return maximum == -Real(__builtin_huge_val()) ? Real(0) : maximum;
     }
 
-    // scores: logits up to `factor` > 0 → weights; earlier sums are brought to the new maximum.
-    template <class Real, int M, int N, int K>
-    DEVICE void absorb(tile::Accumulator<Real, M, N>& scores, Real factor, tile::RowValues<Real, M>& maximum,
-                       tile::RowValues<Real, M>& sum, tile::Accumulator<Real, M, K>& sums) const {
+    // scores: logits up to `factor` > 0 → weights; what brings earlier sums to the new maximum.
+    template <class Real, int M, int N>
+    DEVICE tile::RowValues<Real, M> weigh(tile::Accumulator<Real, M, N>& scores, Real factor,
+                                          tile::RowValues<Real, M>& maximum, tile::RowValues<Real, M>& sum) const {
         auto larger = [](Real a, Real b) { return ptx::max(a, b); };
         auto largest = scores.fold_lane(larger).fold_lanes(larger);
         largest.with(maximum, [factor](Real& x, Real old) { x = ptx::max(old, x * factor); });
         auto rescale = maximum;
         rescale.with(largest, [](Real& x, Real now) { x = ptx::exp2(x - shift(now)); });
         maximum = largest;
-        scores.with_rows(maximum, [factor](Real& x, Real max) { x = ptx::exp2(ptx::fma(x, factor, -shift(max))); });
+        auto shifts = maximum;
+        shifts.each([](int, Real& x) { x = shift(x); });
+        scores.with_rows(shifts, [factor](Real& x, Real shift) { x = ptx::exp2(ptx::fma(x, factor, -shift)); });
         sum.with(rescale, [](Real& x, Real by) { x *= by; });
         sum.with(scores.fold_lane([](Real a, Real b) { return a + b; }), [](Real& x, Real more) { x += more; });
-        sums.scale_rows(rescale);
+        return rescale;
+    }
+
+    // The same, and brings them there.
+    template <class Real, int M, int N, int K>
+    DEVICE void absorb(tile::Accumulator<Real, M, N>& scores, Real factor, tile::RowValues<Real, M>& maximum,
+                       tile::RowValues<Real, M>& sum, tile::Accumulator<Real, M, K>& sums) const {
+        sums.scale_rows(weigh(scores, factor, maximum, sum));
     }
 
     // Weight and gradient of a score, from its logit up to `factor`, the gradient of the weight, and RowFactors.

@@ -6,7 +6,9 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, DriverError};
 
 use super::info::DeviceInfo;
-use super::plan::DeviceFacts;
+use super::module;
+use super::plan::{DeviceFacts, TensorMap};
+use crate::problem::DType;
 
 /// Opens the driver, once, and gives the newest CUDA that it supports. To be called before anything else of the
 /// driver: a library that is missing makes the bindings panic.
@@ -47,14 +49,53 @@ fn device(context: &CudaContext) -> Result<DeviceInfo, DriverError> {
 /// What plans depend on.
 pub fn facts(context: &CudaContext) -> Result<DeviceFacts, DriverError> {
     let attribute = |attribute| context.attribute(attribute).map(i32::unsigned_abs);
+    let compute_capability = (
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
     Ok(DeviceFacts {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        compute_capability: (
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ),
+        compute_capability,
+        runs_sm90a: compute_capability == (9, 0) && module::built().0.contains(&"sm_90a"),
     })
+}
+
+/// The copy engine's form of a tensor map, for a tensor at an address.
+pub fn tensor_map(map: &TensorMap, address: u64) -> Result<[u64; 16], String> {
+    use sys::CUtensorMapDataType as Kind;
+    let kind = match map.dtype {
+        DType::F16 => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        DType::BF16 => Kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        DType::F32 => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        other => return Err(format!("there are no tensor maps of {other}")),
+    };
+    let swizzle = match map.is_swizzled {
+        true => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        false => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+    };
+    let every = [1u32; 4];
+    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+    // SAFETY: the driver is open, since there is an address. It reads four sizes, three strides, four sizes of the box
+    // and four steps, writes 128 bytes to a live local that is aligned as its type asks, and does not access the address.
+    let status = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut encoded,
+            kind,
+            4,
+            address as *mut std::ffi::c_void,
+            map.sizes.as_ptr(),
+            map.strides.as_ptr(),
+            map.block.as_ptr(),
+            every.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzle,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    status.result().map_err(|error| format!("encoding {map}: {}", describe(error)))?;
+    Ok(encoded.opaque)
 }
 
 /// Name and meaning of a driver's error.

@@ -77,12 +77,13 @@ impl fmt::Display for Info {
             writeln!(f, "driver for CUDA {major}.{minor}")?;
         }
         for (ordinal, device) in self.devices.iter().enumerate() {
-            let DeviceFacts { multiprocessors, shared_bytes_per_block, compute_capability: (major, minor) } =
-                device.facts;
+            let DeviceFacts { multiprocessors, shared_bytes_per_block, runs_sm90a, .. } = device.facts;
+            let (major, minor) = device.facts.compute_capability;
             let gib = device.memory as f64 / f64::from(1 << 30);
             let shared_kib = shared_bytes_per_block / 1024;
             write!(f, "GPU {ordinal}: {}, compute capability {major}.{minor}, ", device.name)?;
             write!(f, "{multiprocessors} multiprocessors with {shared_kib} KiB, {gib:.1} GiB")?;
+            write!(f, "{}", if runs_sm90a { ", with kernels for sm_90a" } else { "" })?;
             let unused = device.unused.as_ref().map_or(String::new(), |why| format!(", not used: {why}"));
             writeln!(f, "{unused}")?;
         }
@@ -114,7 +115,8 @@ mod tests {
             devices: vec![device.clone(), DeviceInfo { unused: Some("too old".into()), ..device }],
             unused: None,
         };
-        let gpu = "NVIDIA H200, compute capability 9.0, 132 multiprocessors with 227 KiB, 141.0 GiB";
+        let gpu = "NVIDIA H200, compute capability 9.0, 132 multiprocessors with 227 KiB, 141.0 GiB, \
+                   with kernels for sm_90a";
         let expected = format!(
             "12 kernels for sm_80, sm_90a\ndriver for CUDA 13.0\nGPU 0: {gpu}\nGPU 1: {gpu}, not used: too old\n"
         );

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg,
+    SyncOnDrop,
 };
 
 use super::driver::{self, describe};
@@ -12,8 +13,13 @@ use super::plan::{Argument, DeviceFacts, Launch, Plan};
 use super::view::{DeviceSlice, DeviceSliceMut, DeviceView, each};
 use crate::{Error, Result};
 
-/// 4096 bytes, the largest parameters of a kernel.
-type Params = [u64; 512];
+/// 4096 bytes, the largest parameters of a kernel, aligned as the strictest of them.
+#[derive(Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+struct Params([u64; 512]);
+
+// SAFETY: plain numbers, which the driver copies.
+unsafe impl DeviceRepr for Params {}
 
 /// Memory that plans work in, by index into [`Plan::workspaces`].
 type Workspaces = Vec<CudaSlice<u8>>;
@@ -124,7 +130,11 @@ impl Device {
 
     fn launch(&self, launch: &Launch, address: impl Fn(Argument) -> Option<u64>) -> std::result::Result<(), String> {
         let kernel = self.kernels.function(&launch.kernel)?;
-        let params = patched(launch, address)?;
+        let mut params = patched(launch, &address)?;
+        for (offset, map) in &launch.tensor_maps {
+            let address = address(map.argument).ok_or(format!("no tensor was given for {:?}", map.argument))?;
+            params.0[offset / 8..][..16].copy_from_slice(&driver::tensor_map(map, address)?);
+        }
         let [x, y, z] = launch.grid;
         let config = LaunchConfig {
             grid_dim: (x, y, z),
@@ -148,16 +158,16 @@ impl Device {
 
 /// Parameters with the addresses in their places.
 fn patched(launch: &Launch, address: impl Fn(Argument) -> Option<u64>) -> std::result::Result<Params, String> {
-    let mut params: Params = [0; 512];
+    let mut params = Params([0; 512]);
     let words = launch.params.chunks(8).map(|chunk| {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
         u64::from_ne_bytes(word)
     });
-    params.iter_mut().zip(words).for_each(|(param, word)| *param = word);
+    params.0.iter_mut().zip(words).for_each(|(param, word)| *param = word);
     for &(offset, argument) in &launch.pointers {
         // Addresses are 8-byte fields, aligned as such.
-        params[offset / 8] = address(argument).ok_or(format!("no tensor was given for {argument:?}"))?;
+        params.0[offset / 8] = address(argument).ok_or(format!("no tensor was given for {argument:?}"))?;
     }
     Ok(params)
 }
@@ -204,6 +214,11 @@ impl<'a> Arguments<'a> {
         self.given.push((argument, address, guard));
     }
 
+    /// Whether the tensors that are given of a list start at multiples of 16 bytes.
+    pub fn are_aligned(&self, arguments: &[Argument]) -> bool {
+        arguments.iter().filter_map(|&argument| self.address(argument)).all(|address| address % 16 == 0)
+    }
+
     fn address(&self, argument: Argument) -> Option<u64> {
         self.given.iter().find(|(given, ..)| *given == argument).map(|(_, address, _)| *address)
     }
@@ -230,6 +245,6 @@ mod tests {
         let address = |argument| (argument == Argument::Q).then_some(0x1234);
         assert_eq!(patched(&launch, address), Err("no tensor was given for Out".into()));
         let patched = patched(&launch, |argument| Some(if argument == Argument::Q { 0x1234 } else { 0x5678 }));
-        assert_eq!(patched.unwrap()[..4], [3, 0x1234, 0x5678, u64::from(1f32.to_bits())]);
+        assert_eq!(patched.unwrap().0[..4], [3, 0x1234, 0x5678, u64::from(1f32.to_bits())]);
     }
 }

@@ -22,7 +22,7 @@
 
 use std::fmt;
 
-use super::plan::Argument;
+use super::plan::{Argument, TensorMap};
 
 /// A type that a parameter can have, the same on both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum Type {
     F64,
     /// An address on the device.
     Pointer,
+    /// A description of a tensor for the copy engine: 128 bytes at a multiple of 64.
+    TensorMap,
     /// `type name[count]`
     Array(&'static Type, usize),
     /// A struct: its name, and its fields in order.
@@ -53,6 +55,7 @@ impl Type {
         match self {
             Self::I32 | Self::U32 | Self::F32 => 4,
             Self::I64 | Self::U64 | Self::F64 | Self::Pointer => 8,
+            Self::TensorMap => 64,
             Self::Array(element, _) => element.align(),
             Self::Struct(_, fields) => {
                 let (mut align, mut i) = (1, 0);
@@ -69,6 +72,7 @@ impl Type {
     /// Size in bytes, padding at the end included.
     pub const fn size(&self) -> usize {
         match self {
+            Self::TensorMap => 128,
             Self::Array(element, count) => element.size() * *count,
             Self::Struct(_, fields) => {
                 let (mut size, mut i) = (0usize, 0);
@@ -100,6 +104,10 @@ impl Type {
                 Some((_, argument)) => write!(to, "&{argument:?}"),
                 None => write!(to, "null"),
             },
+            Self::TensorMap => match image.tensor_maps.iter().find(|(at, _)| *at == offset) {
+                Some((_, map)) => write!(to, "{map}"),
+                None => write!(to, "none"),
+            },
             Self::Array(element, count) => {
                 for i in 0..*count {
                     write!(to, "{}", if i == 0 { "[" } else { ", " })?;
@@ -128,6 +136,8 @@ pub struct Image {
     pub bytes: Vec<u8>,
     /// Offsets of the addresses that are not null.
     pub pointers: Vec<(usize, Argument)>,
+    /// Offsets of the tensor maps.
+    pub tensor_maps: Vec<(usize, TensorMap)>,
 }
 
 impl Image {
@@ -206,6 +216,24 @@ impl Field for Pointer {
     fn write(&self, to: &mut Image) {
         to.pointers.extend(self.0.map(|argument| (to.bytes.len(), argument)));
         to.bytes.extend([0; 8]);
+    }
+}
+
+impl Field for TensorMap {
+    const TYPE: Type = Type::TensorMap;
+
+    fn write(&self, to: &mut Image) {
+        Some(*self).write(to);
+    }
+}
+
+/// Without a map the bytes stay 0.
+impl Field for Option<TensorMap> {
+    const TYPE: Type = Type::TensorMap;
+
+    fn write(&self, to: &mut Image) {
+        to.tensor_maps.extend(self.map(|map| (to.bytes.len(), map)));
+        to.bytes.extend([0; 128]);
     }
 }
 

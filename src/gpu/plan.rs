@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::params::{Field, Image, Type};
+use crate::problem::DType;
 
 /// A tensor whose address a kernel takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,18 +66,63 @@ pub struct DeviceFacts {
     pub shared_bytes_per_block: u32,
     /// Major and minor.
     pub compute_capability: (u32, u32),
+    /// Whether kernels for sm_90a run: compute capability 9.0, and a build that has them.
+    pub runs_sm90a: bool,
 }
 
 impl DeviceFacts {
     /// NVIDIA A100.
-    pub const A100: Self =
-        Self { multiprocessors: 108, shared_bytes_per_block: 163 * 1024, compute_capability: (8, 0) };
+    pub const A100: Self = Self {
+        multiprocessors: 108,
+        shared_bytes_per_block: 163 * 1024,
+        compute_capability: (8, 0),
+        runs_sm90a: false,
+    };
     /// GeForce RTX 3090; the RTX 40 series has as little shared memory.
     pub const RTX_3090: Self =
-        Self { multiprocessors: 82, shared_bytes_per_block: 99 * 1024, compute_capability: (8, 6) };
+        Self { multiprocessors: 82, shared_bytes_per_block: 99 * 1024, compute_capability: (8, 6), runs_sm90a: false };
     /// NVIDIA H200 (and H100 SXM).
     pub const H200: Self =
-        Self { multiprocessors: 132, shared_bytes_per_block: 227 * 1024, compute_capability: (9, 0) };
+        Self { multiprocessors: 132, shared_bytes_per_block: 227 * 1024, compute_capability: (9, 0), runs_sm90a: true };
+}
+
+/// A tensor of four dimensions as the copy engine of compute capability 9 sees it, and the box that one copy moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Whose first element it starts at, at a multiple of 16 bytes.
+    pub argument: Argument,
+    /// Of its elements.
+    pub dtype: DType,
+    /// Sizes, innermost dimension first; 1 to 2³².
+    pub sizes: [u64; 4],
+    /// Distances in bytes along all but the innermost dimension: multiples of 16, not 0, below 2⁴⁰.
+    pub strides: [u64; 3],
+    /// Sizes of the box, 1 to 256. Its rows have whole 16 bytes; what lies outside the tensor is 0.
+    pub block: [u32; 4],
+    /// Whether rows of the box are 128 bytes, whose 16-byte chunks are exchanged in shared memory: chunk c of row r lies
+    /// at c ^ (r mod 8).
+    pub is_swizzled: bool,
+}
+
+impl TensorMap {
+    /// Whether the driver would take it.
+    pub fn is_possible(&self) -> bool {
+        let row = self.block[0] as usize * self.dtype.size();
+        let is_size = |size: &u64| (1..=1 << 32).contains(size);
+        let is_stride = |stride: &u64| (1..1 << 40).contains(stride) && stride.is_multiple_of(16);
+        self.sizes.iter().all(is_size)
+            && self.strides.iter().all(is_stride)
+            && self.block.iter().all(|size| (1..=256).contains(size))
+            && if self.is_swizzled { row == 128 } else { row.is_multiple_of(16) }
+    }
+}
+
+impl fmt::Display for TensorMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { argument, dtype, sizes, strides, block, is_swizzled } = self;
+        let swizzled = if *is_swizzled { ", swizzled" } else { "" };
+        write!(f, "{argument:?} {dtype} {sizes:?} by {strides:?} bytes in boxes of {block:?}{swizzled}")
+    }
 }
 
 /// One launch of one kernel.
@@ -94,6 +140,8 @@ pub struct Launch {
     pub params: Vec<u8>,
     /// Where in it which addresses go, as byte offsets.
     pub pointers: Vec<(usize, Argument)>,
+    /// Where in it which tensor maps go, as byte offsets.
+    pub tensor_maps: Vec<(usize, TensorMap)>,
     /// Type of the parameter struct.
     pub params_type: Type,
 }
@@ -107,8 +155,9 @@ impl Launch {
         shared_bytes: u32,
         params: &P,
     ) -> Self {
-        let Image { bytes, pointers } = Image::of(params);
-        Self { kernel: kernel.into(), grid, threads, shared_bytes, params: bytes, pointers, params_type: P::TYPE }
+        let Image { bytes, pointers, tensor_maps } = Image::of(params);
+        let (kernel, params_type) = (kernel.into(), P::TYPE);
+        Self { kernel, grid, threads, shared_bytes, params: bytes, pointers, tensor_maps, params_type }
     }
 
     /// Why a device would refuse it.
@@ -127,7 +176,16 @@ impl Launch {
         if self.params.len() > 4096 {
             return Some(format!("{} bytes of parameters", self.params.len()));
         }
-        self.pointers.iter().find(|(_, a)| absent(a)).map(|(_, a)| format!("{a:?} of {workspaces} workspaces"))
+        let refused = self.tensor_maps.iter().find(|(_, map)| !map.is_possible());
+        refused
+            .map(|(_, map)| format!("a tensor map {map}"))
+            .or_else(|| self.arguments().find(absent).map(|a| format!("{a:?} of {workspaces} workspaces")))
+    }
+
+    /// Tensors that it takes, by address or by map.
+    fn arguments(&self) -> impl Iterator<Item = Argument> + '_ {
+        let mapped = self.tensor_maps.iter().map(|(_, map)| map.argument);
+        self.pointers.iter().map(|(_, argument)| *argument).chain(mapped)
     }
 }
 
@@ -136,7 +194,8 @@ impl fmt::Display for Launch {
         let [x, y, z] = self.grid;
         let Self { kernel, threads, shared_bytes, .. } = self;
         write!(f, "{kernel}<<<{x}×{y}×{z}, {threads}, {shared_bytes} bytes>>> {} ", self.params_type.name())?;
-        let image = Image { bytes: self.params.clone(), pointers: self.pointers.clone() };
+        let (pointers, tensor_maps) = (self.pointers.clone(), self.tensor_maps.clone());
+        let image = Image { bytes: self.params.clone(), pointers, tensor_maps };
         self.params_type.show(&image, 0, f)
     }
 }
@@ -183,8 +242,7 @@ impl Plan {
 
     /// Every argument that some launch takes, workspaces left out, in the order of [`Argument`].
     pub fn arguments(&self) -> Vec<Argument> {
-        let of = |launch: &Launch| launch.pointers.clone();
-        let mut arguments: Vec<_> = self.launches.iter().flat_map(of).map(|(_, argument)| argument).collect();
+        let mut arguments: Vec<_> = self.launches.iter().flat_map(Launch::arguments).collect();
         arguments.retain(|argument| !matches!(argument, Argument::Workspace(_)));
         arguments.sort();
         arguments.dedup();

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::thread::JoinHandle;
 
-use attn_kernels::gpu::plan::{Argument, Plan};
+use attn_kernels::gpu::plan::{Argument, Plan, TensorMap};
 
 use super::executor::{Outputs, Tensor};
 
@@ -187,11 +187,25 @@ impl Request {
         self.u32(bytes.len());
         self.0.extend(bytes);
     }
+
+    /// Where it goes in the parameters, and the buffer and byte that it is the address of.
+    fn pointer(&mut self, offset: usize, (buffer, start): (usize, usize)) {
+        self.u32(offset);
+        self.u32(buffer);
+        self.u64(start);
+    }
+
+    fn map(&mut self, map: &TensorMap) {
+        self.u32(map.dtype.size());
+        map.sizes.iter().chain(&map.strides).for_each(|&number| self.u64(number as usize));
+        map.block.iter().for_each(|&size| self.u32(size as usize));
+        self.u32(if map.is_swizzled { 128 } else { 0 });
+    }
 }
 
 fn request(plan: &Plan, tensors: &[Tensor], seeds: &[u32]) -> Result<Vec<u8>, String> {
     let mut request = Request(b"ATTN".to_vec());
-    request.u32(1);
+    request.u32(2);
     request.u32(seeds.len());
     seeds.iter().for_each(|&seed| request.u32(seed as usize));
     request.u32(tensors.len() + plan.workspaces.len());
@@ -211,19 +225,22 @@ fn request(plan: &Plan, tensors: &[Tensor], seeds: &[u32]) -> Result<Vec<u8>, St
         request.u32(launch.threads as usize);
         request.u32(launch.shared_bytes as usize);
         request.bytes(&launch.params);
+        let place = |argument| match argument {
+            Argument::Workspace(i) => Ok((tensors.len() + i, 0)),
+            _ => {
+                let at = tensors.iter().position(|tensor| tensor.argument == argument);
+                let at = at.ok_or_else(|| format!("no tensor was given for {argument:?} of {launch}"))?;
+                Ok::<_, String>((at, tensors[at].start))
+            }
+        };
         request.u32(launch.pointers.len());
         for &(offset, argument) in &launch.pointers {
-            let (buffer, start) = match argument {
-                Argument::Workspace(i) => (tensors.len() + i, 0),
-                _ => {
-                    let at = tensors.iter().position(|tensor| tensor.argument == argument);
-                    let at = at.ok_or_else(|| format!("no tensor was given for {argument:?} of {launch}"))?;
-                    (at, tensors[at].start)
-                }
-            };
-            request.u32(offset);
-            request.u32(buffer);
-            request.u64(start);
+            request.pointer(offset, place(argument)?);
+        }
+        request.u32(launch.tensor_maps.len());
+        for (offset, map) in &launch.tensor_maps {
+            request.pointer(*offset, place(map.argument)?);
+            request.map(map);
         }
     }
     Ok(request.0)

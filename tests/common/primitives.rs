@@ -2,7 +2,8 @@
 //! runner dumps (`tests/emulator/README.md` has the format).
 
 use attn_kernels::gpu::params::Pointer;
-use attn_kernels::gpu::plan::{Argument, Plan};
+use attn_kernels::gpu::plan::{Argument, Plan, TensorMap};
+use attn_kernels::problem::DType;
 
 use super::emulator::{self, SEEDS, Sanitizer};
 use super::executor::{Executor, Tensor};
@@ -10,6 +11,15 @@ use super::executor::{Executor, Tensor};
 attn_kernels::kernel_params! {
     /// Of the kernels in kernels/primitives.
     pub struct PrimitiveParams {
+        pub input: Pointer,
+        pub output: Pointer,
+    }
+}
+
+attn_kernels::kernel_params! {
+    /// Of those that take a tensor map of the input.
+    pub struct MappedPrimitiveParams {
+        pub map: TensorMap,
         pub input: Pointer,
         pub output: Pointer,
     }
@@ -27,6 +37,7 @@ pub struct Primitive {
     tolerance: f64,
     input: Vec<u8>,
     wanted: Vec<u8>,
+    map: Option<TensorMap>,
 }
 
 /// The dumped file that `ATTN_PRIMITIVES` names, or a fresh one; none without either.
@@ -52,6 +63,16 @@ fn parse(mut rest: &[u8]) -> Vec<Primitive> {
         let length = number(rest) as usize;
         take(rest, length)
     }
+    fn wide(rest: &mut &[u8]) -> u64 {
+        u64::from_le_bytes(take(rest, 8).try_into().expect("eight bytes"))
+    }
+    fn map(rest: &mut &[u8]) -> TensorMap {
+        let (sizes, strides) = ([(); 4].map(|()| wide(rest)), [(); 3].map(|()| wide(rest)));
+        let block = [(); 4].map(|()| number(rest));
+        assert_eq!(number(rest), 2, "bytes of an element");
+        let is_swizzled = number(rest) == 128;
+        TensorMap { argument: Argument::Q, dtype: DType::F16, sizes, strides, block, is_swizzled }
+    }
     let mut primitives = Vec::new();
     while !rest.is_empty() {
         let rest = &mut rest;
@@ -64,6 +85,7 @@ fn parse(mut rest: &[u8]) -> Vec<Primitive> {
             tolerance: f64::from_le_bytes(take(rest, 8).try_into().expect("eight bytes")),
             input: run(rest).to_vec(),
             wanted: run(rest).to_vec(),
+            map: (number(rest) == 1).then(|| map(rest)),
         });
     }
     primitives
@@ -73,8 +95,14 @@ impl Primitive {
     /// What is wrong with the results.
     pub fn complaint(&self, executor: &Executor) -> Option<String> {
         let mut plan = Plan::default();
-        let params = PrimitiveParams { input: Argument::Q.into(), output: Argument::Out.into() };
-        plan.launch(self.kernel.as_str(), self.grid, self.threads, self.shared_bytes, &params);
+        let (kernel, input, output) = (self.kernel.as_str(), Argument::Q.into(), Argument::Out.into());
+        match self.map {
+            Some(map) => {
+                let params = MappedPrimitiveParams { map, input, output };
+                plan.launch(kernel, self.grid, self.threads, self.shared_bytes, &params);
+            }
+            None => plan.launch(kernel, self.grid, self.threads, self.shared_bytes, &PrimitiveParams { input, output }),
+        }
         let input = Tensor::input(Argument::Q, self.input.clone(), 0);
         let tensors = [input, Tensor::output(Argument::Out, self.wanted.len())];
         match executor.run(&plan, &tensors, &SEEDS) {

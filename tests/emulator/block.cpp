@@ -18,7 +18,8 @@ namespace emulator {
 
 static const char* const operation_names[] = {
     "shuffle", "warp_sync", "ldmatrix_x2", "ldmatrix_x2_trans", "ldmatrix_x4",  "ldmatrix_x4_trans",
-    "mma f16", "mma bf16",  "mma tf32",    "mma f64",           "barrier_sync", "exit",
+    "mma f16", "mma bf16",  "mma tf32",    "mma f64",           "stmatrix_x4",  "stmatrix_x4_trans",
+    "barrier_sync", "mbarrier_wait", "wgmma_wait", "setmaxnreg", "exit",
 };
 
 Here here;
@@ -99,7 +100,8 @@ void wait(Operation at, const uint32_t& generation) {
     self.fiber.switch_to(next ? next->fiber : scheduler());
 }
 
-void barrier(int id, int threads) {
+// The barrier, at which one more has arrived; `release`d under the tag that is given.
+static Barrier& arrive(int id, int threads, const uint64_t*& tag) {
     if (id < 0 || id > 15) fail("barrier_sync: there is no barrier %d", id);
     if (threads <= 0 || threads % 32) fail("barrier_sync: %d threads are not whole warps", threads);
     Barrier& barrier = block.barriers[id];
@@ -107,15 +109,51 @@ void barrier(int id, int threads) {
         fail("barrier_sync %d: waits for %d threads, others wait for %d there", id, threads, barrier.expected);
     }
     barrier.expected = threads;
-    const uint64_t* tag = &barrier.tags.of[barrier.generation % 2];
+    tag = &barrier.tags.of[barrier.generation % 2];
     release(tag);
     if (++barrier.arrived == threads) {
         barrier.arrived = 0;
         ++barrier.generation;
-    } else {
-        wait(Operation::barrier_sync, barrier.generation);
     }
+    return barrier;
+}
+
+void barrier(int id, int threads) {
+    const uint64_t* tag;
+    Barrier& barrier = arrive(id, threads, tag);
+    if (barrier.arrived) wait(Operation::barrier_sync, barrier.generation);
     acquire(tag);
+}
+
+void barrier_arrive(int id, int threads) {
+    const uint64_t* tag;
+    arrive(id, threads, tag);
+}
+
+ptrdiff_t shared_offset(const void* at, size_t bytes, const char* what) {
+    ptrdiff_t offset = static_cast<const char*>(at) - here.shared;
+    if (offset < 0 || size_t(offset) + bytes > block.shared_bytes) {
+        fail("%s: byte %td of %zu of shared memory", what, offset, block.shared_bytes);
+    }
+    return offset;
+}
+
+int elected_lane() { return block.elected; }
+
+// Registers that a thread is launched with: all that a multiprocessor has, in eights.
+static int launch_registers() { return std::min(65536 / here.threads / 8 * 8, 256); }
+
+void set_registers(int count, bool rises) {
+    Thread& self = block.current();
+    if (count % 8 || count < 24 || count > 256) fail("setmaxnreg: %d is not a multiple of 8 in 24..256", count);
+    int more = count - self.registers;
+    if (rises ? more < 0 : more > 0) {
+        fail("setmaxnreg.%s to %d registers, the thread has %d", rises ? "inc" : "dec", count, self.registers);
+    }
+    while (block.registers < more) wait(Operation::setmaxnreg, block.registers_generation);
+    block.registers -= more;
+    self.registers = count;
+    if (!rises) ++block.registers_generation;
 }
 
 static void thread_main() {
@@ -123,6 +161,7 @@ static void thread_main() {
     running->kernel->run(running->params);
     Thread& self = block.current();
     if (!self.copies.empty()) fail("exits with %zu cp.async in flight", self.copies.size());
+    check_products_are_done();
     release(&finished);
     wait(Operation::exit, finished);
     abort();
@@ -152,9 +191,15 @@ static void require_exit() {
     for (int i = 0; i < here.threads; ++i) {
         if (block.threads[i]->at != Operation::exit) {
             here.thread = -1;
-            fail("deadlock: %s", tally(0, here.threads).c_str());
+            fail("deadlock: %s%s", tally(0, here.threads).c_str(), mbarrier_states().c_str());
         }
     }
+}
+
+// What runs beside the threads, when they can do nothing else.
+static bool complete_something() {
+    if (block.is_last_copy_first) return complete_tensor_copy() || complete_products();
+    return complete_products() || complete_tensor_copy();
 }
 
 static void run_block(const std::vector<int>& order) {
@@ -165,11 +210,20 @@ static void run_block(const std::vector<int>& order) {
         thread.fiber.rewind();
         thread.generation = nullptr;
         thread.groups = 0;
+        ProductsOfThread& products = thread.products;
+        products.posted = products.waited = 0;
+        products.group_count = 0;
+        products.is_fenced = false;
+        thread.registers = launch_registers();
     }
+    block.registers = 0;
+    start_tensor_copies();
+    start_products();
     release(&started);
     for (bool progress = true; progress;) {
         progress = false;
         for (int first = 0; first < here.threads; first += 32) progress |= run_warp(&order[first]);
+        progress = progress || complete_something();
     }
     require_exit();
 }
@@ -218,6 +272,8 @@ void run(const Launch& launch, uint32_t seed) {
     block.warps.resize(here.threads / 32);
     block.shared_bytes = launch.shared_bytes;
     block.copies_are_early = seed % 2;
+    block.is_last_copy_first = seed % 4 == 2;
+    block.elected = int(seed * 11 % 32);
 
     std::vector<int> order = thread_order(here.threads, seed);
     std::vector<uint64_t> blocks(uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2]);

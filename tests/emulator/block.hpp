@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <string>
 #include <vector>
 
 #include "emulator.hpp"
@@ -18,6 +19,14 @@ struct Copy {
     const void* line;
 };
 
+// Where a thread is in the sequence of its warpgroup's products.
+struct ProductsOfThread {
+    uint64_t posted, waited;
+    uint64_t groups[16];  // ends of those that were committed and not waited for
+    int group_count;
+    bool is_fenced;
+};
+
 struct Thread {
     Fiber fiber;
     Operation at;
@@ -25,6 +34,8 @@ struct Thread {
     uint32_t seen;
     std::vector<Copy> copies;
     uint32_t groups;  // committed
+    ProductsOfThread products;
+    int registers;
 
     Thread(int index, void (*entry)()) : fiber(index, entry) {}
     bool ready() const { return !generation || *generation != seen; }
@@ -59,6 +70,15 @@ struct Barrier {
     Tags tags;
 };
 
+struct Mbarrier {
+    ptrdiff_t at;         // in shared memory
+    int arrivals;         // of a phase
+    int missing;          // of this phase
+    int64_t bytes;        // announced and not written
+    uint32_t generation;  // phases that have ended
+    Tags tags;
+};
+
 struct Block {
     std::deque<Thread> fibers;
     std::vector<Thread*> threads;
@@ -66,8 +86,13 @@ struct Block {
     int turn;          // the running thread's place in it
     std::vector<Warp> warps;
     Barrier barriers[16];
+    Mbarrier mbarriers[64];
+    int mbarrier_count;
     size_t shared_bytes;
-    bool copies_are_early;
+    bool copies_are_early, is_last_copy_first;
+    int elected;
+    int registers;                 // that no thread has
+    uint32_t registers_generation;  // how often there were more
 
     Thread& current() { return *threads[here.thread]; }
 };
@@ -93,6 +118,19 @@ struct Counters {
     uint64_t conflicts;  // extra passes through the banks that they took
 };
 extern Counters counters;
+
+// Where in shared memory a range lies, which must be inside.
+ptrdiff_t shared_offset(const void* at, size_t bytes, const char* what);
+
+// Tensor copies and mbarriers of a block. Copies under way are completed one by one when no thread can go on.
+void start_tensor_copies();
+bool complete_tensor_copy();
+std::string mbarrier_states();
+
+// Products of warpgroups; those that are waited for are completed when no thread can go on.
+void start_products();
+bool complete_products();
+void check_products_are_done();
 
 // Suspends the running thread until the generation changes.
 void wait(Operation at, const uint32_t& generation);

@@ -16,10 +16,7 @@ static void complete(Copy& copy) {
 
 void copy_async(void* shared, const void* global, bool present) {
     check_aligned(shared, 16, "cp_async_16 to shared memory");
-    ptrdiff_t offset = static_cast<char*>(shared) - here.shared;
-    if (offset < 0 || size_t(offset) + 16 > block.shared_bytes) {
-        fail("cp_async_16: byte %td of %zu of shared memory", offset, block.shared_bytes);
-    }
+    shared_offset(shared, 16, "cp_async_16");
     const void* line = __builtin_return_address(0);
     Thread& self = block.current();
     Copy copy{static_cast<char*>(shared), nullptr, self.groups, false, line};

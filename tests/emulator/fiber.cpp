@@ -14,6 +14,8 @@
 #include <sanitizer/tsan_interface.h>
 extern "C" void __tsan_read16_pc(void* at, void* line);
 extern "C" void __tsan_write16_pc(void* at, void* line);
+extern "C" void __tsan_read8_pc(void* at, void* line);
+extern "C" void __tsan_write8_pc(void* at, void* line);
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 #endif
 
@@ -152,11 +154,15 @@ void release(const void* at) { __tsan_release(const_cast<void*>(at)); }
 void acquire(const void* at) { __tsan_acquire(const_cast<void*>(at)); }
 void note_read(const void* at, const void* line) { __tsan_read16_pc(const_cast<void*>(at), const_cast<void*>(line)); }
 void note_write(const void* at, const void* line) { __tsan_write16_pc(const_cast<void*>(at), const_cast<void*>(line)); }
+void note_read_8(const void* at, const void* line) { __tsan_read8_pc(const_cast<void*>(at), const_cast<void*>(line)); }
+void note_write_8(const void* at, const void* line) { __tsan_write8_pc(const_cast<void*>(at), const_cast<void*>(line)); }
 #else
 void release(const void*) {}
 void acquire(const void*) {}
 void note_read(const void*, const void*) {}
 void note_write(const void*, const void*) {}
+void note_read_8(const void*, const void*) {}
+void note_write_8(const void*, const void*) {}
 #endif
 
 }  // namespace emulator

@@ -62,6 +62,34 @@ static const Kernel* find_kernel(const std::string& name) {
     fail("there is no kernel %s", name.c_str());
 }
 
+// An address that goes to `bytes` of the parameters, at a multiple of `align`.
+static Pointer read_pointer(Reader& reader, const RequestedLaunch& launch, const std::vector<Buffer>& buffers,
+                            uint32_t bytes, uint32_t align) {
+    const char* kernel = launch.kernel->name;
+    Pointer pointer{};
+    pointer.offset = reader.number();
+    pointer.buffer = reader.number();
+    pointer.buffer_offset = reader.number<uint64_t>();
+    if (pointer.offset + uint64_t(bytes) > launch.params.size() || pointer.offset % align) {
+        fail("%s: no %s at byte %u of its parameters", kernel, bytes > 8 ? "tensor map" : "pointer", pointer.offset);
+    }
+    if (pointer.buffer >= buffers.size() || pointer.buffer_offset > buffers[pointer.buffer].bytes) {
+        fail("%s: byte %lu of buffer %u does not exist", kernel, pointer.buffer_offset, pointer.buffer);
+    }
+    return pointer;
+}
+
+static TensorMap read_map(Reader& reader) {
+    TensorMap map{};
+    map.magic = TensorMap::kMagic;
+    map.element_bytes = reader.number();
+    for (uint64_t& size : map.sizes) size = reader.number<uint64_t>();
+    for (uint64_t& stride : map.strides) stride = reader.number<uint64_t>();
+    for (uint32_t& size : map.box) size = reader.number();
+    map.swizzle = reader.number();
+    return map;
+}
+
 static RequestedLaunch read_launch(Reader& reader, const std::vector<Buffer>& buffers) {
     RequestedLaunch launch;
     std::vector<char> name = reader.run(reader.number());
@@ -70,7 +98,6 @@ static RequestedLaunch read_launch(Reader& reader, const std::vector<Buffer>& bu
     uint32_t threads = reader.number();
     launch.shared_bytes = reader.number();
     launch.params = reader.run(reader.number());
-    launch.pointers.resize(reader.number());
 
     const char* kernel = launch.kernel->name;
     if (int(threads) != launch.kernel->threads)
@@ -78,23 +105,19 @@ static RequestedLaunch read_launch(Reader& reader, const std::vector<Buffer>& bu
     if (launch.params.size() != launch.kernel->params_size) {
         fail("%s has %zu bytes of parameters, not %zu", kernel, launch.kernel->params_size, launch.params.size());
     }
-    for (Pointer& pointer : launch.pointers) {
-        pointer.offset = reader.number();
-        pointer.buffer = reader.number();
-        pointer.buffer_offset = reader.number<uint64_t>();
-        if (pointer.offset + uint64_t(8) > launch.params.size() || pointer.offset % 8) {
-            fail("%s: no pointer at byte %u of its parameters", kernel, pointer.offset);
-        }
-        if (pointer.buffer >= buffers.size() || pointer.buffer_offset > buffers[pointer.buffer].bytes) {
-            fail("%s: byte %lu of buffer %u does not exist", kernel, pointer.buffer_offset, pointer.buffer);
-        }
+    for (uint32_t count = reader.number(); count; --count) {
+        launch.pointers.push_back(read_pointer(reader, launch, buffers, 8, 8));
+    }
+    for (uint32_t count = reader.number(); count; --count) {
+        Pointer pointer = read_pointer(reader, launch, buffers, sizeof(TensorMap), 64);
+        launch.maps.push_back({pointer, read_map(reader)});
     }
     return launch;
 }
 
 Request read_request(const std::string& path) {
     Reader reader(path);
-    if (reader.number() != 0x4e545441 || reader.number() != 1) fail("%s: not a request of version 1", path.c_str());
+    if (reader.number() != 0x4e545441 || reader.number() != 2) fail("%s: not a request of version 2", path.c_str());
     Request request;
     request.seeds.resize(reader.number());
     for (uint32_t& seed : request.seeds) seed = reader.number();
@@ -107,13 +130,22 @@ Request read_request(const std::string& path) {
 }
 
 static void run_launch(const RequestedLaunch& launch, const std::vector<Guarded>& buffers, uint32_t seed) {
-    // Aligned as the kernel's structure is.
-    std::vector<uint64_t> words((launch.params.size() + 7) / 8);
-    char* params = reinterpret_cast<char*>(words.data());
+    // Aligned as the kernel's structure is, at most.
+    struct alignas(64) Line {
+        char bytes[64];
+    };
+    std::vector<Line> lines((launch.params.size() + 63) / 64);
+    char* params = lines.data()->bytes;
     std::copy(launch.params.begin(), launch.params.end(), params);
     for (const Pointer& pointer : launch.pointers) {
         char* address = buffers[pointer.buffer].data() + pointer.buffer_offset;
         memcpy(params + pointer.offset, &address, sizeof(address));
+    }
+    for (const auto& [pointer, map] : launch.maps) {
+        TensorMap filled = map;
+        filled.address = buffers[pointer.buffer].data() + pointer.buffer_offset;
+        memcpy(params + pointer.offset, &filled, sizeof(filled));
+        if (const char* why = filled.refusal()) fail("kernel %s: a tensor map with %s", launch.kernel->name, why);
     }
     run({launch.kernel, {launch.grid[0], launch.grid[1], launch.grid[2]}, launch.shared_bytes, params}, seed);
     for (size_t i = 0; i < buffers.size(); ++i) {

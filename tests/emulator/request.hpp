@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "block.hpp"
+#include "tensor_map.hpp"
 
 namespace emulator {
 
@@ -19,12 +20,19 @@ struct Pointer {
     uint64_t buffer_offset;
 };
 
+// A tensor map in the parameters, whose address is that of the pointer.
+struct MapOfPointer {
+    Pointer pointer;
+    TensorMap map;
+};
+
 struct RequestedLaunch {
     const Kernel* kernel;
     uint32_t grid[3];
     uint32_t shared_bytes;
     std::vector<char> params;
     std::vector<Pointer> pointers;
+    std::vector<MapOfPointer> maps;
 };
 
 struct Request {

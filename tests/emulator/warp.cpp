@@ -73,15 +73,36 @@ static void load_matrices(Operands* lanes, int matrices, bool transpose) {
 void ldmatrix(uint32_t* registers, const void* row, int matrices, bool transpose) {
     if (here.thread % 32 < 8 * matrices) {
         check_aligned(row, 16, "ldmatrix");
-        ptrdiff_t offset = static_cast<const char*>(row) - here.shared;
-        if (offset < 0 || size_t(offset) + 16 > block.shared_bytes) {
-            fail("ldmatrix: byte %td of %zu of shared memory", offset, block.shared_bytes);
-        }
+        shared_offset(row, 16, "ldmatrix");
         note_read(row, __builtin_return_address(0));
     }
     Operation operation = Operation(int(Operation::ldmatrix_x2) + (matrices == 4 ? 2 : 0) + (transpose ? 1 : 0));
     rendezvous(operation, {registers, row, nullptr, 0},
                [=](Operands* lanes) { load_matrices(lanes, matrices, transpose); });
+}
+
+// The reverse of load_matrices.
+static void store_matrices(Operands* lanes, bool transpose) {
+    for (int i = 0; i < 4; ++i) {
+        uint16_t tile[8][8];
+        for (int lane = 0; lane < 32; ++lane) {
+            uint16_t pair[2];
+            memcpy(pair, static_cast<const char*>(lanes[lane].b) + 4 * i, 4);
+            for (int j = 0; j < 2; ++j) {
+                int row = lane / 4, column = lane % 4 * 2 + j;
+                (transpose ? tile[column][row] : tile[row][column]) = pair[j];
+            }
+        }
+        for (int row = 0; row < 8; ++row) memcpy(lanes[8 * i + row].result, tile[row], 16);
+    }
+}
+
+void stmatrix(void* row, const uint32_t* registers, bool transpose) {
+    check_aligned(row, 16, "stmatrix");
+    shared_offset(row, 16, "stmatrix");
+    note_write(row, __builtin_return_address(0));
+    rendezvous(transpose ? Operation::stmatrix_x4_trans : Operation::stmatrix_x4, {row, nullptr, registers, 0},
+               [=](Operands* lanes) { store_matrices(lanes, transpose); });
 }
 
 using Row = float __attribute__((vector_size(32)));

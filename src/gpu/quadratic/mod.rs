@@ -6,14 +6,16 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod warpgroups;
 
 use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};
 use crate::problem::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
-use params::QuadraticParams;
+use params::{QuadraticMappedParams, QuadraticParams};
 #[cfg(feature = "gpu")]
 pub use run::{QuadraticGradients, QuadraticInputs, QuadraticSaved, backward, forward};
 use tiles::{Config, Memory, ROWS};
+use warpgroups::Warpgroups;
 
 const THREADS: usize = 128;
 /// Rows of a block of the kernels that have a warp per row.
@@ -36,6 +38,8 @@ pub struct QuadraticLayout {
     pub key_mask: Option<i64>,
     /// Head stride of the bias, if the problem has one.
     pub bias: i64,
+    /// Whether q, k and v start at multiples of 16 bytes.
+    pub is_aligned: bool,
 }
 
 /// What the forward pass hands out.
@@ -62,11 +66,13 @@ pub struct QuadraticSavedLayout {
     pub wide_out: bool,
     /// Whether the gradient of the bias is wanted.
     pub d_bias: bool,
+    /// Whether the gradient of the output starts at a multiple of 16 bytes.
+    pub is_aligned: bool,
 }
 
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![QuadraticParams::TYPE]
+    vec![QuadraticParams::TYPE, QuadraticMappedParams::TYPE]
 }
 
 /// The output [B, H, N, E], contiguous, and the row statistic [B, H, N] on demand. Everything is overwritten.
@@ -88,7 +94,11 @@ pub fn plan_forward(
     params.out_strides = row_major(shapes, shapes.value_width).into();
     params.statistic = outputs.statistic.then_some(Argument::Statistic).into();
     params.statistic_strides = row_major(shapes, 1).into();
-    planner.forward(is_wide);
+    let Planner { params, plan, .. } = &mut planner;
+    let warpgroups = Warpgroups::of(problem, layout, facts).filter(|_| !is_wide);
+    if warpgroups.and_then(|warpgroups| warpgroups.forward(plan, params)).is_none() {
+        planner.forward(is_wide);
+    }
     planner.plan
 }
 
@@ -112,8 +122,15 @@ pub fn plan_backward(
     params.d_statistic = saved.d_statistic.map(|_| Argument::DStatistic).into();
     params.d_statistic_strides = saved.d_statistic.unwrap_or_default().into();
     planner.prepare();
-    planner.keys();
-    planner.queries(saved.d_bias);
+    let Planner { params, plan, .. } = &mut planner;
+    params.d_k = Argument::DK.into();
+    params.d_v = Argument::DV.into();
+    params.d_q = Argument::DQ.into();
+    let warpgroups = Warpgroups::of(problem, layout, facts);
+    if warpgroups.and_then(|warpgroups| warpgroups.backward(plan, params, saved)).is_none() {
+        planner.keys();
+        planner.queries(saved.d_bias);
+    }
     planner.plan
 }
 
@@ -218,8 +235,6 @@ impl<'a> Planner<'a> {
         if blocks == 0 {
             return;
         }
-        self.params.d_k = Argument::DK.into();
-        self.params.d_v = Argument::DV.into();
         let memory = config.backward_memory([shapes.width, shapes.value_width], false, self.facts);
         let panels = config.panels(shapes.width.max(shapes.value_width));
         self.launch_tiled("keys", &config, memory, [blocks, panels, 1]);
@@ -231,7 +246,6 @@ impl<'a> Planner<'a> {
         let blocks = self.query_blocks();
         let bias = shapes.bias.filter(|_| d_bias);
         let memory = config.backward_memory([shapes.width, shapes.value_width], bias.is_some(), self.facts);
-        self.params.d_q = Argument::DQ.into();
         let mut turn = blocks.max(1);
         if let Some((heads, radius)) = bias {
             let tiles = (self.params.mask.span(ROWS, shapes.keys).div_ceil(config.others) + 1)

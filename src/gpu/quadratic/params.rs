@@ -1,6 +1,7 @@
 //! The parameters of the kernels of the quadratic engine, as in kernels/quadratic/params.cuh.
 
 use crate::gpu::params::{Pointer, Strides};
+use crate::gpu::plan::TensorMap;
 use crate::kernel_params;
 use crate::problem;
 
@@ -94,5 +95,17 @@ kernel_params! {
         pub(super) is_resident: i32,
         pub(super) stages: i32,
         pub(super) bias_heads: i32,
+    }
+}
+
+kernel_params! {
+    /// Parameters of the kernels with tensor copies.
+    pub(super) struct QuadraticMappedParams {
+        pub(super) problem: QuadraticParams,
+        pub(super) q_map: TensorMap,
+        pub(super) k_map: TensorMap,
+        pub(super) v_map: TensorMap,
+        pub(super) d_out_map: Option<TensorMap>,
+        pub(super) factors_map: Option<TensorMap>,
     }
 }

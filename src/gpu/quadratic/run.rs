@@ -29,9 +29,9 @@ pub fn forward(
     inputs.check(problem)?;
     problem.check_outputs(&out, statistic.as_ref())?;
     let asked = QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
-    let plan = plan_forward(problem, &layout(inputs), asked, device.facts());
     let mut arguments = Arguments::new(device);
     read_inputs(&mut arguments, inputs);
+    let plan = plan_forward(problem, &layout(inputs, &arguments), asked, device.facts());
     arguments.write(Argument::Out, &mut out);
     if let Some(statistic) = &mut statistic {
         arguments.write(Argument::Statistic, statistic);
@@ -53,15 +53,6 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
-    let saved_layout = QuadraticSavedLayout {
-        out: strides(&saved.out),
-        d_out: strides(&saved.d_out),
-        statistic: strides(&saved.statistic),
-        d_statistic: saved.d_statistic.as_ref().map(strides),
-        wide_out: saved.out.dtype() != problem.shapes.dtype,
-        d_bias: gradients.bias.is_some(),
-    };
-    let plan = plan_backward(problem, &layout(inputs), &saved_layout, device.facts());
     let mut arguments = Arguments::new(device);
     read_inputs(&mut arguments, inputs);
     arguments.read(Argument::Out, &saved.out);
@@ -70,6 +61,16 @@ pub fn backward(
     if let Some(d_statistic) = &saved.d_statistic {
         arguments.read(Argument::DStatistic, d_statistic);
     }
+    let saved_layout = QuadraticSavedLayout {
+        out: strides(&saved.out),
+        d_out: strides(&saved.d_out),
+        statistic: strides(&saved.statistic),
+        d_statistic: saved.d_statistic.as_ref().map(strides),
+        wide_out: saved.out.dtype() != problem.shapes.dtype,
+        d_bias: gradients.bias.is_some(),
+        is_aligned: arguments.are_aligned(&[Argument::DOut]),
+    };
+    let plan = plan_backward(problem, &layout(inputs, &arguments), &saved_layout, device.facts());
     arguments.write(Argument::DQ, &mut gradients.q);
     arguments.write(Argument::DK, &mut gradients.k);
     arguments.write(Argument::DV, &mut gradients.v);
@@ -79,13 +80,14 @@ pub fn backward(
     device.run(problem.function, &plan, arguments)
 }
 
-fn layout(inputs: &QuadraticInputs<'_>) -> QuadraticLayout {
+fn layout(inputs: &QuadraticInputs<'_>, arguments: &Arguments<'_>) -> QuadraticLayout {
     QuadraticLayout {
         q: strides(&inputs.q),
         k: strides(&inputs.k),
         v: strides(&inputs.v),
         key_mask: inputs.key_mask.as_ref().map(|mask| strides::<1>(mask)[0]),
         bias: inputs.bias.as_ref().map_or(0, |bias| strides::<1>(bias)[0]),
+        is_aligned: arguments.are_aligned(&[Argument::Q, Argument::K, Argument::V]),
     }
 }
 

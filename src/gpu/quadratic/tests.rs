@@ -20,7 +20,7 @@ fn problem(dtype: DType, weight: Weight, mask: Mask, finish: QuadraticFinish, si
 }
 
 fn plans(problem: &Quadratic, facts: &DeviceFacts) -> [Plan; 2] {
-    let layout = QuadraticLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, bias: 0 };
+    let layout = QuadraticLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, bias: 0, is_aligned: false };
     let saved = QuadraticSavedLayout {
         out: [0; 3],
         d_out: [0; 3],
@@ -28,6 +28,7 @@ fn plans(problem: &Quadratic, facts: &DeviceFacts) -> [Plan; 2] {
         d_statistic: None,
         wide_out: false,
         d_bias: true,
+        is_aligned: false,
     };
     let outputs = QuadraticOutputs { wide_out: false, statistic: true };
     [plan_forward(problem, &layout, outputs, facts), plan_backward(problem, &layout, &saved, facts)]
@@ -64,6 +65,15 @@ fn every_device_takes_every_plan() {
             }
         }
     }
+    for dtype in [DType::F16, DType::BF16] {
+        for (mask, width) in [(Mask::Full, 64), (Mask::Full, 128), (Mask::Causal, 128), (Mask::Causal, 256)] {
+            let problem = plain(dtype, mask, width);
+            for plan in [aligned_plan(&problem, &DeviceFacts::H200), aligned_gradients(&problem, |_| {})] {
+                plan.check(&DeviceFacts::H200).unwrap();
+                named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
+            }
+        }
+    }
     for kernel in &named {
         assert!(instances.contains(&format!("ATTN_KERNEL({kernel},")), "no {kernel}");
     }
@@ -92,4 +102,105 @@ fn gradients_of_a_long_bias_take_turns() {
     assert!(turns.len() > 1);
     assert_eq!(turns.iter().map(|launch| launch.grid[0]).sum::<u32>(), 4 * 625);
     assert!(backward.workspaces.iter().all(|&bytes| bytes <= BIAS_BYTES));
+}
+
+/// Softmax without extras, 8 batch entries, 4 query heads and 2 key heads of 1000 rows.
+fn plain(dtype: DType, mask: Mask, width: usize) -> Quadratic {
+    let sizes = [8, 4, 1000, 1000, width, width];
+    let with_bias = problem(dtype, Weight::Softmax, mask, QuadraticFinish::None, sizes);
+    let shapes = QuadraticShapes { bias: None, key_heads: 2, ..with_bias.shapes };
+    Quadratic::new("test", shapes, Weight::Softmax, mask, 0.5, None, QuadraticFinish::None).unwrap()
+}
+
+fn contiguous(problem: &Quadratic) -> QuadraticLayout {
+    let shapes = &problem.shapes;
+    let strides = |heads: usize, rows: usize, width: usize| {
+        [heads * rows * width, rows * width, width].map(|stride| stride as i64)
+    };
+    QuadraticLayout {
+        q: strides(shapes.heads, shapes.queries, shapes.width),
+        k: strides(shapes.key_heads, shapes.keys, shapes.width),
+        v: strides(shapes.key_heads, shapes.keys, shapes.value_width),
+        key_mask: None,
+        bias: 0,
+        is_aligned: true,
+    }
+}
+
+fn aligned_plan(problem: &Quadratic, facts: &DeviceFacts) -> Plan {
+    let outputs = QuadraticOutputs { wide_out: false, statistic: true };
+    plan_forward(problem, &contiguous(problem), outputs, facts)
+}
+
+#[test]
+fn warpgroups_take_what_they_are_for() {
+    let problem = plain(DType::BF16, Mask::Full, 128);
+    let first = |plan: Plan| plan.launches[0].kernel.clone();
+    let on = |problem: &Quadratic, facts| first(aligned_plan(problem, facts));
+    let with = |change: fn(&mut QuadraticLayout)| {
+        let mut layout = contiguous(&problem);
+        change(&mut layout);
+        first(plan_forward(&problem, &layout, QuadraticOutputs::default(), &DeviceFacts::H200))
+    };
+    let (twin, portable) = ("quadratic_forward_sm90_bf16_128_176", "quadratic_forward_softmax_bf16_128");
+    assert_eq!(on(&problem, &DeviceFacts::H200), twin);
+    assert_eq!(on(&problem, &DeviceFacts::A100), portable);
+    assert_eq!(with(|layout| layout.q = [1 << 30, 128, 512]), twin);
+    assert_eq!(with(|layout| layout.is_aligned = false), portable);
+    assert_eq!(with(|layout| layout.k[2] += 4), portable);
+    assert_eq!(with(|layout| layout.v[1] = 0), portable);
+    assert_eq!(with(|layout| layout.key_mask = Some(1000)), portable);
+    let wide = QuadraticOutputs { wide_out: true, statistic: true };
+    assert_eq!(first(plan_forward(&problem, &contiguous(&problem), wide, &DeviceFacts::H200)), portable);
+    // The rows of one head are few, and keys are worth dividing.
+    let mut decoding = problem;
+    decoding.shapes.batch = 1;
+    decoding.shapes.queries = 1;
+    decoding.shapes.keys = 9000;
+    assert_eq!(on(&decoding, &DeviceFacts::H200), portable);
+    let mut negative = problem;
+    negative.scale = -0.5;
+    assert_eq!(on(&negative, &DeviceFacts::H200), portable);
+    assert_eq!(on(&plain(DType::F32, Mask::Full, 128), &DeviceFacts::H200), "quadratic_forward_softmax_f32_64");
+    assert_eq!(on(&plain(DType::BF16, Mask::Full, 264), &DeviceFacts::H200), portable);
+}
+
+/// On an H200.
+fn aligned_gradients(problem: &Quadratic, change: fn(&mut QuadraticSavedLayout)) -> Plan {
+    let shapes = &problem.shapes;
+    let mut saved = QuadraticSavedLayout {
+        out: row_major(shapes, shapes.value_width),
+        d_out: row_major(shapes, shapes.value_width),
+        statistic: row_major(shapes, 1),
+        d_statistic: None,
+        wide_out: false,
+        d_bias: false,
+        is_aligned: true,
+    };
+    change(&mut saved);
+    plan_backward(problem, &contiguous(problem), &saved, &DeviceFacts::H200)
+}
+
+#[test]
+fn warpgroups_take_gradients() {
+    let names = |plan: Plan| plan.launches.into_iter().map(|launch| launch.kernel).collect::<Vec<_>>();
+    let of = |width, change| names(aligned_gradients(&plain(DType::F16, Mask::Causal, width), change));
+    let all = |keys, queries| ["prepare_f16", keys, queries].map(|name| format!("quadratic_{name}"));
+    let twins = all("keys_sm90_f16_64_64", "queries_sm90_f16_64_128");
+    let portable = all("keys_softmax_f16_64", "queries_softmax_f16_64");
+    assert_eq!(of(64, |_| {}), twins);
+    assert_eq!(of(64, |saved| saved.is_aligned = false), portable);
+    assert_eq!(of(64, |saved| saved.d_out = [0; 3]), portable);
+    assert_eq!(of(64, |saved| saved.wide_out = true), portable);
+    assert_eq!(of(256, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
+}
+
+#[test]
+fn plans_say_what_is_copied() {
+    let plan = aligned_plan(&plain(DType::BF16, Mask::Causal, 128), &DeviceFacts::H200).to_string();
+    assert!(
+        plan.starts_with("quadratic_forward_sm90_bf16_128_128<<<256×1×1, 384, 163968 bytes>>> QuadraticMappedParams")
+    );
+    let k = "k_map: K bf16 [128, 1000, 2, 8] by [256, 256000, 512000] bytes in boxes of [64, 128, 1, 1], swizzled";
+    assert!(plan.contains(k), "{plan}");
 }

@@ -6,6 +6,7 @@ use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, DiagWeight};
 
 use super::{Case, Extra, Operation, in_all_layouts};
+use crate::common::buffers::Layout;
 
 const CAUSAL: Mask = Mask::Causal;
 
@@ -36,7 +37,38 @@ fn biased(mask: Mask, bias: Extra) -> Softmax {
 }
 
 pub fn softmax() -> Vec<Case> {
-    in_all_layouts([softmax_sizes(), softmax_choices()].concat())
+    [in_all_layouts([softmax_sizes(), softmax_choices()].concat()), softmax_aligned()].concat()
+}
+
+/// Rows that start at multiples of 16 bytes, as kernels with tensor copies need them.
+fn softmax_aligned() -> Vec<Case> {
+    let cases = [
+        attend("aligned, whole tiles", plain()).lengths(128, 352).widths(128, 128).heads(1, 1, 1),
+        attend("aligned, ragged tiles", plain()).lengths(200, 500).widths(128, 128).heads(2, 1, 1),
+        attend("aligned, causal", with(CAUSAL)).lengths(300, 300).widths(64, 64).heads(4, 2, 2),
+        attend("aligned, more keys than queries", with(CAUSAL)).lengths(260, 400).widths(128, 128).heads(1, 1, 1),
+        attend("aligned, more queries than keys", with(CAUSAL)).lengths(300, 100).widths(64, 64).batch(2),
+        attend("aligned, window", with(window(Some(400), Some(20)))).lengths(700, 700).widths(128, 128).heads(1, 1, 1),
+        attend("aligned, blocks", with(Mask::Blocks { size: 300, causal: false }))
+            .lengths(650, 650)
+            .widths(64, 64)
+            .heads(1, 1, 1),
+        attend("aligned, causal blocks of 50", with(Mask::Blocks { size: 50, causal: true }))
+            .lengths(200, 200)
+            .widths(128, 128)
+            .heads(1, 1, 1),
+        attend("aligned, widest tile", with(CAUSAL)).lengths(150, 330).widths(256, 256).heads(2, 1, 1),
+        attend("aligned, widest tile, large scores", plain()).lengths(70, 250).widths(256, 256).std(3.0),
+        attend("aligned, widths padded", plain()).lengths(130, 200).widths(72, 104),
+        attend("aligned, widths 40 and 256", with(CAUSAL)).lengths(100, 100).widths(40, 256).heads(3, 1, 1),
+        attend("aligned, one query", plain()).lengths(1, 40).widths(64, 64).heads(4, 2, 2).batch(2),
+        attend("aligned, first keys are hidden from all", with(window(Some(1), Some(0))))
+            .lengths(100, 300)
+            .widths(64, 64),
+    ];
+    let layouts = [Layout::Contiguous, Layout::Tokens].into_iter().cycle();
+    let only = |case: Case| case.only(&[DType::F16, DType::BF16]);
+    cases.into_iter().zip(layouts).map(|(case, layout)| Case { layout, ..only(case) }).collect()
 }
 
 fn softmax_sizes() -> Vec<Case> {
@@ -161,6 +193,7 @@ pub fn diag() -> Vec<Case> {
         case("negative scale, ReLU", DiagOptions { scale: Some(-0.3), ..relu(64, false, 1e-4) }).lengths(90, 90),
         case("large ε", relu(64, true, 10.0)).lengths(130, 130),
         case("more than 65 535 heads", relu(64, true, 1e-2)).many_heads(),
+        case("aligned", causal()).lengths(200, 200).widths(64, 64),
     ])
 }
 
