@@ -153,12 +153,12 @@ fn warpgroups_take_what_they_are_for() {
     let wide = QuadraticOutputs { wide_out: true, statistic: true };
     assert_eq!(first(plan_forward(&problem, &contiguous(&problem), wide, &DeviceFacts::H200)), portable);
     // The rows of one head are few, and keys are worth dividing.
-    let mut decoding = problem.clone();
+    let mut decoding = problem;
     decoding.shapes.batch = 1;
     decoding.shapes.queries = 1;
     decoding.shapes.keys = 9000;
     assert_eq!(on(&decoding, &DeviceFacts::H200), portable);
-    let mut negative = problem.clone();
+    let mut negative = problem;
     negative.scale = -0.5;
     assert_eq!(on(&negative, &DeviceFacts::H200), portable);
     assert_eq!(on(&plain(DType::F32, Mask::Full, 128), &DeviceFacts::H200), "quadratic_forward_softmax_f32_64");
