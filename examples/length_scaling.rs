@@ -19,15 +19,15 @@ mod scaling;
 #[path = "length_scaling/table.rs"]
 mod table;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use common::arguments::positive;
 use common::check::{Expected, Scope};
 use common::device::{DeviceKind, Samples};
+use common::files::Output;
 use common::inputs::Shape;
 use common::measure::{CountingAllocator, median};
 use common::{Call, Device, Float, Inputs, Mechanism, Pass, bound, cost};
@@ -111,14 +111,6 @@ impl Options {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("needs to be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
-    }
-}
-
 fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -132,10 +124,8 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), String> {
     let device = Device::open(options.device)?;
     let mechanisms = options.mechanisms()?;
-    std::fs::create_dir_all(&options.out).map_err(|error| format!("--out {}: {error}", options.out.display()))?;
-    let svg = options.out.join("length_scaling.svg");
-    let json = options.out.join("length_scaling.json");
-    let (mut svg_file, mut json_file) = (create(&svg)?, create(&json)?);
+    let svg = Output::create(&options.out, "length_scaling.svg")?;
+    let json = Output::create(&options.out, "length_scaling.json")?;
     let threads = options.threads.unwrap_or(0);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| format!("--threads {threads}: {error}"))?;
@@ -144,19 +134,8 @@ fn run(options: &Options) -> Result<(), String> {
     println!("{title}\n{}\n{}", table::cases(&records), table::growth(&records));
     let picture = plot::draw(&title, &records)?;
     let list = serde_json::to_string_pretty(&records).map_err(|error| error.to_string())?;
-    write(&svg, &mut svg_file, &picture)?;
-    write(&json, &mut json_file, &list)?;
-    println!("wrote {} and {}", svg.display(), json.display());
-    Ok(())
-}
-
-fn create(path: &Path) -> Result<BufWriter<File>, String> {
-    File::create(path).map(BufWriter::new).map_err(|error| format!("--out: cannot write {}: {error}", path.display()))
-}
-
-fn write(path: &Path, file: &mut BufWriter<File>, text: &str) -> Result<(), String> {
-    let written = writeln!(file, "{text}").and_then(|()| file.flush());
-    written.map_err(|error| format!("cannot write {}: {error}", path.display()))
+    svg.write(&picture)?;
+    json.write(&list)
 }
 
 fn sweep(options: &Options, device: &Device, mechanisms: &[Mechanism]) -> Result<Vec<Record>, String> {
@@ -187,7 +166,7 @@ fn measure(options: &Options, device: &Device, call: &Call<'_>) -> Result<Record
     let check = Expected::new(call, pass, Scope::Sample).check(device).map_err(|error| error.to_string())?;
     let check = check.into_result()?;
     let samples = device.timed(call, pass).and_then(|mut timed| timed.sample(options.samples, BUDGET));
-    let Samples { seconds, extra_bytes } = samples.map_err(|error| error.to_string())?;
+    let Samples { seconds, extra_bytes, .. } = samples.map_err(|error| error.to_string())?;
     let (flops, bytes) = (cost::flops(call, pass), cost::bytes(call, pass));
     let (median, shape) = (median(&seconds), &call.inputs.shape);
     Ok(Record {

@@ -2,6 +2,8 @@
 # Runs a bundle (scripts/gpu-bundle.sh): all checks of the kernels on this machine's first usable GPU, then the benches.
 #
 #     run.sh [OUTPUT_FOLDER]     $OUT, or out/ beside this script, by default
+#     PEERS='--recipes A,D --minutes 8' run.sh     only the times beside other libraries, with options of peers/gpu.py;
+#                                                  goes on where it was stopped
 #
 # Logs, JSON and a table go to the output folder. The status is 0 if everything passed, 3 if there is no usable GPU.
 set -uo pipefail
@@ -41,38 +43,57 @@ if grep -q '^no GPU is used' "$out/info.log"; then
     exit 3
 fi
 
-on_gpu primitives 120 primitives::gpu
-for operation in softmax diag gau linear performer norm mixed_chunk; do
-    on_gpu "cases-$operation" 900 "on_gpu::$operation"
-done
-if [ -f "$bin/tests-candle" ]; then
-    # Beside the driver it needs CUDA's libraries, which PyTorch, for one, brings.
-    libraries=$(python3 -c 'import glob, nvidia; print(*glob.glob(nvidia.__path__[0] + "/**/lib", recursive=True), sep=":")' 2>/dev/null)
-    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries
-    if "$bin/tests-candle" --list >"$out/cases-candle.log" 2>&1; then
-        step cases-candle 900 "$bin/tests-candle" --exact --nocapture on_gpu::candle
-    else
-        printf 'cases-candle\tno libraries of CUDA 13\t0 s\n' >>"$out/steps.tsv"
+checks_and_benches() {
+    on_gpu primitives 120 primitives::gpu
+    for operation in softmax diag gau linear performer norm mixed_chunk; do
+        on_gpu "cases-$operation" 900 "on_gpu::$operation"
+    done
+    if [ -f "$bin/tests-candle" ]; then
+        # Beside the driver it needs CUDA's libraries, which PyTorch, for one, brings.
+        libraries=$(python3 -c 'import glob, nvidia; print(*glob.glob(nvidia.__path__[0] + "/**/lib", recursive=True), sep=":")' 2>/dev/null)
+        export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries
+        if "$bin/tests-candle" --list >"$out/cases-candle.log" 2>&1; then
+            step cases-candle 900 "$bin/tests-candle" --exact --nocapture on_gpu::candle
+        else
+            printf 'cases-candle\tno libraries of CUDA 13\t0 s\n' >>"$out/steps.tsv"
+        fi
     fi
-fi
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck synccheck; do
-        step "$tool" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-            "$bin/tests" --exact --nocapture on_gpu::smallest primitives::gpu
+    if command -v compute-sanitizer >/dev/null; then
+        for tool in memcheck racecheck synccheck; do
+            step "$tool" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+                "$bin/tests" --exact --nocapture on_gpu::smallest primitives::gpu
+        done
+    else
+        printf 'compute-sanitizer\tnot there\t0 s\n' >>"$out/steps.tsv"
+    fi
+    validate=("$bin/validate" --json "$out/validate.json")
+    "$bin/validate" --help | grep -q -- --device && validate+=(--device gpu)
+    step validate 600 "${validate[@]}"
+    for pass in fwd bwd; do
+        for dtype in f32 bf16; do
+            step "length_scaling-$pass-$dtype" 600 "$bin/length_scaling" --device gpu --pass $pass --dtype $dtype \
+                --out "$out/length_scaling-$pass-$dtype"
+        done
     done
-else
-    printf 'compute-sanitizer\tnot there\t0 s\n' >>"$out/steps.tsv"
-fi
-validate=("$bin/validate" --json "$out/validate.json")
-"$bin/validate" --help | grep -q -- --device && validate+=(--device gpu)
-step validate 600 "${validate[@]}"
-for pass in fwd bwd; do
-    for dtype in f32 bf16; do
-        step "length_scaling-$pass-$dtype" 600 "$bin/length_scaling" --device gpu --pass $pass --dtype $dtype \
-            --out "$out/length_scaling-$pass-$dtype"
-    done
-done
-CRITERION_HOME=$out/criterion step bench 900 "$bin/bench" --bench --noplot
+    CRITERION_HOME=$out/criterion step bench 900 "$bin/bench" --bench --noplot
+}
+
+# Other libraries beside ours; wheels may lie beside this script. What is absent is named in the results.
+peers() {
+    local python=${PYTHON:-python3} wheel
+    if "$python" -c 'import torch' 2>/dev/null; then
+        for wheel in "$here"/*.whl; do
+            [ -f "$wheel" ] && "$python" -m zipfile -e "$wheel" "$bin/wheels"
+        done
+        PYTHONPATH=$bin/wheels${PYTHONPATH:+:$PYTHONPATH} step peers 3600 "$python" "$bin/peers/gpu.py" \
+            --program "$bin/peer_bench" --commit "$(cat "$bin/commit")" --out "$out/peers" ${PEERS:-}
+    else
+        printf 'peers\tskipped, %s has no PyTorch\t0 s\n' "$python" >>"$out/steps.tsv"
+    fi
+}
+
+[ -n "${PEERS+set}" ] || checks_and_benches
+peers
 
 printf '\n'
 column -t -s $'\t' "$out/steps.tsv" 2>/dev/null || cat "$out/steps.tsv"

@@ -3,6 +3,8 @@
 #
 #     scripts/gpu-bundle.sh [FOLDER]     target/gpu-bundle by default; copy it over and start FOLDER/run.sh
 #
+# With PyTorch there, other libraries are timed beside; wheels in the folder (fla-core, einops) are taken up.
+#
 # Needs Rust, g++, make, xz, and nvcc as the build finds it (build/main.rs; installed by cuda-toolchain.sh if there is
 # none) or ATTN_KERNELS_FATBINS.
 set -euo pipefail
@@ -33,8 +35,12 @@ take() { # FILE NAME
 take "$(built test --no-run --test main | tail -n 1)" tests
 take "$(built build --example length_scaling | tail -n 1)" length_scaling
 take "$(built build --example validate | tail -n 1)" validate
+take "$(built build --example peer_bench | tail -n 1)" peer_bench
 take "$(built bench --no-run --bench length_scaling | tail -n 1)" bench
 scripts/candle-cuda-tests.sh "$stage/tests-candle" || echo "without the tests of candle's CUDA tensors" >&2
+
+mkdir "$stage/peers"
+cp benches/peers/*.py "$stage/peers"
 
 # Expectations for single instructions, computed on this machine.
 tests/emulator/build.sh "$target/tmp/emulator" >&2
@@ -47,5 +53,5 @@ tar -cf - -C "$stage" . | xz -9 -T1 >"$folder/payload.tar.xz"
 install -m 755 scripts/gpu-bundle-run.sh "$folder/run.sh"
 size=$(du -sb "$folder" | cut -f 1)
 printf '%s: %d bytes in all; unpacked:\n' "$folder" "$size"
-(cd "$stage" && wc -c -- *)
+(cd "$stage" && find . -type f -exec wc -c -- {} +)
 [ "$size" -le "$limit" ] || { echo "larger than $limit bytes" >&2; exit 1; }

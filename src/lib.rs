@@ -64,3 +64,8 @@ pub use transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 #[cfg(all(doctest, feature = "candle"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The guide's examples, as tests.
+#[cfg(all(doctest, feature = "candle"))]
+#[doc = include_str!("../docs/guide.md")]
+struct Guide;

@@ -5,7 +5,7 @@ use attn_kernels::problem::DType;
 
 use crate::common::backends::Pass;
 use crate::common::backends::emulator_linear::EmulatedLinear;
-use crate::common::cases;
+use crate::common::cases::{self, Case};
 use crate::common::emulated::check;
 use crate::common::emulator::{SEEDS, Sanitizer};
 use crate::common::executor::Executor;
@@ -15,6 +15,7 @@ const PLAIN: EmulatedLinear = EmulatedLinear {
     executor: Executor::Emulator(Sanitizer::None),
     seeds: &SEEDS,
     wide_out: false,
+    state: true,
 };
 
 /// Little shared memory, so that most pieces of a block's memory lie in global memory.
@@ -23,6 +24,19 @@ const SMALL: DeviceFacts = DeviceFacts { shared_bytes_per_block: 16 * 1024, ..De
 #[test]
 fn linear() {
     check(&PLAIN, &cases::linear(), &[""], &cases::FLOATS, Pass::Both);
+}
+
+const HALVES: [DType; 2] = [DType::F16, DType::BF16];
+
+/// Cases for warpgroups without a state to be handed out, and with wide outputs.
+#[test]
+fn warpgroups() {
+    let only = |cases: Vec<Case>| cases.into_iter().filter(|case| case.dtypes == HALVES).collect::<Vec<_>>();
+    let stateless = EmulatedLinear { state: false, ..PLAIN };
+    check(&stateless, &only(cases::linear()), &[""], &HALVES, Pass::Forward);
+    check(&stateless, &only(cases::norm()), &[""], &HALVES, Pass::Forward);
+    let wide = EmulatedLinear { wide_out: true, ..PLAIN };
+    check(&wide, &only(cases::linear()), &["128 by 128", "two blocks"], &HALVES, Pass::Forward);
 }
 
 #[test]
@@ -67,6 +81,9 @@ fn sanitized(sanitizer: Sanitizer) {
     check(&backend, &cases::performer(), &["causal, in segments", "ReLU features, full"], &dtypes, Pass::Both);
     check(&backend, &cases::norm(), &["full, in segments", "one token, all heads"], &dtypes, Pass::Both);
     check(&backend, &cases::mixed_chunk(), &["chunks of 7"], &dtypes, Pass::Both);
+    let reasons = ["64 wide, one chunk", "128 by 128, decay", "256 wide, elu", "64 by 128, in segments"];
+    check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Forward);
+    check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Forward);
 }
 
 #[test]

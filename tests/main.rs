@@ -11,6 +11,8 @@ mod differences;
 mod emulated;
 mod emulated_linear;
 mod emulated_quadratic;
+#[cfg(feature = "candle")]
+mod examples;
 mod favor;
 mod invariance;
 mod kernels;

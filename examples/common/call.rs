@@ -1,6 +1,7 @@
 //! Calls: what is to be computed.
 
 use attn_kernels::Result;
+use attn_kernels::linear::{FeatureMap, LinearOptions};
 use attn_kernels::problem::{Linear, Quadratic, View};
 use attn_kernels::random_features::{FeatureKind, random_features};
 
@@ -13,7 +14,7 @@ pub struct Call<'a> {
     pub mechanism: Mechanism,
     pub causal: bool,
     pub inputs: &'a Inputs,
-    /// [H]
+    /// [H], or what the inputs give
     pub log_decay: Option<Tensor>,
     /// [m, D]
     pub omega: Option<Tensor>,
@@ -36,9 +37,11 @@ impl<'a> Call<'a> {
     pub fn new(mechanism: Mechanism, causal: bool, inputs: &'a Inputs) -> Result<Self> {
         let shape = &inputs.shape;
         let sums = inputs.float.accumulator();
-        let log_decay = (mechanism == Mechanism::Retention)
-            .then(|| Tensor::from_f64(sums, &mechanism::retention_log_decay(shape.key_heads), &[shape.key_heads]));
+        let given = &inputs.given;
+        let retention = || Tensor::from_f64(sums, &mechanism::retention_log_decay(shape.key_heads), &[shape.key_heads]);
+        let log_decay = (mechanism == Mechanism::Retention).then(|| given.log_decay.clone().unwrap_or_else(retention));
         let omega = match mechanism {
+            Mechanism::Performer if given.omega.is_some() => given.omega.clone(),
             Mechanism::Performer => {
                 let omega = random_features(FeatureKind::Orthogonal, DIRECTIONS, shape.width, 0)?;
                 Some(Tensor::from_f64(sums, &omega, &[DIRECTIONS, shape.width]))
@@ -47,6 +50,29 @@ impl<'a> Call<'a> {
         };
         let problem = problem(mechanism, causal, inputs, log_decay.as_ref(), omega.as_ref())?;
         Ok(Self { mechanism, causal, inputs, log_decay, omega, problem })
+    }
+
+    /// Causal linear attention of another kind than [`Mechanism::Linear`]; it has no reference here.
+    ///
+    /// # Errors
+    /// Those of the operation.
+    pub fn linear(map: FeatureMap, normalizer: Option<f64>, inputs: &'a Inputs) -> Result<Self> {
+        let (mechanism, log_decay) = (Mechanism::Linear, inputs.given.log_decay.clone());
+        let options = LinearOptions {
+            map,
+            causal: true,
+            normalizer,
+            log_decay: log_decay.as_ref().map(Tensor::view).transpose()?,
+            key_mask: key_mask(inputs)?,
+        };
+        let problem =
+            options.problem(mechanism.operation(), &inputs.q.view()?, &inputs.k.view()?, &inputs.v.view()?)?;
+        Ok(Self { mechanism, causal: true, inputs, log_decay, omega: None, problem: Problem::Linear(problem) })
+    }
+
+    /// Whether there is a log-decay per token, which has a gradient.
+    pub fn has_log_decay_gradient(&self) -> bool {
+        self.log_decay.as_ref().is_some_and(|log_decay| log_decay.dims.len() == 3)
     }
 
     /// Bytes of the gradients.

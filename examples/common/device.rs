@@ -98,7 +98,7 @@ impl Device {
                 Ok(Timed::Cpu(Box::new(run)))
             }
             #[cfg(feature = "gpu")]
-            Self::Gpu(gpu) => Ok(Timed::Gpu(Box::new(Rotation::new(gpu, call, pass)?))),
+            Self::Gpu(gpu) => Ok(Timed::Gpu(Box::new(Rotation::new(gpu, call, pass.alone())?))),
         }
     }
 }
@@ -141,6 +141,8 @@ pub enum Timed<'c> {
 pub struct Samples {
     /// Of one run each, sorted.
     pub seconds: Vec<f64>,
+    /// What the host is busy for with one run: on the CPU all of it, for a GPU putting it on the stream.
+    pub host_seconds: f64,
     /// Memory beyond operands and results: what is allocated on the CPU, what the plans of a GPU ask for.
     pub extra_bytes: usize,
 }
@@ -154,7 +156,8 @@ impl Timed<'_> {
         match self {
             Self::Cpu(run) => {
                 let (seconds, extra_bytes) = measure::peak_bytes(|| measure::sample(samples, budget, || run.pass()));
-                Ok(Samples { seconds: seconds?, extra_bytes })
+                let seconds = seconds?;
+                Ok(Samples { host_seconds: measure::median(&seconds), seconds, extra_bytes })
             }
             #[cfg(feature = "gpu")]
             Self::Gpu(rotation) => rotation.sample(samples, budget),

@@ -192,15 +192,18 @@ pub struct Rotation<'c> {
     gpu: Gpu,
     runs: Vec<Run<'c, Gpu>>,
     cleared: CudaSlice<u8>,
+    passes: &'static [Pass],
     extra_bytes: usize,
 }
 
 impl<'c> Rotation<'c> {
-    /// Runs every copy once, so that kernels are loaded and memory is allocated.
+    /// Runs every copy once, so that kernels are loaded and memory is allocated. `passes` are run one after the other in
+    /// each sample.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn new(gpu: &Gpu, call: &'c Call<'c>, pass: Pass) -> Result<Self> {
+    pub fn new(gpu: &Gpu, call: &'c Call<'c>, passes: &'static [Pass]) -> Result<Self> {
+        let pass = if passes.contains(&Pass::Bwd) { Pass::Bwd } else { Pass::Fwd };
         let plain = gpu;
         let gpu = Gpu { device: plain.device.keeping_workspaces(), ..plain.clone() };
         let copies = (2.0 * gpu.cache_bytes as f64 / cost::bytes(call, pass)).ceil() as usize;
@@ -211,41 +214,46 @@ impl<'c> Rotation<'c> {
                 run.forward()?;
             }
             run.set_backend(gpu.clone());
-            run.pass()?;
+            passes.iter().try_for_each(|&pass| run.one(pass))?;
             runs.push(run);
         }
         let cleared = gpu.stream().alloc_zeros(CLEARED.0).map_err(failed("allocating memory to clear"))?;
         let extra_bytes = gpu.device.workspace_bytes() + runs[0].rest_bytes();
-        Ok(Self { gpu, runs, cleared, extra_bytes })
+        Ok(Self { gpu, runs, cleared, passes, extra_bytes })
     }
 
     /// # Errors
     /// Those of the device.
     pub fn sample(&mut self, samples: usize, budget: Duration) -> Result<Samples> {
         let start = Instant::now();
-        let mut seconds = Vec::new();
+        let (mut seconds, mut host_seconds) = (Vec::new(), f64::INFINITY);
         while seconds.is_empty() || (seconds.len() < samples && start.elapsed() < budget) {
-            seconds.extend(self.batch()?);
+            let (batch, host) = self.batch()?;
+            seconds.extend(batch);
+            host_seconds = host_seconds.min(host);
         }
         seconds.sort_by(f64::total_cmp);
-        Ok(Samples { seconds, extra_bytes: self.extra_bytes })
+        Ok(Samples { seconds, host_seconds, extra_bytes: self.extra_bytes })
     }
 
-    fn batch(&mut self) -> Result<Vec<f64>> {
-        let Self { gpu, runs, cleared, .. } = self;
+    /// Seconds of each run on the device, and of putting one on the stream.
+    fn batch(&mut self) -> Result<(Vec<f64>, f64)> {
+        let Self { gpu, runs, cleared, passes, .. } = self;
         let (stream, timing) = (gpu.stream(), failed("timing"));
         let now = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(&timing);
         for _ in 0..CLEARED.1 {
             stream.memset_zeros(cleared).map_err(&timing)?;
         }
         let mut spans = Vec::with_capacity(BATCH);
+        let before = Instant::now();
         for i in 0..BATCH {
             let copy = i % runs.len();
             let start = now()?;
-            runs[copy].pass()?;
+            passes.iter().try_for_each(|&pass| runs[copy].one(pass))?;
             spans.push((start, now()?));
         }
+        let host_seconds = before.elapsed().as_secs_f64() / BATCH as f64;
         let seconds = spans.iter().map(|(start, end)| Ok(f64::from(start.elapsed_ms(end).map_err(&timing)?) / 1e3));
-        seconds.collect()
+        Ok((seconds.collect::<Result<_>>()?, host_seconds))
     }
 }

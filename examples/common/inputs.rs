@@ -41,6 +41,18 @@ pub struct Inputs {
     pub d_out: Tensor,
     /// [B, M], 0 removes a key
     pub key_mask: Option<Vec<u8>>,
+    pub given: Given,
+}
+
+/// Further operands, of mechanisms that would make their own, in the type of sums.
+#[derive(Default)]
+pub struct Given {
+    /// [Hk] or [B, Hk, M]
+    pub log_decay: Option<Tensor>,
+    /// [m, D]
+    pub omega: Option<Tensor>,
+    /// S [B, Hk, D', E] and z [B, Hk, D'] of earlier tokens; the sums after the last token are then a result.
+    pub state: Option<[Tensor; 2]>,
 }
 
 impl Inputs {
@@ -65,7 +77,16 @@ impl Inputs {
             dims.par_iter().enumerate().map(|(i, dims)| normal((i, dims))).collect();
         let mut tensors = tensors?.into_iter();
         let mut next = || tensors.next().expect("a tensor for each shape");
-        Ok(Self { float, shape, q: next(), k: next(), v: next(), d_out: next(), key_mask: None })
+        Ok(Self {
+            float,
+            shape,
+            q: next(),
+            k: next(),
+            v: next(),
+            d_out: next(),
+            key_mask: None,
+            given: Given::default(),
+        })
     }
 
     /// The part of the operands that `window` describes.

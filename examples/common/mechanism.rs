@@ -89,6 +89,14 @@ pub enum Pass {
 impl Pass {
     pub const ALL: [Self; 2] = [Self::Fwd, Self::Bwd];
 
+    /// A list of nothing else.
+    pub fn alone(self) -> &'static [Self] {
+        match self {
+            Self::Fwd => &[Self::Fwd],
+            Self::Bwd => &[Self::Bwd],
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Fwd => "fwd",

@@ -3,7 +3,7 @@
 use attn_kernels::Result;
 use attn_kernels::problem::{
     Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, Quadratic, QuadraticGradients, QuadraticInputs,
-    QuadraticSaved, Slice, Strided,
+    QuadraticSaved, Slice, StateMut, StateView, Strided,
 };
 
 use super::backend::{Backend, View};
@@ -30,6 +30,8 @@ struct Operands<'c, B: Backend> {
     key_mask: Option<Tensor<B::Operand<'c>>>,
     log_decay: Option<Tensor<B::Operand<'c>>>,
     omega: Option<Tensor<B::Operand<'c>>>,
+    /// S and z
+    state: Option<[Tensor<B::Operand<'c>>; 2]>,
 }
 
 /// What a forward pass leaves behind.
@@ -37,6 +39,8 @@ struct Outputs<B: Backend> {
     out: Sum<B>,
     /// One number per row of the output, for a backward pass.
     statistic: Option<Tensor<B::Room>>,
+    /// S and z after the last token.
+    state: Option<[Tensor<B::Room>; 2]>,
 }
 
 struct Gradients<B: Backend> {
@@ -45,6 +49,8 @@ struct Gradients<B: Backend> {
     v: Sum<B>,
     /// Of q and k through the global branch of FLASH.
     global: Option<[Tensor<B::Room>; 2]>,
+    /// Of a log-decay per token.
+    log_decay: Option<Tensor<B::Room>>,
 }
 
 /// A result to which both branches of FLASH add.
@@ -72,7 +78,12 @@ impl<'c, B: Backend> Run<'c, B> {
         let out = Sum::new(&backend, float, &[rows[0], rows[1], rows[2], shape.value_width])?;
         let statistic = has_statistic.then(|| room(&backend, float.accumulator(), &rows)).transpose()?;
         let gradients = (pass == Pass::Bwd).then(|| Gradients::new(&backend, call)).transpose()?;
-        Ok(Self { backend, call, pass, operands, outputs: Outputs { out, statistic }, gradients })
+        let like = |state: &'c [Tensor; 2]| {
+            let [s, z] = state;
+            Ok([room(&backend, float.accumulator(), &s.dims)?, room(&backend, float.accumulator(), &z.dims)?])
+        };
+        let state = call.inputs.given.state.as_ref().map(like).transpose()?;
+        Ok(Self { backend, call, pass, operands, outputs: Outputs { out, statistic, state }, gradients })
     }
 
     /// Goes on with another backend, which shares the memory of this one.
@@ -89,21 +100,30 @@ impl<'c, B: Backend> Run<'c, B> {
 
     /// Runs the pass; a backward pass needs a forward pass before.
     pub fn pass(&mut self) -> Result<()> {
-        match self.pass {
+        self.one(self.pass)
+    }
+
+    pub fn one(&mut self, pass: Pass) -> Result<()> {
+        match pass {
             Pass::Fwd => self.forward(),
             Pass::Bwd => self.backward(),
         }
     }
 
     pub fn forward(&mut self) -> Result<()> {
-        let Self { backend, operands, outputs: Outputs { out, statistic }, .. } = self;
+        let Self { backend, operands, outputs: Outputs { out, statistic, state }, .. } = self;
         let statistic = statistic.as_mut().map(|statistic| B::write(&mut statistic.data));
         match &self.call.problem {
             Problem::Quadratic(problem) => {
                 backend.quadratic_forward(problem, &operands.quadratic()?, B::write(&mut out.tensor.data), statistic)
             }
             Problem::Linear(problem) => {
-                let outputs = LinearOutputs { out: B::write(&mut out.tensor.data), statistic, state: None };
+                let state = state.as_mut().map(|[s, z]| StateMut {
+                    s: B::write(&mut s.data),
+                    z: B::write(&mut z.data),
+                    stabilizer: None,
+                });
+                let outputs = LinearOutputs { out: B::write(&mut out.tensor.data), statistic, state };
                 backend.linear_forward(problem, &operands.linear()?, outputs)
             }
             Problem::Mixed { local, global } => {
@@ -119,7 +139,7 @@ impl<'c, B: Backend> Run<'c, B> {
     /// After a forward pass; nothing if not made for [`Pass::Bwd`].
     pub fn backward(&mut self) -> Result<()> {
         let Self { backend, call, operands, outputs, .. } = self;
-        let Some(Gradients { q, k, v, global: through_global }) = &mut self.gradients else { return Ok(()) };
+        let Some(Gradients { q, k, v, global: through_global, log_decay }) = &mut self.gradients else { return Ok(()) };
         match &call.problem {
             Problem::Quadratic(problem) => {
                 let room = [q, k, &mut v.tensor].map(|tensor| B::write(&mut tensor.data));
@@ -127,7 +147,8 @@ impl<'c, B: Backend> Run<'c, B> {
             }
             Problem::Linear(problem) => {
                 let room = [q, k, &mut v.tensor].map(|tensor| B::write(&mut tensor.data));
-                linear_backward(backend, problem, operands, outputs, room)
+                let log_decay = log_decay.as_mut().map(|log_decay| B::write(&mut log_decay.data));
+                linear_backward(backend, problem, operands, outputs, room, log_decay)
             }
             Problem::Mixed { local, global } => {
                 let room = [q, k, &mut v.tensor].map(|tensor| B::write(&mut tensor.data));
@@ -135,23 +156,29 @@ impl<'c, B: Backend> Run<'c, B> {
                 let Some([q, k]) = through_global else { return Ok(()) };
                 v.add(backend, |v| {
                     let room = [B::write(&mut q.data), B::write(&mut k.data), B::write(v)];
-                    linear_backward(backend, global, operands, outputs, room)
+                    linear_backward(backend, global, operands, outputs, room, None)
                 })
             }
         }
     }
 
-    /// The results of the last run, in main memory and the order of [`results`](super::reference::results).
+    /// The results of the last run, in main memory and the order of [`results`](super::reference::results); then the
+    /// state, or the gradient of the log-decay per token, if there is one.
     pub fn results(self) -> Result<Vec<Tensor>> {
         let backend = &self.backend;
-        let Some(Gradients { q, k, v, global }) = self.gradients else {
-            return Ok(vec![self.outputs.out.fetch(backend)?]);
+        let Some(Gradients { q, k, v, global, log_decay }) = self.gradients else {
+            let mut results = vec![self.outputs.out.fetch(backend)?];
+            for tensor in self.outputs.state.into_iter().flatten() {
+                results.push(fetch(backend, tensor)?);
+            }
+            return Ok(results);
         };
         let fetch = |tensor| fetch(backend, tensor);
         let mut results = vec![fetch(q)?, fetch(k)?, v.fetch(backend)?];
         if let Some([q, k]) = global {
             results.extend([fetch(q)?, fetch(k)?]);
         }
+        results.extend(log_decay.map(fetch).transpose()?);
         Ok(results)
     }
 
@@ -177,6 +204,11 @@ fn operand_view<'a, B: Backend>(tensor: &'a Tensor<B::Operand<'_>>) -> Result<Vi
     Strided::contiguous(B::read(&tensor.data), &tensor.dims)
 }
 
+/// At a position that no mechanism with a state here depends on.
+fn state_view<'a, B: Backend>([s, z]: &'a [Tensor<B::Operand<'_>>; 2]) -> Result<StateView<View<'a, B>>> {
+    Ok(StateView { s: operand_view::<B>(s)?, z: operand_view::<B>(z)?, stabilizer: None, position: 0 })
+}
+
 fn room_view<B: Backend>(tensor: &Tensor<B::Room>) -> Result<View<'_, B>> {
     Strided::contiguous(B::read_room(&tensor.data), &tensor.dims)
 }
@@ -196,6 +228,7 @@ impl<'c, B: Backend> Operands<'c, B> {
             key_mask: key_mask.as_ref().map(mask).transpose()?,
             log_decay: call.log_decay.as_ref().map(tensor).transpose()?,
             omega: call.omega.as_ref().map(tensor).transpose()?,
+            state: call.inputs.given.state.as_ref().map(|[s, z]| Ok([tensor(s)?, tensor(z)?])).transpose()?,
         })
     }
 
@@ -217,7 +250,7 @@ impl<'c, B: Backend> Operands<'c, B> {
             key_mask: self.key_mask.as_ref().map(operand_view::<B>).transpose()?,
             log_decay: self.log_decay.as_ref().map(operand_view::<B>).transpose()?,
             omega: self.omega.as_ref().map(operand_view::<B>).transpose()?,
-            state: None,
+            state: self.state.as_ref().map(state_view::<B>).transpose()?,
         })
     }
 }
@@ -228,7 +261,9 @@ impl<B: Backend> Gradients<B> {
         let is_mixed = matches!(call.problem, Problem::Mixed { .. });
         let like = |tensor: &Tensor| room(backend, *float, &tensor.dims);
         let global = is_mixed.then(|| Ok([like(q)?, like(k)?])).transpose()?;
-        Ok(Self { q: like(q)?, k: like(k)?, v: Sum::new(backend, *float, &v.dims)?, global })
+        let sums = |tensor: &Tensor| room(backend, float.accumulator(), &tensor.dims);
+        let log_decay = call.log_decay.as_ref().filter(|_| call.has_log_decay_gradient()).map(sums).transpose()?;
+        Ok(Self { q: like(q)?, k: like(k)?, v: Sum::new(backend, *float, &v.dims)?, global, log_decay })
     }
 }
 
@@ -272,12 +307,13 @@ fn quadratic_backward<B: Backend>(
     backend.quadratic_backward(problem, &operands.quadratic()?, &saved, gradients)
 }
 
-fn linear_backward<B: Backend>(
+fn linear_backward<'r, B: Backend>(
     backend: &B,
     problem: &Linear,
     operands: &Operands<'_, B>,
     outputs: &Outputs<B>,
-    [q, k, v]: [B::SliceMut<'_>; 3],
+    [q, k, v]: [B::SliceMut<'r>; 3],
+    log_decay: Option<B::SliceMut<'r>>,
 ) -> Result<()> {
     let statistic = outputs.statistic.as_ref().filter(|_| problem.statistic_len() > 0);
     let saved = LinearSaved {
@@ -285,6 +321,6 @@ fn linear_backward<B: Backend>(
         statistic: statistic.map(room_view::<B>).transpose()?,
         d_out: operand_view::<B>(&operands.d_out)?,
     };
-    let gradients = LinearGradients { q, k, v, log_decay: None };
+    let gradients = LinearGradients { q, k, v, log_decay };
     backend.linear_backward(problem, &operands.linear()?, &saved, gradients)
 }

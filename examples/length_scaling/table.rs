@@ -1,17 +1,10 @@
 //! The printed tables.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 
 use crate::common::Mechanism;
+use crate::common::table::table;
 use crate::scaling::{Record, by_mechanism, crossover, growth_exponent};
-
-/// A table whose columns after the first are aligned to the right.
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header);
-    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    table
-}
 
 pub fn cases(records: &[Record]) -> Table {
     let is_cpu = records.iter().all(|record| record.device == "cpu");

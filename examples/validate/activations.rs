@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::common::check::{Expected, Scope};
-use crate::common::inputs::Shape;
+use crate::common::inputs::{Given, Shape};
 use crate::common::tensor::{Buffer, Tensor};
 use crate::common::{Call, Device, Inputs, Mechanism, Pass};
 use crate::operations::outcome;
@@ -104,7 +104,7 @@ fn inputs(tensors: &SafeTensors<'_>) -> Result<Inputs, String> {
         Err(_) => None,
     };
     let d_out = Tensor::zeros(q.data.float(), &output_dims(&shape));
-    Ok(Inputs { float: q.data.float(), shape, q, k, v, d_out, key_mask })
+    Ok(Inputs { float: q.data.float(), shape, q, k, v, d_out, key_mask, given: Given::default() })
 }
 
 fn key_mask(tensors: &SafeTensors<'_>, shape: &Shape) -> Result<Vec<u8>, String> {

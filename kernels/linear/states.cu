@@ -7,19 +7,6 @@
 
 namespace attn::linear {
 
-// Given log-decay summed over the keys of a segment, by a warp.
-template <class Element>
-DEVICE double segment_log_decay(const Tiles<Element>& tiles) {
-    const LinearParams& p = tiles.p;
-    Range segment = tiles.place.positions(p);
-    int64_t end = ptx::min(segment.end - p.first_key, p.keys);
-    double sum = 0.0;
-    for (int64_t key = ptx::max(segment.start - p.first_key, int64_t(0)) + ptx::lane(); key < end; key += 32) {
-        sum += tiles.log_decay(key);
-    }
-    return warp_sum(sum);
-}
-
 template <class Element>
 DEVICE void states(const LinearParams& p) {
     using Real = typename Arithmetic<Element>::Real;

@@ -109,7 +109,7 @@ impl TensorMap {
     pub fn is_possible(&self) -> bool {
         let row = self.block[0] as usize * self.dtype.size();
         let is_size = |size: &u64| (1..=1 << 32).contains(size);
-        let is_stride = |stride: &u64| (1..1 << 40).contains(stride) && stride % 16 == 0;
+        let is_stride = |stride: &u64| (1..1 << 40).contains(stride) && stride.is_multiple_of(16);
         self.sizes.iter().all(is_size)
             && self.strides.iter().all(is_stride)
             && self.block.iter().all(|size| (1..=256).contains(size))

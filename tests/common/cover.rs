@@ -16,7 +16,10 @@ use super::executor::Executor;
 /// Both engines' kernels on an executor; each runs the cases that it takes.
 pub fn engines(executor: &Executor, facts: DeviceFacts, seeds: &'static [u32]) -> [Box<dyn Backend>; 2] {
     let quadratic = EmulatedQuadratic { facts, executor: executor.clone(), seeds, wide_out: false };
-    [Box::new(quadratic), Box::new(EmulatedLinear { facts, executor: executor.clone(), seeds, wide_out: false })]
+    [
+        Box::new(quadratic),
+        Box::new(EmulatedLinear { facts, executor: executor.clone(), seeds, wide_out: false, state: true }),
+    ]
 }
 
 /// What a device would run for a case, forward and backward.

@@ -34,7 +34,7 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
     planner.cut(planner.state_heads());
     if planner.params.segments > 1 {
         planner.tile_values(&STATES);
-        planner.entering_states();
+        planner.entering_states(|planner| planner.launch_sweep("states", &STATES));
     }
     let shared = planner.gradients();
     planner.log_gradients(saved);

@@ -6,6 +6,7 @@ mod memory;
 mod params;
 #[cfg(feature = "gpu")]
 mod run;
+mod warpgroups;
 
 pub use backward::{SavedLayout, plan_backward};
 #[cfg(feature = "gpu")]
@@ -17,7 +18,7 @@ use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Scan};
 use crate::transnormer::NormScope;
 use describe::{Finish, describe, to_i64};
 use memory::{Memory, block_multiple, wide_row};
-use params::{GatherParams, LinearParams, Piece};
+use params::{GatherParams, LinearMappedParams, LinearParams, Piece};
 
 /// Positions of a tile, and the granularity of its columns.
 const TILE: usize = 32;
@@ -44,6 +45,8 @@ pub struct LinearLayout {
     pub omega: i64,
     /// The state handed in.
     pub state: Option<StateLayout>,
+    /// Whether q, k and v start at multiples of 16 bytes.
+    pub is_aligned: bool,
 }
 
 /// Strides of a state handed in, and where it stands.
@@ -72,7 +75,7 @@ pub struct ForwardOutputs {
 
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![LinearParams::TYPE, GatherParams::TYPE]
+    vec![LinearParams::TYPE, LinearMappedParams::TYPE, GatherParams::TYPE]
 }
 
 /// Output, statistic and final state. Everything that is asked for is overwritten.
@@ -92,12 +95,15 @@ pub fn plan_forward(problem: &Linear, layout: &LinearLayout, outputs: ForwardOut
         params.final_stabilizer = problem.map.is_stabilized().then_some(Argument::FinalStabilizer).into();
     }
     planner.directions();
+    if planner.on_warpgroups(layout, outputs.state).is_some() {
+        return planner.plan;
+    }
     planner.tile_values(&OUTPUTS);
     planner.cut(planner.blocks());
     if planner.params.segments > 1 {
-        planner.entering_states();
+        planner.entering_states(|planner| planner.launch_sweep("states", &STATES));
     }
-    planner.outputs();
+    planner.outputs(|planner| planner.launch_sweep("outputs", &OUTPUTS));
     planner.plan
 }
 
@@ -153,8 +159,7 @@ impl<'a> Planner<'a> {
     /// Adds a launch of `blocks` blocks with the current parameters.
     fn launch(&mut self, kernel: &str, blocks: usize, shared: usize) {
         let kernel = format!("linear_{kernel}_{}", self.shapes().dtype);
-        let blocks = blocks.try_into().expect("the operands of so many blocks fit in no memory");
-        self.plan.launch(kernel, [blocks, 1, 1], THREADS as u32, shared as u32, &self.params);
+        self.plan.launch(kernel, [grid(blocks), 1, 1], THREADS as u32, shared as u32, &self.params);
     }
 
     /// Adds a launch for every segment of every state head and value tile, with memory for `pieces`.
@@ -203,8 +208,13 @@ impl<'a> Planner<'a> {
 
     /// Cuts the line of positions into segments, at ends of tiles and chunks, where `blocks` leave the device idle.
     fn cut(&mut self, blocks: usize) {
-        let (positions, processors) = (self.params.positions as usize, self.facts.multiprocessors as usize);
-        let pieces = if blocks >= processors { 1 } else { (2 * processors).div_ceil(blocks) };
+        let processors = self.facts.multiprocessors as usize;
+        self.cut_into(if blocks >= processors { 1 } else { (2 * processors).div_ceil(blocks) });
+    }
+
+    /// Cuts the line of positions into at most so many segments.
+    fn cut_into(&mut self, pieces: usize) {
+        let positions = self.params.positions as usize;
         let chunk = if let Scan::ChunkExclusive { chunk } = self.problem.scan { chunk } else { 1 };
         let step = chunk.max(SEGMENT).checked_next_multiple_of(chunk).unwrap_or(chunk);
         let length = positions.div_ceil(pieces).div_ceil(step).max(1).saturating_mul(step);
@@ -225,27 +235,28 @@ impl<'a> Planner<'a> {
         self.state_heads() * numbers.div_ceil(THREADS)
     }
 
-    /// The sums of the segments, and from them what enters each.
-    fn entering_states(&mut self) {
+    /// The sums of the segments, which `launch` adds a kernel for, and from them what enters each.
+    fn entering_states(&mut self, launch: impl FnOnce(&mut Self)) {
         let slots = self.state_heads() * (self.params.segments as usize + 1);
         (self.params.segment_s, self.params.segment_z) = self.segment_sums();
         self.params.segment_stabilizer = self.workspace(slots);
         self.params.entering_stabilizer = self.workspace(slots);
         self.params.segment_log_decay = self.plan.workspace(slots * size_of::<f64>()).into();
-        self.launch_sweep("states", &STATES);
+        launch(self);
         self.launch("scan", self.scan_blocks(), 0);
     }
 
-    fn outputs(&mut self) {
+    /// Adds what leads to the outputs; `launch` adds the kernel that reads the sums.
+    fn outputs(&mut self, launch: impl FnOnce(&mut Self)) {
         let finish = self.params.finish;
         let is_joint = finish == Finish::RmsNormAllHeads as i32;
         let is_raw = is_joint || (finish == Finish::RmsNorm as i32 && self.params.value_tiles > 1);
         if !is_raw {
-            return self.launch_sweep("outputs", &OUTPUTS);
+            return launch(self);
         }
         self.params.raw = self.workspace(self.problem.output_len());
         self.params.finish = Finish::Raw as i32;
-        self.launch_sweep("outputs", &OUTPUTS);
+        launch(self);
         self.params.finish = finish;
         let shapes = self.shapes();
         let rows = shapes.batch * shapes.queries * if is_joint { 1 } else { shapes.heads() };
@@ -253,6 +264,11 @@ impl<'a> Planner<'a> {
             self.launch("normalize", rows, THREADS / 32 * self.real());
         }
     }
+}
+
+/// Blocks along x.
+fn grid(blocks: usize) -> u32 {
+    blocks.try_into().expect("the operands of so many blocks fit in no memory")
 }
 
 impl LinearParams {

@@ -1,6 +1,7 @@
 //! The parameters of the kernels of the linear engine, as in kernels/linear/params.cuh.
 
 use crate::gpu::params::{Pointer, Strides};
+use crate::gpu::plan::TensorMap;
 use crate::kernel_params;
 
 /// Pieces of a block's memory, by their index.
@@ -108,6 +109,17 @@ kernel_params! {
         pub(super) is_d_q_wide: i32,
         pub(super) is_d_k_wide: i32,
         pub(super) is_d_v_wide: i32,
+    }
+}
+
+kernel_params! {
+    /// Parameters of the kernels with tensor copies, as in kernels/linear/params.sm90.cuh.
+    pub(super) struct LinearMappedParams {
+        pub(super) problem: LinearParams,
+        pub(super) q_map: TensorMap,
+        pub(super) k_map: TensorMap,
+        pub(super) v_map: TensorMap,
+        pub(super) key_terms: i32,
     }
 }
 

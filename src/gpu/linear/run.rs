@@ -35,9 +35,9 @@ pub fn forward(
         statistic: outputs.statistic.is_some() && problem.statistic_len() > 0,
         state: outputs.state.is_some(),
     };
-    let plan = plan_forward(problem, &layout(inputs), asked, device.facts());
     let mut arguments = Arguments::new(device);
     read_inputs(&mut arguments, inputs);
+    let plan = plan_forward(problem, &layout(inputs, &arguments), asked, device.facts());
     arguments.write(Argument::Out, &mut outputs.out);
     if let Some(statistic) = &mut outputs.statistic {
         arguments.write(Argument::Statistic, statistic);
@@ -78,9 +78,9 @@ pub fn backward(
         wide_out: saved.out.dtype() != problem.shapes.dtype,
         d_log_decay: gradients.log_decay.is_some(),
     };
-    let plan = plan_backward(problem, &layout(inputs), &saved_layout, device.facts());
     let mut arguments = Arguments::new(device);
     read_inputs(&mut arguments, inputs);
+    let plan = plan_backward(problem, &layout(inputs, &arguments), &saved_layout, device.facts());
     arguments.read(Argument::Out, &saved.out);
     arguments.read(Argument::DOut, &saved.d_out);
     if let Some(statistic) = &saved.statistic {
@@ -95,7 +95,7 @@ pub fn backward(
     device.run(problem.function, &plan, arguments)
 }
 
-fn layout(inputs: &LinearInputs<'_>) -> LinearLayout {
+fn layout(inputs: &LinearInputs<'_>, arguments: &Arguments<'_>) -> LinearLayout {
     LinearLayout {
         q: strides(&inputs.q),
         k: strides(&inputs.k),
@@ -112,6 +112,7 @@ fn layout(inputs: &LinearInputs<'_>) -> LinearLayout {
             stabilizer: stabilizer.as_ref().map_or([0; 2], strides),
             position: *position,
         }),
+        is_aligned: arguments.are_aligned(&[Argument::Q, Argument::K, Argument::V]),
     }
 }
 

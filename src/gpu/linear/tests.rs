@@ -29,8 +29,16 @@ fn problem(sizes: [usize; 5], dtype: DType, map: Map, scan: Scan, finish: Linear
 const NORMALIZE: LinearFinish = LinearFinish::Normalize { epsilon: 1e-6 };
 const ELU: Map = Map::Plain(FeatureMap::EluPlusOne);
 const FAVOR: Map = Map::Favor { map: FavorMap::Positive, directions: 256 };
-const LAYOUT: LinearLayout =
-    LinearLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, log_decay: [0; 3], omega: 0, state: None };
+const LAYOUT: LinearLayout = LinearLayout {
+    q: [0; 3],
+    k: [0; 3],
+    v: [0; 3],
+    key_mask: None,
+    log_decay: [0; 3],
+    omega: 0,
+    state: None,
+    is_aligned: false,
+};
 const SAVED: SavedLayout =
     SavedLayout { out: [0; 3], d_out: [0; 3], statistic: [0; 3], wide_out: false, d_log_decay: false };
 
@@ -119,4 +127,54 @@ fn usual_sizes_stay_in_shared_memory() {
     let backward = plan_backward(&problem, &LAYOUT, &SAVED, &DeviceFacts::H200);
     // Nothing but the row products of outputs and their gradients.
     assert_eq!(backward.workspaces, [4 * 64 * 4096 * 4]);
+}
+
+/// Strides of contiguous operands, as the copy engine has them.
+fn contiguous(problem: &Linear) -> LinearLayout {
+    let shapes = &problem.shapes;
+    let strides = |heads: usize, rows: usize, width: usize| [heads * rows * width, rows * width, width].map(to_i64);
+    LinearLayout {
+        q: strides(shapes.query_heads, shapes.queries, shapes.width),
+        k: strides(shapes.key_heads, shapes.keys, shapes.width),
+        v: strides(shapes.value_heads, shapes.keys, shapes.value_width),
+        is_aligned: true,
+        ..LAYOUT
+    }
+}
+
+#[test]
+fn warpgroups_take_what_they_can() {
+    let rms = LinearFinish::RmsNorm { epsilon: 1e-6, scope: NormScope::Head };
+    let outputs = |state| ForwardOutputs { statistic: true, state, wide_out: false };
+    let plan = |sizes, dtype, map, finish| {
+        let problem = problem(sizes, dtype, map, Scan::Causal, finish);
+        plan_forward(&problem, &contiguous(&problem), outputs(false), &DeviceFacts::H200)
+    };
+    let identity = Map::Plain(FeatureMap::Identity);
+    let one = plan([4, 32, 4096, 128, 128], DType::BF16, ELU, NORMALIZE);
+    assert_eq!(launches(&one), [("linear_outputs_sm90_bf16_128_128", 128),]);
+    assert!(one.to_string().contains("linear_outputs_sm90_bf16_128_128<<<"), "{one}");
+    let many = plan([2, 16, 16384, 128, 128], DType::BF16, identity, LinearFinish::None);
+    let expected = [
+        ("linear_states_sm90_bf16_128_128", 128),
+        ("linear_scan_bf16", 32 * 129),
+        ("linear_outputs_sm90_bf16_128_128", 128),
+    ];
+    assert_eq!(launches(&many), expected);
+    let wide = plan([8, 32, 2048, 64, 200], DType::F16, ELU, rms);
+    let kernels: Vec<_> = launches(&wide).into_iter().map(|(kernel, _)| kernel).collect();
+    assert_eq!(kernels, ["linear_outputs_sm90_f16_64_128", "linear_normalize_f16"]);
+    let widest = plan([8, 32, 2048, 256, 256], DType::BF16, identity, LinearFinish::None);
+    assert_eq!(launches(&widest), [("linear_outputs_sm90_bf16_256_64", 1024)]);
+    for (sizes, dtype, map) in [
+        ([8, 32, 2048, 264, 64], DType::BF16, ELU),
+        ([8, 32, 2048, 60, 64], DType::BF16, ELU),
+        ([8, 32, 2048, 64, 64], DType::F32, ELU),
+        ([8, 32, 2048, 64, 64], DType::BF16, FAVOR),
+        ([8, 32, 2048, 64, 64], DType::F16, Map::Plain(FeatureMap::Exp)),
+        ([8, 32, 1, 64, 64], DType::BF16, ELU),
+    ] {
+        let plan = plan(sizes, dtype, map, NORMALIZE);
+        assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
+    }
 }

@@ -23,6 +23,8 @@ pub struct EmulatedLinear {
     pub seeds: &'static [u32],
     /// Whether outputs are in the type of sums.
     pub wide_out: bool,
+    /// Whether forward passes hand out a state.
+    pub state: bool,
 }
 
 /// State heads, over the whole batch, past which one seed of the forward pass has to do: a minute of emulation.
@@ -91,24 +93,26 @@ impl Call<'_> {
         let (problem, data, dtype) = (self.problem, self.data, self.operands.dtype);
         let accumulator = dtype.accumulator();
         let wide_out = self.backend.wide_out;
-        let wanted = ForwardOutputs { wide_out, statistic: problem.statistic_len() > 0, state: true };
+        let wanted = ForwardOutputs { wide_out, statistic: problem.statistic_len() > 0, state: self.backend.state };
         let plan = plan_forward(problem, &self.layout(), wanted, &self.backend.facts);
         let shapes = problem.state_shapes();
         let [s, z] = [shapes.s.iter().product(), shapes.z.iter().product()];
         let stabilizers = shapes.stabilizer.map(|dims| dims.iter().product::<usize>());
         let out = (Argument::Out, if wide_out { accumulator } else { dtype }, problem.output_len());
-        let mut outputs = vec![out, (Argument::FinalS, accumulator, s), (Argument::FinalZ, accumulator, z)];
-        outputs.extend(stabilizers.map(|len| (Argument::FinalStabilizer, accumulator, len)));
+        let mut outputs = vec![out];
+        if self.backend.state {
+            outputs.extend([(Argument::FinalS, accumulator, s), (Argument::FinalZ, accumulator, z)]);
+            outputs.extend(stabilizers.map(|len| (Argument::FinalStabilizer, accumulator, len)));
+        }
         outputs.push((Argument::Statistic, accumulator, problem.statistic_len()));
         let mut forward = self.execute(&plan, self.inputs(), &outputs)?;
         let mut take = |argument| forward.remove(&argument);
-        let [out, final_s, final_z] =
-            [Argument::Out, Argument::FinalS, Argument::FinalZ].map(&mut take).map(|buffer| buffer.expect("asked for"));
+        let out = take(Argument::Out).expect("asked for");
         let mut results = Results::default();
         results.push("out", out.array(data.d_out.shape));
         let [batch, heads, features] = shapes.z;
-        results.push("state.s", final_s.array(shapes.s));
-        results.push("state.z", final_z.array([batch, 1, heads, features]));
+        results.push("state.s", take(Argument::FinalS).map(|s| s.array(shapes.s)));
+        results.push("state.z", take(Argument::FinalZ).map(|z| z.array([batch, 1, heads, features])));
         results.push("state.stabilizer", take(Argument::FinalStabilizer).map(|c| c.array([1, 1, batch, heads])));
         if pass == Pass::Both {
             let statistic = take(Argument::Statistic).expect("asked for");
@@ -169,6 +173,7 @@ impl Call<'_> {
                 stabilizer: stabilizer.as_ref().map_or([0; 2], Operand::outer_strides),
                 position: self.data.position,
             }),
+            is_aligned: [q, k, v].iter().all(|operand| Tensor::of(Argument::Q, operand).start.is_multiple_of(16)),
         }
     }
 

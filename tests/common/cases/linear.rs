@@ -4,7 +4,7 @@ use attn_kernels::linear::FeatureMap::{self, *};
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::problem::DType;
 
-use super::{Case, Extra, Operation, in_all_layouts};
+use super::{Case, Extra, Operation, in_all_layouts, in_whole_vectors};
 
 type Options = LinearOptions<Extra>;
 
@@ -34,7 +34,8 @@ fn masked(options: Options, key_mask: Extra) -> Options {
 }
 
 pub fn linear() -> Vec<Case> {
-    in_all_layouts([lengths(), maps_and_widths(), decays(), heads_and_masks()].concat())
+    let cases = in_all_layouts([lengths(), maps_and_widths(), decays(), heads_and_masks()].concat());
+    [cases, in_whole_vectors(warpgroups())].concat()
 }
 
 fn lengths() -> Vec<Case> {
@@ -146,5 +147,51 @@ fn heads_and_masks() -> Vec<Case> {
         .batch(2),
         case("large ε", LinearOptions { normalizer: Some(10.0), ..causal(EluPlusOne) }),
         case("more than 65 535 heads", causal(EluPlusOne)).many_heads(),
+    ]
+}
+
+/// Sizes and choices of the kernels of compute capability 9.0.
+fn warpgroups() -> Vec<Case> {
+    let case = |why, options, width, value_width| case(why, options).widths(width, value_width).lengths(130, 130);
+    let normalized = || causal(EluPlusOne);
+    vec![
+        case("64 wide, one chunk and a bit", normalized(), 64, 64).lengths(65, 65),
+        case("64 wide, several chunks", normalized(), 64, 64).lengths(200, 200).batch(2),
+        case("64 wide, identity, not normalised", raw(causal(Identity)), 64, 64).lengths(192, 192),
+        case("64 by 128", normalized(), 64, 128),
+        case("64 by 128, decay per head, not normalised", raw(decayed(Identity, Extra::PerHead)), 64, 128),
+        case("128 by 64, decay per token", decayed(EluPlusOne, Extra::PerToken), 128, 64).batch(2),
+        case("128 by 128", normalized(), 128, 128).lengths(200, 200),
+        case("128 by 128, decay per token, not normalised", raw(decayed(Silu, Extra::PerToken)), 128, 128),
+        case("narrower than a chunk", normalized(), 40, 24),
+        case("two blocks of values, the last not full", raw(causal(Relu)), 72, 200).heads(1, 1, 1),
+        case("exp", causal(Exp), 32, 32).std(0.5),
+        case("relu², not normalised", raw(causal(ReluSquared)), 64, 72),
+        case("decay that underflows", decayed(EluPlusOne, Extra::Strong), 64, 64),
+        case("after a state", normalized(), 64, 64).after(70),
+        case("decay per token, after a state, two blocks of values", raw(decayed(Relu, Extra::PerToken)), 16, 136)
+            .after(33),
+        case("key mask", masked(normalized(), Extra::SomeKeys), 64, 64).batch(2),
+        case("key mask, identity, 128 values", masked(raw(causal(Identity)), Extra::SomeKeys), 64, 128),
+        case("all keys masked", masked(normalized(), Extra::NoKeys), 64, 64).batch(2),
+        case("more keys than queries", normalized(), 64, 64).lengths(50, 190),
+        case("more queries than keys", decayed(EluPlusOne, Extra::PerToken), 64, 64).lengths(190, 50),
+        case("more value heads than key heads", normalized(), 64, 64).heads(4, 2, 4),
+        case("one head in segments, 64 wide", normalized(), 64, 64).lengths(600, 600).heads(1, 1, 1),
+        case("decay per token, in segments, after a state", decayed(Silu, Extra::PerToken), 64, 64)
+            .lengths(600, 600)
+            .heads(1, 1, 1)
+            .after(20),
+        case("256 wide", raw(causal(Identity)), 256, 72).heads(1, 1, 1),
+        case("256 wide, normalised, after a state", causal(Relu), 200, 64).heads(1, 1, 1).after(20),
+        case("256 wide, elu + 1, decay per token", decayed(EluPlusOne, Extra::PerToken), 256, 64).heads(1, 1, 1),
+        case("256 wide, in segments", causal(Relu), 256, 64).lengths(600, 600).heads(1, 1, 1),
+        case("64 by 128, in segments", normalized(), 64, 128).lengths(600, 600).heads(1, 1, 1),
+        case("128 by 64, in segments", raw(decayed(Identity, Extra::PerHead)), 128, 64)
+            .lengths(600, 600)
+            .heads(1, 1, 1),
+        case("128 by 128, in segments", normalized(), 128, 128).lengths(600, 600).heads(1, 1, 1),
+        case("key mask, in segments", masked(normalized(), Extra::SomeKeys), 64, 64).lengths(600, 600).heads(1, 1, 1),
+        case("large sums", normalized(), 64, 64).std(20.0).lengths(300, 300).heads(1, 1, 1),
     ]
 }

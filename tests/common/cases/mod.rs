@@ -222,6 +222,13 @@ fn in_all_layouts(cases: Vec<Case>) -> Vec<Case> {
     cases.into_iter().zip(layouts).map(|(case, layout)| Case { layout, ..case }).collect()
 }
 
+/// Cases of 16-bit operands with rows at multiples of 16 bytes, as the copy engine of GPUs has them.
+fn in_whole_vectors(cases: Vec<Case>) -> Vec<Case> {
+    let layouts = [Layout::Contiguous, Layout::Tokens].into_iter().cycle();
+    let dtypes: &[DType] = &[DType::F16, DType::BF16];
+    cases.into_iter().zip(layouts).map(|(case, layout)| Case { layout, dtypes, ..case }).collect()
+}
+
 /// The cases of every operation.
 pub fn lists() -> [Vec<Case>; 7] {
     [softmax(), diag(), gau(), linear(), performer(), norm(), mixed_chunk()]

@@ -4,7 +4,7 @@ use attn_kernels::linear::FeatureMap::{self, *};
 use attn_kernels::problem::DType;
 use attn_kernels::transnormer::{NormOptions, NormScope};
 
-use super::{Case, Extra, Operation, in_all_layouts};
+use super::{Case, Extra, Operation, in_all_layouts, in_whole_vectors};
 
 type Options = NormOptions<Extra>;
 
@@ -34,7 +34,19 @@ fn masked(options: Options, key_mask: Extra) -> Options {
 }
 
 pub fn norm() -> Vec<Case> {
-    in_all_layouts([lengths(), choices()].concat())
+    [in_all_layouts([lengths(), choices()].concat()), in_whole_vectors(warpgroups())].concat()
+}
+
+/// Sizes of the kernels of compute capability 9.0.
+fn warpgroups() -> Vec<Case> {
+    let case = |why, options, width, value_width| case(why, options).widths(width, value_width).lengths(130, 130);
+    vec![
+        case("64 by 64", causal(EluPlusOne), 64, 64),
+        case("128 by 104", causal(EluPlusOne), 128, 104),
+        case("two blocks of values", causal(Silu), 64, 136),
+        case("64 by 128, all heads", together(causal(EluPlusOne)), 64, 128).batch(2),
+        case("64 by 64, decay per token", decayed(EluPlusOne, Extra::PerToken), 64, 64).after(9),
+    ]
 }
 
 fn lengths() -> Vec<Case> {

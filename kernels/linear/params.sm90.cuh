@@ -1,0 +1,17 @@
+// What kernels with tensor copies are given besides the parameters of the engine; its twin is in src/gpu/linear.
+#pragma once
+
+#include "../ptx/tensor_copy.cuh"
+#include "params.cuh"
+
+namespace attn::linear {
+
+struct LinearMappedParams {
+    LinearParams problem;
+    // Of [B, H, N, D], in boxes of 64 columns and the rows of a chunk.
+    ptx::TensorMap q_map, k_map, v_map;
+    // Elements whose sum is what a key adds to S, in tiles of their own; 0: the mapped keys themselves.
+    int32_t key_terms;
+};
+
+}  // namespace attn::linear

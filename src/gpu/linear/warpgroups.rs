@@ -1,0 +1,148 @@
+//! Plans of the kernels for sm_90a (kernels/linear/*.sm90.cu): which problems they are for, and how.
+
+use super::params::LinearMappedParams;
+use super::{LinearLayout, Planner, grid};
+use crate::gpu::plan::{Argument, TensorMap};
+use crate::linear::FeatureMap;
+use crate::problem::{DType, Decay, LinearShapes, Map, Scan};
+
+/// Positions of a chunk, and columns of a warpgroup and of a box, which are 128 bytes.
+const CHUNK: usize = 64;
+const STAGES: usize = 2;
+/// Bytes of `ChunkScratch`, of `ChunkRows` and of the mbarriers of a stage.
+const SCRATCH: usize = 4 * (1024 + CHUNK + 2 * CHUNK + 8);
+const ROWS: usize = 4 * (5 * CHUNK + 2);
+const BARRIERS: usize = 16;
+
+/// An instance: D′ and value columns of a block, and tiles of what keys add to S.
+struct Chunks {
+    width: usize,
+    columns: usize,
+    key_terms: usize,
+    /// Of q, k and v.
+    maps: [TensorMap; 3],
+}
+
+impl Chunks {
+    /// The narrowest instance that is wide enough, if there is one for the problem.
+    fn of(planner: &Planner<'_>, layout: &LinearLayout, hands_out_state: bool) -> Option<Self> {
+        let (problem, shapes) = (planner.problem, planner.shapes());
+        let Map::Plain(map) = problem.map else { return None };
+        let is_plain = planner.facts.runs_sm90a
+            && layout.is_aligned
+            && shapes.dtype.size() == 2
+            && problem.scan == Scan::Causal
+            && shapes.heads() == shapes.state_heads()
+            && shapes.queries.min(shapes.keys) > 0
+            && shapes.queries.max(shapes.keys) >= CHUNK;
+        if !(is_plain && maps_in_place(map, shapes.dtype)) {
+            return None;
+        }
+        let width = match shapes.width {
+            1..=64 => 64,
+            65..=128 => 128,
+            129..=256 => 256,
+            _ => return None,
+        };
+        let columns = if width > 128 || shapes.value_width <= CHUNK { CHUNK } else { 2 * CHUNK };
+        let is_exact = matches!(map, FeatureMap::Identity | FeatureMap::Relu) && shapes.decay == Decay::None;
+        let key_terms = match (hands_out_state, shapes.dtype) {
+            _ if is_exact => 0,
+            // As exact as sums in f32.
+            (true, DType::BF16) => 3,
+            (true, _) => 2,
+            (false, _) => usize::from(shapes.decay != Decay::None),
+        };
+        let chunks = Self { width, columns, key_terms, maps: maps(shapes, layout)? };
+        (chunks.shared_bytes(true) <= planner.facts.shared_bytes_per_block as usize).then_some(chunks)
+    }
+
+    fn threads(&self) -> u32 {
+        // A warp that copies, or a warpgroup, which gives its registers away.
+        if self.columns == CHUNK { 160 } else { 384 }
+    }
+
+    /// Segments for a device with so many multiprocessors. They make k and v be read twice, half as much traffic again, so
+    /// a third of the device may rather stay idle; all blocks run at once.
+    fn pieces(&self, blocks: usize, processors: usize) -> usize {
+        let slots = if (self.width, self.columns) == (CHUNK, CHUNK) { 2 * processors } else { processors };
+        if 3 * blocks >= 2 * slots { 1 } else { slots / blocks }
+    }
+
+    /// As `ChunkShared` on the device, of a kernel that reads the sums or not.
+    fn shared_bytes(&self, reads: bool) -> usize {
+        let &Self { width, columns, key_terms, .. } = self;
+        let stages = STAGES * CHUNK * ((1 + usize::from(reads)) * width + columns);
+        let own = if reads { columns / CHUNK * (width + CHUNK) * CHUNK } else { 0 };
+        let small = SCRATCH + STAGES * (ROWS + BARRIERS);
+        (2 * (stages + own) + small).next_multiple_of(1024) + 2 * key_terms * CHUNK * width
+    }
+}
+
+/// Whether features take the place of what they are of, elements of this type.
+fn maps_in_place(map: FeatureMap, dtype: DType) -> bool {
+    match map {
+        FeatureMap::Identity | FeatureMap::EluPlusOne | FeatureMap::Relu | FeatureMap::Silu => true,
+        // Beyond the range of f16.
+        FeatureMap::ReluSquared | FeatureMap::Exp => dtype == DType::BF16,
+        FeatureMap::Softmax | FeatureMap::Taylor | FeatureMap::Cosine => false,
+    }
+}
+
+impl Planner<'_> {
+    /// The launches of a forward pass, if there is a kernel for the problem that pays on the device.
+    pub(super) fn on_warpgroups(&mut self, layout: &LinearLayout, hands_out_state: bool) -> Option<()> {
+        let chunks = Chunks::of(self, layout, hands_out_state)?;
+        self.params.set_value_tile(chunks.columns);
+        self.cut_into(chunks.pieces(self.blocks(), self.facts.multiprocessors as usize));
+        if self.params.segments > 1 {
+            self.entering_states(|planner| planner.launch_chunks("states", &chunks));
+        }
+        self.outputs(|planner| planner.launch_chunks("outputs", &chunks));
+        Some(())
+    }
+
+    fn launch_chunks(&mut self, kernel: &str, chunks: &Chunks) {
+        let [q_map, k_map, v_map] = chunks.maps;
+        let params =
+            LinearMappedParams { problem: self.params, q_map, k_map, v_map, key_terms: chunks.key_terms as i32 };
+        let name = format!("linear_{kernel}_sm90_{}_{}_{}", self.shapes().dtype, chunks.width, chunks.columns);
+        let shared = chunks.shared_bytes(kernel == "outputs") as u32;
+        let blocks = self.blocks() * self.params.segments as usize;
+        self.plan.launch(name, [grid(blocks), 1, 1], chunks.threads(), shared, &params);
+    }
+}
+
+/// Of q, k and v, if the copy engine can have them.
+fn maps(shapes: &LinearShapes, layout: &LinearLayout) -> Option<[TensorMap; 3]> {
+    let map = |argument, strides, [heads, rows, width]: [usize; 3]| {
+        tensor_map(argument, shapes.dtype, strides, [width, rows, heads, shapes.batch])
+    };
+    Some([
+        map(Argument::Q, layout.q, [shapes.query_heads, shapes.queries, shapes.width])?,
+        map(Argument::K, layout.k, [shapes.key_heads, shapes.keys, shapes.width])?,
+        map(Argument::V, layout.v, [shapes.value_heads, shapes.keys, shapes.value_width])?,
+    ])
+}
+
+/// Of an operand with strides in elements along batch, head and row; none if the copy engine cannot have it.
+fn tensor_map(argument: Argument, dtype: DType, strides: [i64; 3], sizes: [usize; 4]) -> Option<TensorMap> {
+    let [batch, head, row] = strides;
+    let bytes = |elements: i64| u64::try_from(elements).ok().map(|elements| elements * dtype.size() as u64);
+    let mut strides = [bytes(row)?, bytes(head)?, bytes(batch)?];
+    let whole_row = (sizes[0] * dtype.size()).next_multiple_of(16) as u64;
+    for (stride, &size) in strides.iter_mut().zip(&sizes[1..]) {
+        if size == 1 {
+            *stride = whole_row;
+        }
+    }
+    let map = TensorMap {
+        argument,
+        dtype,
+        sizes: sizes.map(|size| size as u64),
+        strides,
+        block: [CHUNK as u32, CHUNK as u32, 1, 1],
+        is_swizzled: true,
+    };
+    map.is_possible().then_some(map)
+}
