@@ -81,9 +81,17 @@ fn sanitized(sanitizer: Sanitizer) {
     check(&backend, &cases::performer(), &["causal, in segments", "ReLU features, full"], &dtypes, Pass::Both);
     check(&backend, &cases::norm(), &["full, in segments", "one token, all heads"], &dtypes, Pass::Both);
     check(&backend, &cases::mixed_chunk(), &["chunks of 7"], &dtypes, Pass::Both);
-    let reasons = ["64 wide, one chunk", "128 by 128, decay", "256 wide, elu", "64 by 128, in segments"];
+}
+
+/// One size of each kernel for warpgroups.
+fn sanitized_warpgroups(sanitizer: Sanitizer) {
+    let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
+    let reasons =
+        ["64 wide, one chunk", "128 by 128, decay", "256 wide, elu", "256 wide, in", "64 by 128, in segments"];
     check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Forward);
     check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Forward);
+    let stateless = EmulatedLinear { state: false, ..backend };
+    check(&stateless, &cases::linear(), &["256 wide, elu"], &HALVES, Pass::Forward);
 }
 
 #[test]
@@ -94,4 +102,14 @@ fn addresses_are_sane() {
 #[test]
 fn threads_do_not_race() {
     sanitized(Sanitizer::Thread);
+}
+
+#[test]
+fn addresses_of_warpgroups_are_sane() {
+    sanitized_warpgroups(Sanitizer::Address);
+}
+
+#[test]
+fn warpgroups_do_not_race() {
+    sanitized_warpgroups(Sanitizer::Thread);
 }
