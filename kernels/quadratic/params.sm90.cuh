@@ -13,4 +13,11 @@ struct QuadraticMappedParams {
     ptx::TensorMap q_map, k_map, v_map;
 };
 
+// For the backward pass. A kernel's own side comes in boxes of as many rows as a block has.
+template <class Element>
+struct QuadraticMappedGradientParams {
+    QuadraticParams<Element> problem;
+    ptx::TensorMap q_map, k_map, v_map, d_out_map;
+};
+
 }  // namespace attn::quadratic
