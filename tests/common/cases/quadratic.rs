@@ -62,7 +62,7 @@ fn softmax_aligned() -> Vec<Case> {
         attend("aligned, widths padded", plain()).lengths(130, 200).widths(72, 104),
         attend("aligned, widths 40 and 256", with(CAUSAL)).lengths(100, 100).widths(40, 256).heads(3, 1, 1),
         attend("aligned, one query", plain()).lengths(1, 40).widths(64, 64).heads(4, 2, 2).batch(2),
-        attend("aligned, first keys are hidden from all", with(window(Some(0), Some(0))))
+        attend("aligned, first keys are hidden from all", with(window(Some(1), Some(0))))
             .lengths(100, 300)
             .widths(64, 64),
     ];
