@@ -6,12 +6,13 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod warpgroup_gradients;
 mod warpgroups;
 
 use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};
 use crate::problem::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
-use params::{QuadraticMappedParams, QuadraticParams};
+use params::{QuadraticMappedGradientParams, QuadraticMappedParams, QuadraticParams};
 #[cfg(feature = "gpu")]
 pub use run::{QuadraticGradients, QuadraticInputs, QuadraticSaved, backward, forward};
 use tiles::{Config, Memory, ROWS};
@@ -65,11 +66,13 @@ pub struct QuadraticSavedLayout {
     pub wide_out: bool,
     /// Whether the gradient of the bias is wanted.
     pub d_bias: bool,
+    /// Whether the gradient of the output starts at a multiple of 16 bytes.
+    pub is_aligned: bool,
 }
 
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![QuadraticParams::TYPE, QuadraticMappedParams::TYPE]
+    vec![QuadraticParams::TYPE, QuadraticMappedParams::TYPE, QuadraticMappedGradientParams::TYPE]
 }
 
 /// The output [B, H, N, E], contiguous, and the row statistic [B, H, N] on demand. Everything is overwritten.
@@ -117,9 +120,15 @@ pub fn plan_backward(
     params.statistic_strides = saved.statistic.into();
     params.d_statistic = saved.d_statistic.map(|_| Argument::DStatistic).into();
     params.d_statistic_strides = saved.d_statistic.unwrap_or_default().into();
+    params.d_q = Argument::DQ.into();
+    params.d_k = Argument::DK.into();
+    params.d_v = Argument::DV.into();
     planner.prepare();
-    planner.keys();
-    planner.queries(saved.d_bias);
+    let Planner { params, plan, .. } = &mut planner;
+    if warpgroup_gradients::backward(plan, problem, layout, saved, params, facts).is_none() {
+        planner.keys();
+        planner.queries(saved.d_bias);
+    }
     planner.plan
 }
 
@@ -224,8 +233,6 @@ impl<'a> Planner<'a> {
         if blocks == 0 {
             return;
         }
-        self.params.d_k = Argument::DK.into();
-        self.params.d_v = Argument::DV.into();
         let memory = config.backward_memory([shapes.width, shapes.value_width], false, self.facts);
         let panels = config.panels(shapes.width.max(shapes.value_width));
         self.launch_tiled("keys", &config, memory, [blocks, panels, 1]);
@@ -237,7 +244,6 @@ impl<'a> Planner<'a> {
         let blocks = self.query_blocks();
         let bias = shapes.bias.filter(|_| d_bias);
         let memory = config.backward_memory([shapes.width, shapes.value_width], bias.is_some(), self.facts);
-        self.params.d_q = Argument::DQ.into();
         let mut turn = blocks.max(1);
         if let Some((heads, radius)) = bias {
             let tiles = (self.params.mask.span(ROWS, shapes.keys).div_ceil(config.others) + 1)

@@ -53,6 +53,14 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
+    let mut arguments = Arguments::new(device);
+    read_inputs(&mut arguments, inputs);
+    arguments.read(Argument::Out, &saved.out);
+    arguments.read(Argument::Statistic, &saved.statistic);
+    arguments.read(Argument::DOut, &saved.d_out);
+    if let Some(d_statistic) = &saved.d_statistic {
+        arguments.read(Argument::DStatistic, d_statistic);
+    }
     let saved_layout = QuadraticSavedLayout {
         out: strides(&saved.out),
         d_out: strides(&saved.d_out),
@@ -60,16 +68,9 @@ pub fn backward(
         d_statistic: saved.d_statistic.as_ref().map(strides),
         wide_out: saved.out.dtype() != problem.shapes.dtype,
         d_bias: gradients.bias.is_some(),
+        is_aligned: arguments.are_aligned(&[Argument::DOut]),
     };
-    let mut arguments = Arguments::new(device);
-    read_inputs(&mut arguments, inputs);
     let plan = plan_backward(problem, &layout(inputs, &arguments), &saved_layout, device.facts());
-    arguments.read(Argument::Out, &saved.out);
-    arguments.read(Argument::Statistic, &saved.statistic);
-    arguments.read(Argument::DOut, &saved.d_out);
-    if let Some(d_statistic) = &saved.d_statistic {
-        arguments.read(Argument::DStatistic, d_statistic);
-    }
     arguments.write(Argument::DQ, &mut gradients.q);
     arguments.write(Argument::DK, &mut gradients.k);
     arguments.write(Argument::DV, &mut gradients.v);

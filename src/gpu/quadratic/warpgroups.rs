@@ -5,13 +5,14 @@ use super::{QuadraticLayout, splits};
 use crate::gpu::plan::{Argument, DeviceFacts, Plan, TensorMap};
 use crate::problem::{Mask, Quadratic, QuadraticShapes, Weight};
 
-const ROWS: usize = 128;
-const THREADS: u32 = 384;
+/// Rows of a block's own side.
+pub(super) const ROWS: usize = 128;
+pub(super) const THREADS: u32 = 384;
 const STAGES: usize = 2;
 /// Columns of a box, which are 128 bytes.
 const PANEL: usize = 64;
 /// Room for the mbarriers, behind the tiles.
-const BARRIERS: usize = 128;
+pub(super) const BARRIERS: usize = 128;
 
 /// Tile sizes of an instance: columns of all operands, rows of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +48,7 @@ pub(super) fn forward(
     facts: &DeviceFacts,
 ) -> Option<()> {
     let shapes = &problem.shapes;
-    let is_plain = problem.weight == Weight::Softmax
-        && shapes.dtype.size() == 2
-        && shapes.bias.is_none()
-        && layout.key_mask.is_none()
-        && problem.soft_cap.is_none()
-        && problem.scale > 0.0;
-    if !(is_plain && facts.runs_sm90a && layout.is_aligned) {
+    if !(is_plain(problem, layout) && problem.scale > 0.0 && facts.runs_sm90a && layout.is_aligned) {
         return None;
     }
     let tile = Tile::of(shapes, problem.mask)?;
@@ -77,8 +72,17 @@ pub(super) fn forward(
     Some(())
 }
 
+/// Softmax of scores without extras, in 16 bits.
+pub(super) fn is_plain(problem: &Quadratic, layout: &QuadraticLayout) -> bool {
+    problem.weight == Weight::Softmax
+        && problem.shapes.dtype.size() == 2
+        && problem.shapes.bias.is_none()
+        && layout.key_mask.is_none()
+        && problem.soft_cap.is_none()
+}
+
 /// Of an operand with strides in elements along batch, head and row; none if the copy engine cannot have it.
-fn tensor_map(
+pub(super) fn tensor_map(
     argument: Argument,
     shapes: &QuadraticShapes,
     [batch, head, row]: [i64; 3],

@@ -120,6 +120,7 @@ impl Call<'_> {
             d_statistic: operands.d_lse.as_ref().map(Operand::outer_strides),
             wide_out: self.backend.wide_out,
             d_bias: operands.extras.bias.is_some(),
+            is_aligned: Tensor::of(Argument::DOut, d_out).start % 16 == 0,
         };
         let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
         let mut inputs = self.inputs();
