@@ -57,11 +57,11 @@ struct KeyRows : BackwardRows<Config> {
         Base::multiply();
         tile::wait_products<1>(scores);
         float factor = Base::factor;
-        scores.with_columns(shared.statistics(turn.stage),
-                            [factor](float& x, float statistic) { x = Softmax::weight(x, factor, statistic); });
+        tile::with_columns(scores, shared.statistics(turn.stage),
+                           [factor](float& x, float statistic) { x = Softmax::weight(x, factor, statistic); });
         Base::hide(scores, visible);
         tile::wait_products<0>(d_weights);
-        d_weights.with_columns(shared.deltas(turn.stage), [](float& d, float delta) { d -= delta; });
+        tile::with_columns(d_weights, shared.deltas(turn.stage), [](float& d, float delta) { d -= delta; });
         Base::finish_gradients();
         Base::hide(d_weights, visible);
         weights.set(scores);

@@ -4,7 +4,6 @@
 #include "../ptx/index.cuh"
 #include "../ptx/math.cuh"
 #include "../ptx/shuffle.cuh"
-#include "../ptx/vector.cuh"
 
 namespace attn::tile {
 
@@ -126,20 +125,6 @@ struct Accumulator {
             for (int n = 0; n < N; ++n) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) f(value[m][n][i], rows.at(m, i));
-            }
-        }
-    }
-
-    // f(value&, column's value) for each number; `columns` at a multiple of 8 bytes.
-    template <class F>
-    DEVICE void with_columns(const Real* columns, F f) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-            auto pair = ptx::load_vector<Real, 2>(columns + 8 * n + block_column(0));
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) f(value[m][n][i], pair.value[i % 2]);
             }
         }
     }
