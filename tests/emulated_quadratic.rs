@@ -44,8 +44,8 @@ fn mixed_chunk() {
 fn warpgroups() {
     let backend = EmulatedQuadratic { seeds: &[4, 5, 6, 7], ..PLAIN };
     let dtypes = [DType::F16, DType::BF16];
-    check(&backend, &cases::softmax(), &["aligned"], &dtypes, Pass::Forward);
-    check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Forward);
+    check(&backend, &cases::softmax(), &["aligned"], &dtypes, Pass::Both);
+    check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Both);
 }
 
 /// Rows that do not stay in shared memory, single stages.
@@ -75,8 +75,10 @@ fn sanitized(sanitizer: Sanitizer) {
     check(&backend, &cases::softmax(), &softmax, &dtypes, Pass::Both);
     check(&backend, &cases::diag(), &["ragged last block, causal", "widths 111 and 40, ReLU"], &dtypes, Pass::Both);
     check(&backend, &cases::gau(), &["bias per head, row sum", "one tile, the paper"], &dtypes, Pass::Both);
-    // Alignment allows 16-byte copies here.
+    // Alignment allows 16-byte copies here, or tensor copies.
     check(&backend, &cases::softmax(), &["one tile"], &[DType::F16, DType::F32], Pass::Both);
+    let aligned = ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window"];
+    check(&backend, &cases::softmax(), &aligned, &[DType::BF16], Pass::Both);
 }
 
 #[test]

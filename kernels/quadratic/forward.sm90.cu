@@ -124,13 +124,11 @@ struct ForwardRows {
           maximum(tile::RowValues<float, 1>::filled(Softmax::initial_maximum<float>())),
           sum(tile::RowValues<float, 1>::filled(0.0f)), sums(Config::SumsTile::zero()) {}
 
-    // The range of tiles that are whole for all of the warpgroup's rows that exist.
+    // Tiles that all of the warpgroup's rows see whole, those past the last query left out.
     DEVICE Range whole_tiles(const OtherTiles& tiles) const {
         int first = block_first + row, last = ptx::min(first + 64, int(params.queries)) - 1;
         if (last < first) return {tiles.end, tiles.end};
-        int low = params.visible_keys(last).low, high = params.visible_keys(first).high;
-        int start = ptx::max((low + Config::kKeys - 1) / Config::kKeys, tiles.first);
-        return {start, ptx::max(high / Config::kKeys, start)};
+        return tiles.whole(params.visible_keys(first), params.visible_keys(last), Config::kKeys);
     }
 
     DEVICE void multiply_keys() {

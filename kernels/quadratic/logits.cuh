@@ -69,6 +69,12 @@ struct OtherTiles {
         return {first + int(count * index / parts), first + int(count * (index + 1) / parts), common};
     }
 
+    // Those of which rows see every column; `upper` and `lower` are what the first and the last of them see.
+    DEVICE Range whole(const Range& upper, const Range& lower, int size) const {
+        int start = ptx::max((lower.low + size - 1) / size, first);
+        return {start, ptx::max(ptx::min(upper.high / size, end), start)};
+    }
+
     DEVICE bool is_whole(int column, int size) const { return column >= common.low && column + size <= common.high; }
 };
 

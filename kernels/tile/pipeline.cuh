@@ -34,20 +34,17 @@ struct Pipeline {
     DEVICE ptx::Mbarrier* empty(int stage) const { return barriers + Stages + stage; }
 
     // By one thread; fence_mbarrier_init and a barrier of the block follow. `readers` are warpgroups.
-    // `writers` threads signal each filling: the one that calls `fill`, others by an arrival at `full`.
-    DEVICE void initialise(int readers, int writers = 1) const {
+    DEVICE void initialise(int readers) const {
 #pragma unroll
         for (int stage = 0; stage < Stages; ++stage) {
-            ptx::mbarrier_init(full(stage), writers);
+            ptx::mbarrier_init(full(stage), 1);
             ptx::mbarrier_init(empty(stage), readers);
         }
     }
 
-    DEVICE void wait_until_free(const Turn<Stages>& turn) const { wait_for_phase(empty(turn.stage), turn.parity ^ 1); }
-
     // Waits until the stage is free; what signals the arrival of the `bytes` that the caller then copies to it.
     DEVICE ptx::Mbarrier* fill(const Turn<Stages>& turn, int bytes) const {
-        wait_until_free(turn);
+        wait_for_phase(empty(turn.stage), turn.parity ^ 1);
         ptx::mbarrier_arrive_expect_tx(full(turn.stage), bytes);
         return full(turn.stage);
     }

@@ -5,7 +5,6 @@
 // Sums and rows in registers are left alone, and tiles stay as they are, from multiply_beside to the wait.
 #pragma once
 
-#include "../ptx/vector.cuh"
 #include "../ptx/warpgroup.cuh"
 #include "../ptx/wgmma.cuh"
 #include "native.cuh"
@@ -21,17 +20,6 @@ DEVICE int first_row_of_warp() { return 16 * (ptx::warp() % 4); }
 template <int N>
 DEVICE float (&registers_of(Accumulator<float, 1, N>& sums))[4 * N] {
     return reinterpret_cast<float(&)[4 * N]>(sums.value);
-}
-
-// f(number&, column's value) for each number of the sums; `columns` starts at a multiple of 8 bytes.
-template <int N, class F>
-DEVICE void with_columns(Accumulator<float, 1, N>& sums, const float* columns, F f) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-        auto pair = ptx::load_vector<float, 2>(columns + 8 * n + block_column(0));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) f(sums.value[0][n][i], pair.value[i % 2]);
-    }
 }
 
 // An operand whose inner dimension runs along the columns of a tile of `Rows` rows: the left one from row `row` on, or the

@@ -223,7 +223,16 @@ impl Field for TensorMap {
     const TYPE: Type = Type::TensorMap;
 
     fn write(&self, to: &mut Image) {
-        to.tensor_maps.push((to.bytes.len(), *self));
+        Some(*self).write(to);
+    }
+}
+
+/// Without a map the bytes stay 0.
+impl Field for Option<TensorMap> {
+    const TYPE: Type = Type::TensorMap;
+
+    fn write(&self, to: &mut Image) {
+        to.tensor_maps.extend(self.map(|map| (to.bytes.len(), map)));
         to.bytes.extend([0; 128]);
     }
 }

@@ -6,16 +6,16 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod tiles;
-mod warpgroup_gradients;
 mod warpgroups;
 
 use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};
 use crate::problem::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
-use params::{QuadraticMappedGradientParams, QuadraticMappedParams, QuadraticParams};
+use params::{QuadraticMappedParams, QuadraticParams};
 #[cfg(feature = "gpu")]
 pub use run::{QuadraticGradients, QuadraticInputs, QuadraticSaved, backward, forward};
 use tiles::{Config, Memory, ROWS};
+use warpgroups::Warpgroups;
 
 const THREADS: usize = 128;
 /// Rows of a block of the kernels that have a warp per row.
@@ -72,7 +72,7 @@ pub struct QuadraticSavedLayout {
 
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![QuadraticParams::TYPE, QuadraticMappedParams::TYPE, QuadraticMappedGradientParams::TYPE]
+    vec![QuadraticParams::TYPE, QuadraticMappedParams::TYPE]
 }
 
 /// The output [B, H, N, E], contiguous, and the row statistic [B, H, N] on demand. Everything is overwritten.
@@ -95,7 +95,8 @@ pub fn plan_forward(
     params.statistic = outputs.statistic.then_some(Argument::Statistic).into();
     params.statistic_strides = row_major(shapes, 1).into();
     let Planner { params, plan, .. } = &mut planner;
-    if is_wide || warpgroups::forward(plan, problem, layout, params, facts).is_none() {
+    let warpgroups = Warpgroups::of(problem, layout, facts).filter(|_| !is_wide);
+    if warpgroups.and_then(|warpgroups| warpgroups.forward(plan, params)).is_none() {
         planner.forward(is_wide);
     }
     planner.plan
@@ -120,12 +121,13 @@ pub fn plan_backward(
     params.statistic_strides = saved.statistic.into();
     params.d_statistic = saved.d_statistic.map(|_| Argument::DStatistic).into();
     params.d_statistic_strides = saved.d_statistic.unwrap_or_default().into();
-    params.d_q = Argument::DQ.into();
-    params.d_k = Argument::DK.into();
-    params.d_v = Argument::DV.into();
     planner.prepare();
     let Planner { params, plan, .. } = &mut planner;
-    if warpgroup_gradients::backward(plan, problem, layout, saved, params, facts).is_none() {
+    params.d_k = Argument::DK.into();
+    params.d_v = Argument::DV.into();
+    params.d_q = Argument::DQ.into();
+    let warpgroups = Warpgroups::of(problem, layout, facts);
+    if warpgroups.and_then(|warpgroups| warpgroups.backward(plan, params, saved)).is_none() {
         planner.keys();
         planner.queries(saved.d_bias);
     }

@@ -105,16 +105,7 @@ kernel_params! {
         pub(super) q_map: TensorMap,
         pub(super) k_map: TensorMap,
         pub(super) v_map: TensorMap,
-    }
-}
-
-kernel_params! {
-    /// Parameters of the kernels of the backward pass with tensor copies.
-    pub(super) struct QuadraticMappedGradientParams {
-        pub(super) problem: QuadraticParams,
-        pub(super) q_map: TensorMap,
-        pub(super) k_map: TensorMap,
-        pub(super) v_map: TensorMap,
-        pub(super) d_out_map: TensorMap,
+        pub(super) d_out_map: Option<TensorMap>,
+        pub(super) factors_map: Option<TensorMap>,
     }
 }

@@ -68,8 +68,7 @@ fn every_device_takes_every_plan() {
     for dtype in [DType::F16, DType::BF16] {
         for (mask, width) in [(Mask::Full, 64), (Mask::Full, 128), (Mask::Causal, 128), (Mask::Causal, 256)] {
             let problem = plain(dtype, mask, width);
-            for plan in [aligned_plan(&problem, &DeviceFacts::H200), gradients(&problem, |_, _| {}, &DeviceFacts::H200)]
-            {
+            for plan in [aligned_plan(&problem, &DeviceFacts::H200), aligned_gradients(&problem, |_| {})] {
                 plan.check(&DeviceFacts::H200).unwrap();
                 named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
             }
@@ -166,53 +165,34 @@ fn warpgroups_take_what_they_are_for() {
     assert_eq!(on(&plain(DType::BF16, Mask::Full, 264), &DeviceFacts::H200), portable);
 }
 
-/// Of contiguous operands, unless changed.
-fn gradients(
-    problem: &Quadratic,
-    change: impl FnOnce(&mut QuadraticLayout, &mut QuadraticSavedLayout),
-    facts: &DeviceFacts,
-) -> Plan {
-    let rows = row_major(&problem.shapes, problem.shapes.value_width);
-    let mut layout = contiguous(problem);
+/// On an H200.
+fn aligned_gradients(problem: &Quadratic, change: fn(&mut QuadraticSavedLayout)) -> Plan {
+    let shapes = &problem.shapes;
     let mut saved = QuadraticSavedLayout {
-        out: rows,
-        d_out: rows,
-        statistic: row_major(&problem.shapes, 1),
+        out: row_major(shapes, shapes.value_width),
+        d_out: row_major(shapes, shapes.value_width),
+        statistic: row_major(shapes, 1),
         d_statistic: None,
         wide_out: false,
         d_bias: false,
         is_aligned: true,
     };
-    change(&mut layout, &mut saved);
-    plan_backward(problem, &layout, &saved, facts)
+    change(&mut saved);
+    plan_backward(problem, &contiguous(problem), &saved, &DeviceFacts::H200)
 }
 
 #[test]
 fn warpgroups_take_gradients() {
     let names = |plan: Plan| plan.launches.into_iter().map(|launch| launch.kernel).collect::<Vec<_>>();
-    let problem = plain(DType::F16, Mask::Causal, 128);
-    let with = |change: fn(&mut QuadraticLayout, &mut QuadraticSavedLayout)| {
-        names(gradients(&problem, change, &DeviceFacts::H200))
-    };
-    let twins = ["quadratic_prepare_f16", "quadratic_keys_sm90_f16_128", "quadratic_queries_sm90_f16_128"];
-    let portable = ["quadratic_prepare_f16", "quadratic_keys_softmax_f16_128", "quadratic_queries_softmax_f16_128"];
-    assert_eq!(with(|_, _| {}), twins);
-    assert_eq!(with(|_, saved| saved.d_out = [1 << 30, 128, 512]), twins);
-    assert_eq!(with(|_, saved| saved.is_aligned = false), portable);
-    assert_eq!(with(|_, saved| saved.d_out[0] = 0), portable);
-    assert_eq!(with(|_, saved| saved.wide_out = true), portable);
-    assert_eq!(with(|layout, _| layout.is_aligned = false), portable);
-    assert_eq!(with(|layout, _| layout.key_mask = Some(1000)), portable);
-    assert_eq!(names(gradients(&problem, |_, _| {}, &DeviceFacts::A100)), portable);
-    let of_width = |width| names(gradients(&plain(DType::F16, Mask::Full, width), |_, _| {}, &DeviceFacts::H200));
-    assert_eq!(of_width(40), twins.map(|name| name.replace("128", "64")));
-    assert_eq!(of_width(136), portable);
-    let mut negative = problem.clone();
-    negative.scale = -0.5;
-    assert_eq!(names(gradients(&negative, |_, _| {}, &DeviceFacts::H200)), twins);
-    // 1000 rows are 8 blocks of 128.
-    let grids = gradients(&problem, |_, _| {}, &DeviceFacts::H200).launches;
-    assert_eq!(grids.iter().map(|launch| launch.grid[0]).collect::<Vec<_>>(), [8000, 8 * 2 * 8, 8 * 4 * 8]);
+    let of = |width, change| names(aligned_gradients(&plain(DType::F16, Mask::Causal, width), change));
+    let all = |keys, queries| ["prepare_f16", keys, queries].map(|name| format!("quadratic_{name}"));
+    let twins = all("keys_sm90_f16_64_64", "queries_sm90_f16_64_128");
+    let portable = all("keys_softmax_f16_64", "queries_softmax_f16_64");
+    assert_eq!(of(64, |_| {}), twins);
+    assert_eq!(of(64, |saved| saved.is_aligned = false), portable);
+    assert_eq!(of(64, |saved| saved.d_out = [0; 3]), portable);
+    assert_eq!(of(64, |saved| saved.wide_out = true), portable);
+    assert_eq!(of(256, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
 }
 
 #[test]

@@ -1,109 +1,189 @@
-//! Plans of the forward kernels for sm_90a (kernels/quadratic/forward.sm90.cu): which problems they are for, and how.
+//! Plans of the kernels for sm_90a (`kernels/quadratic/*.sm90.cu`): which problems they are for, and how.
 
 use super::params::{QuadraticMappedParams, QuadraticParams};
-use super::{QuadraticLayout, splits};
+use super::{QuadraticLayout, QuadraticSavedLayout, row_major, splits};
 use crate::gpu::plan::{Argument, DeviceFacts, Plan, TensorMap};
-use crate::problem::{Mask, Quadratic, QuadraticShapes, Weight};
+use crate::problem::{DType, Mask, Quadratic, QuadraticShapes, Weight};
 
 /// Rows of a block's own side.
-pub(super) const ROWS: usize = 128;
-pub(super) const THREADS: u32 = 384;
+const ROWS: usize = 128;
+const THREADS: u32 = 384;
 const STAGES: usize = 2;
 /// Columns of a box, which are 128 bytes.
 const PANEL: usize = 64;
 /// Room for the mbarriers, behind the tiles.
-pub(super) const BARRIERS: usize = 128;
+const BARRIERS: usize = 128;
+/// Of the factors of a row.
+const FACTORS: usize = 4 * size_of::<f32>();
 
-/// Tile sizes of an instance: columns of all operands, rows of keys and values.
+/// Tile sizes of an instance: columns of all operands, rows of the other side's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tile {
     width: usize,
-    keys: usize,
+    others: usize,
 }
 
 impl Tile {
-    /// The narrowest instance that is wide enough.
-    fn of(shapes: &QuadraticShapes, mask: Mask) -> Option<Self> {
+    /// The narrowest instance of forward.sm90.cu that is wide enough.
+    fn forward(shapes: &QuadraticShapes, mask: Mask) -> Option<Self> {
         match shapes.width.max(shapes.value_width) {
-            0 => None,
-            1..=64 => Some(Self { width: 64, keys: 128 }),
-            65..=128 if mask == Mask::Full => Some(Self { width: 128, keys: 176 }),
-            65..=128 => Some(Self { width: 128, keys: 128 }),
-            129..=256 => Some(Self { width: 256, keys: 80 }),
+            0..=64 => Some(Self { width: 64, others: 128 }),
+            65..=128 if mask == Mask::Full => Some(Self { width: 128, others: 176 }),
+            65..=128 => Some(Self { width: 128, others: 128 }),
+            129..=256 => Some(Self { width: 256, others: 80 }),
             _ => None,
         }
     }
 
-    fn shared_bytes(&self) -> usize {
-        2 * self.width * (ROWS + 2 * STAGES * self.keys) + BARRIERS
-    }
-}
-
-/// Adds the launch, if there is a kernel for the problem that pays on the device.
-pub(super) fn forward(
-    plan: &mut Plan,
-    problem: &Quadratic,
-    layout: &QuadraticLayout,
-    params: &QuadraticParams,
-    facts: &DeviceFacts,
-) -> Option<()> {
-    let shapes = &problem.shapes;
-    if !(is_plain(problem, layout) && problem.scale > 0.0 && facts.runs_sm90a && layout.is_aligned) {
-        return None;
-    }
-    let tile = Tile::of(shapes, problem.mask)?;
-    let blocks = shapes.batch * shapes.heads * shapes.queries.div_ceil(ROWS);
-    let tiles = params.mask.span(ROWS, shapes.keys).div_ceil(tile.keys);
-    if splits(blocks, tiles, facts) > 1 {
-        return None;
-    }
-    let map = |argument, strides, [heads, rows, width]: [usize; 3], block_rows| {
-        tensor_map(argument, shapes, strides, [width, rows, heads, shapes.batch], block_rows)
-    };
-    let params = QuadraticMappedParams {
-        problem: *params,
-        q_map: map(Argument::Q, layout.q, [shapes.heads, shapes.queries, shapes.width], ROWS)?,
-        k_map: map(Argument::K, layout.k, [shapes.key_heads, shapes.keys, shapes.width], tile.keys)?,
-        v_map: map(Argument::V, layout.v, [shapes.key_heads, shapes.keys, shapes.value_width], tile.keys)?,
-    };
-    let name = format!("quadratic_forward_sm90_{}_{}_{}", shapes.dtype, tile.width, tile.keys);
-    let blocks = u32::try_from(blocks).ok()?;
-    plan.launch(name, [blocks, 1, 1], THREADS, tile.shared_bytes() as u32, &params);
-    Some(())
-}
-
-/// Softmax of scores without extras, in 16 bits.
-pub(super) fn is_plain(problem: &Quadratic, layout: &QuadraticLayout) -> bool {
-    problem.weight == Weight::Softmax
-        && problem.shapes.dtype.size() == 2
-        && problem.shapes.bias.is_none()
-        && layout.key_mask.is_none()
-        && problem.soft_cap.is_none()
-}
-
-/// Of an operand with strides in elements along batch, head and row; none if the copy engine cannot have it.
-pub(super) fn tensor_map(
-    argument: Argument,
-    shapes: &QuadraticShapes,
-    [batch, head, row]: [i64; 3],
-    sizes: [usize; 4],
-    block_rows: usize,
-) -> Option<TensorMap> {
-    let bytes = |elements: i64| u64::try_from(elements).ok().map(|elements| elements * shapes.dtype.size() as u64);
-    let mut strides = [bytes(row)?, bytes(head)?, bytes(batch)?];
-    let whole_row = (sizes[0] * shapes.dtype.size()).next_multiple_of(16) as u64;
-    for (stride, &size) in strides.iter_mut().zip(&sizes[1..]) {
-        if size == 1 {
-            *stride = whole_row;
+    /// Of keys.sm90.cu, and of queries.sm90.cu.
+    fn backward(shapes: &QuadraticShapes) -> Option<[Self; 2]> {
+        let of = |width, others: [usize; 2]| Some(others.map(|others| Self { width, others }));
+        match shapes.width.max(shapes.value_width) {
+            0..=64 => of(64, [64, 128]),
+            65..=128 => of(128, [64, 96]),
+            _ => None,
         }
     }
-    let map = TensorMap {
-        argument,
-        dtype: shapes.dtype,
-        sizes: sizes.map(|size| size as u64),
-        strides,
-        block: [PANEL as u32, block_rows as u32, 1, 1],
-        is_swizzled: true,
-    };
-    map.is_possible().then_some(map)
+
+    /// Bytes of so many 16-bit matrices of the own side, and of two stages of so many of the other's.
+    fn shared_bytes(&self, own: usize, others: usize) -> usize {
+        2 * self.width * (own * ROWS + STAGES * others * self.others) + BARRIERS
+    }
+}
+
+/// Launches of a problem that the kernels are for.
+pub(super) struct Warpgroups<'a> {
+    shapes: &'a QuadraticShapes,
+    mask: Mask,
+    layout: &'a QuadraticLayout,
+    facts: &'a DeviceFacts,
+}
+
+impl<'a> Warpgroups<'a> {
+    /// None if the kernels are not for the problem, or not for the device.
+    pub(super) fn of(problem: &'a Quadratic, layout: &'a QuadraticLayout, facts: &'a DeviceFacts) -> Option<Self> {
+        let shapes = &problem.shapes;
+        let is_plain = problem.weight == Weight::Softmax
+            && shapes.dtype.size() == 2
+            && shapes.bias.is_none()
+            && layout.key_mask.is_none()
+            && problem.soft_cap.is_none()
+            && problem.scale > 0.0;
+        let fits = is_plain && facts.runs_sm90a && layout.is_aligned;
+        fits.then_some(Self { shapes, mask: problem.mask, layout, facts })
+    }
+
+    /// Adds the forward pass, unless it is better divided among more blocks.
+    pub(super) fn forward(&self, plan: &mut Plan, params: &QuadraticParams) -> Option<()> {
+        let tile = Tile::forward(self.shapes, self.mask)?;
+        let blocks = self.query_blocks();
+        let tiles = params.mask.span(ROWS, self.shapes.keys).div_ceil(tile.others);
+        if splits(blocks, tiles, self.facts) > 1 {
+            return None;
+        }
+        let mapped = self.mapped(params, ROWS, tile.others)?;
+        self.launch(plan, "forward", tile, blocks, tile.shared_bytes(1, 2), &mapped);
+        Some(())
+    }
+
+    /// Adds the gradients of k and v, and of q, after the factors of the rows, if the kernels take them.
+    pub(super) fn backward(
+        &self,
+        plan: &mut Plan,
+        params: &QuadraticParams,
+        saved: &QuadraticSavedLayout,
+    ) -> Option<()> {
+        let shapes = self.shapes;
+        let [keys, queries] = Tile::backward(shapes)?;
+        if saved.wide_out || !saved.is_aligned {
+            return None;
+        }
+        let d_out = |rows| self.query_map(Argument::DOut, saved.d_out, shapes.value_width, rows);
+        let factors = Operand {
+            argument: params.factors.0?,
+            dtype: DType::F32,
+            strides: row_major(shapes, 4),
+            sizes: [4, shapes.queries, shapes.heads],
+        };
+        let of_keys = QuadraticMappedParams {
+            d_out_map: Some(d_out(keys.others)?),
+            factors_map: Some(self.map(factors, [4, keys.others])?),
+            ..self.mapped(params, keys.others, ROWS)?
+        };
+        let of_queries =
+            QuadraticMappedParams { d_out_map: Some(d_out(ROWS)?), ..self.mapped(params, ROWS, queries.others)? };
+        let key_blocks = shapes.batch * shapes.key_heads * shapes.keys.div_ceil(ROWS);
+        let bytes = keys.shared_bytes(2, 2) + STAGES * keys.others * FACTORS;
+        self.launch(plan, "keys", keys, key_blocks, bytes, &of_keys);
+        self.launch(plan, "queries", queries, self.query_blocks(), queries.shared_bytes(2, 2), &of_queries);
+        Some(())
+    }
+
+    fn query_blocks(&self) -> usize {
+        self.shapes.batch * self.shapes.heads * self.shapes.queries.div_ceil(ROWS)
+    }
+
+    fn launch(
+        &self,
+        plan: &mut Plan,
+        role: &str,
+        tile: Tile,
+        blocks: usize,
+        bytes: usize,
+        params: &QuadraticMappedParams,
+    ) {
+        let name = format!("quadratic_{role}_sm90_{}_{}_{}", self.shapes.dtype, tile.width, tile.others);
+        let blocks = blocks.try_into().expect("the operands of so many blocks fit in no memory");
+        plan.launch(name, [blocks, 1, 1], THREADS, bytes as u32, params);
+    }
+
+    /// Parameters with maps of q, k and v in tiles of so many rows; none if the copy engine cannot have them.
+    fn mapped(&self, params: &QuadraticParams, of_queries: usize, of_keys: usize) -> Option<QuadraticMappedParams> {
+        let Self { shapes, layout, .. } = self;
+        let of_keys = |argument, strides, width| {
+            let sizes = [width, shapes.keys, shapes.key_heads];
+            self.map(Operand { argument, dtype: shapes.dtype, strides, sizes }, [PANEL, of_keys])
+        };
+        Some(QuadraticMappedParams {
+            problem: *params,
+            q_map: self.query_map(Argument::Q, layout.q, shapes.width, of_queries)?,
+            k_map: of_keys(Argument::K, layout.k, shapes.width)?,
+            v_map: of_keys(Argument::V, layout.v, shapes.value_width)?,
+            d_out_map: None,
+            factors_map: None,
+        })
+    }
+
+    fn query_map(&self, argument: Argument, strides: [i64; 3], width: usize, rows: usize) -> Option<TensorMap> {
+        let sizes = [width, self.shapes.queries, self.shapes.heads];
+        self.map(Operand { argument, dtype: self.shapes.dtype, strides, sizes }, [PANEL, rows])
+    }
+
+    /// In boxes of so many columns and rows, swizzled if their rows are 128 bytes.
+    fn map(&self, operand: Operand, [block_columns, block_rows]: [usize; 2]) -> Option<TensorMap> {
+        let Operand { argument, dtype, strides: [batch, head, row], sizes: [columns, rows, heads] } = operand;
+        let bytes = |elements: i64| u64::try_from(elements).ok()?.checked_mul(dtype.size() as u64);
+        let mut strides = [bytes(row)?, bytes(head)?, bytes(batch)?];
+        let sizes = [columns, rows, heads, self.shapes.batch];
+        // Along a dimension of 1 nothing is at the stride, but the driver looks at it.
+        let whole_row = (columns * dtype.size()).next_multiple_of(16) as u64;
+        strides.iter_mut().zip(&sizes[1..]).filter(|(_, size)| **size == 1).for_each(|(stride, _)| *stride = whole_row);
+        let map = TensorMap {
+            argument,
+            dtype,
+            sizes: sizes.map(|size| size as u64),
+            strides,
+            block: [block_columns as u32, block_rows as u32, 1, 1],
+            is_swizzled: block_columns * dtype.size() == 128,
+        };
+        map.is_possible().then_some(map)
+    }
+}
+
+/// Columns, rows and heads of an operand, and strides in elements along batch, head and row.
+struct Operand {
+    argument: Argument,
+    dtype: DType,
+    strides: [i64; 3],
+    sizes: [usize; 3],
 }

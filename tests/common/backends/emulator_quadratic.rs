@@ -73,6 +73,11 @@ impl Backend for EmulatedQuadratic {
     }
 }
 
+/// Whether an operand starts at a multiple of 16 bytes, as the memory around it does.
+fn is_aligned(operand: &Operand) -> bool {
+    Tensor::of(Argument::Q, operand).start.is_multiple_of(16)
+}
+
 /// One problem with its operands.
 struct Call<'a> {
     backend: &'a EmulatedQuadratic,
@@ -120,7 +125,7 @@ impl Call<'_> {
             d_statistic: operands.d_lse.as_ref().map(Operand::outer_strides),
             wide_out: self.backend.wide_out,
             d_bias: operands.extras.bias.is_some(),
-            is_aligned: Tensor::of(Argument::DOut, d_out).start % 16 == 0,
+            is_aligned: is_aligned(d_out),
         };
         let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
         let mut inputs = self.inputs();
@@ -147,7 +152,7 @@ impl Call<'_> {
             v: v.outer_strides(),
             key_mask: extras.key_mask.as_ref().map(|mask| mask.strides[0] as i64),
             bias: extras.bias.as_ref().map_or(0, |bias| bias.strides[0] as i64),
-            is_aligned: [q, k, v].iter().all(|operand| Tensor::of(Argument::Q, operand).start % 16 == 0),
+            is_aligned: [q, k, v].into_iter().all(is_aligned),
         }
     }
 
