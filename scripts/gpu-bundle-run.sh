@@ -45,6 +45,16 @@ on_gpu primitives 120 primitives::gpu
 for operation in softmax diag gau linear performer norm mixed_chunk; do
     on_gpu "cases-$operation" 900 "on_gpu::$operation"
 done
+if [ -f "$bin/tests-candle" ]; then
+    # Beside the driver it needs CUDA's libraries, which PyTorch, for one, brings.
+    libraries=$(python3 -c 'import glob, nvidia; print(*glob.glob(nvidia.__path__[0] + "/**/lib", recursive=True), sep=":")' 2>/dev/null)
+    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries
+    if "$bin/tests-candle" --list >"$out/cases-candle.log" 2>&1; then
+        step cases-candle 900 "$bin/tests-candle" --exact --nocapture on_gpu::candle
+    else
+        printf 'cases-candle\tno libraries of CUDA 13\t0 s\n' >>"$out/steps.tsv"
+    fi
+fi
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do
         step "$tool" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 \

@@ -34,6 +34,7 @@ take "$(built test --no-run --test main | tail -n 1)" tests
 take "$(built build --example length_scaling | tail -n 1)" length_scaling
 take "$(built build --example validate | tail -n 1)" validate
 take "$(built bench --no-run --bench length_scaling | tail -n 1)" bench
+scripts/candle-cuda-tests.sh "$stage/tests-candle" || echo "without the tests of candle's CUDA tensors" >&2
 
 # Expectations for single instructions, computed on this machine.
 tests/emulator/build.sh "$target/tmp/emulator" >&2

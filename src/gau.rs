@@ -11,6 +11,11 @@ use crate::problem::{
 /// How the squared-ReLU weights of [`GauOptions`] are scaled; n = M keys, s = D the key width,
 /// x_ij = ⟨q_i, k_j⟩. Scaling happens before squaring, in f32 (f64 for f64 inputs).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(
+    feature = "candle",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case", deny_unknown_fields)
+)]
 pub enum GauNorm {
     /// relu²(x/n + b), the paper's. The weight of a pair changes with n, so a prefix is not a prefix of the whole.
     #[default]
@@ -69,6 +74,7 @@ impl<T: Operand> GauOptions<T> {
 
 /// How the global branch of causal [`MixedChunkOptions`] is scaled in chunk g = 1, 2, …
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "candle", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum GlobalNorm {
     /// 1/((g − 1)·C), the mean over the tokens of the finished chunks (1/n when not causal).
     #[default]

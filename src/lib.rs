@@ -13,6 +13,7 @@
 //! With the feature `candle` (default) the operations take and return candle tensors and give gradients to every
 //! differentiable input; they are in the module `candle` and at the crate's root. Without it, and beneath it, an
 //! options struct describes a problem ([`problem`]) and an engine of the backend ([`cpu`]) computes it on slices.
+//! The feature brings layers, caches for decoding and language models as well, in the module `nn`.
 //! [`mod@reference`] holds the same operations as plain f64 loops: the definition that everything is tested against.
 //!
 //! # Conventions
@@ -42,6 +43,8 @@ pub mod reference;
 pub mod softmax;
 pub mod transnormer;
 
+#[cfg(feature = "candle")]
+pub use candle::nn;
 #[cfg(feature = "candle")]
 pub use candle::{
     LinearState, diag_attention, gau_attention, linear_attention, linear_attention_with_state, mixed_chunk_attention,

@@ -6,6 +6,7 @@ use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Operand, Scan};
 
 /// φ, applied to every query and key row of width D.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "candle", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum FeatureMap {
     /// x
     Identity,

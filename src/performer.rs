@@ -5,6 +5,7 @@ use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Operand, Scan};
 
 /// The FAVOR+ feature map, with x̃ = x/D^{1/4} and ω the m×D matrix of random directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "candle", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum FavorMap {
     /// m^{-1/2} exp(ωx̃ − ‖x̃‖²/2)
     #[default]

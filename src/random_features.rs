@@ -24,6 +24,7 @@ use crate::{Error, Result};
 
 /// How the rows of ω depend on each other. Each row by itself is a standard normal vector in every kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "candle", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum FeatureKind {
     /// Independent rows.
     Iid,

@@ -9,6 +9,11 @@ use crate::problem::{
 
 /// What weighs a value in `diag_attention`.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "candle",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case", deny_unknown_fields)
+)]
 pub enum DiagWeight {
     /// Softmax over the block.
     Softmax,
@@ -57,6 +62,7 @@ impl<T: Operand> DiagOptions<T> {
 
 /// Over which values the RMS norm of `norm_attention` runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "candle", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum NormScope {
     /// Over the E values of each head.
     #[default]

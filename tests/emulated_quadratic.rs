@@ -75,10 +75,24 @@ fn sanitized(sanitizer: Sanitizer) {
     check(&backend, &cases::softmax(), &softmax, &dtypes, Pass::Both);
     check(&backend, &cases::diag(), &["ragged last block, causal", "widths 111 and 40, ReLU"], &dtypes, Pass::Both);
     check(&backend, &cases::gau(), &["bias per head, row sum", "one tile, the paper"], &dtypes, Pass::Both);
-    // Alignment allows 16-byte copies here, or tensor copies.
+    // Alignment allows 16-byte copies here.
     check(&backend, &cases::softmax(), &["one tile"], &[DType::F16, DType::F32], Pass::Both);
+}
+
+fn sanitized_warpgroups(sanitizer: Sanitizer) {
+    let backend = EmulatedQuadratic { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
     let aligned = ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window"];
     check(&backend, &cases::softmax(), &aligned, &[DType::BF16], Pass::Both);
+}
+
+#[test]
+fn addresses_of_warpgroups_are_sane() {
+    sanitized_warpgroups(Sanitizer::Address);
+}
+
+#[test]
+fn warpgroups_do_not_race() {
+    sanitized_warpgroups(Sanitizer::Thread);
 }
 
 #[test]

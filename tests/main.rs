@@ -14,6 +14,8 @@ mod emulated_quadratic;
 mod favor;
 mod invariance;
 mod kernels;
+#[cfg(feature = "candle")]
+mod nn;
 mod on_gpu;
 mod plans;
 mod primitives;

@@ -5,6 +5,8 @@ use std::io::Write;
 use attn_kernels::gpu::plan::DeviceFacts;
 
 use crate::agreement;
+#[cfg(feature = "candle")]
+use crate::common::backends::candle::Candle;
 use crate::common::backends::{Backend, Pass};
 use crate::common::data::Data;
 use crate::common::executor::Executor;
@@ -34,6 +36,15 @@ macro_rules! operations {
 }
 
 operations!(softmax diag gau linear performer norm mixed_chunk);
+
+/// Operations on candle's CUDA tensors, gradients through its graph.
+#[cfg(feature = "candle")]
+#[test]
+fn candle() {
+    for cases in cases::lists() {
+        agreement::check(&cases, &[Box::new(Candle::Cuda)]);
+    }
+}
 
 /// Prints what there is.
 #[test]

@@ -158,3 +158,15 @@ fn branches(
         LinearCall::new(global, lin, LinearTensors { key_mask, state, ..Default::default() })?,
     ))
 }
+
+/// The local branch of [`mixed_chunk_attention`] in the dtype of sums, for queries at the end of a longer row of keys.
+pub(super) fn mixed_chunk_local(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    options: &MixedChunkOptions<Tensor>,
+) -> Result<Tensor> {
+    let problem = options.local_problem("mixed_chunk_attention_with_state (local branch)", q, k, v)?;
+    let call = QuadraticCall::new(problem, [q, k, v], options.key_mask.as_ref(), options.bias.as_ref())?;
+    call.output_in(accumulator(v.dtype()))
+}

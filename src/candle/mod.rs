@@ -21,11 +21,13 @@
 mod engine;
 mod gau;
 mod linear;
+pub mod nn;
 mod performer;
 mod softmax;
 mod state;
 mod transnormer;
 
+use gau::mixed_chunk_local;
 pub use gau::{gau_attention, mixed_chunk_attention, mixed_chunk_attention_with_state};
 pub use linear::{linear_attention, linear_attention_with_state};
 pub use performer::{performer_attention, performer_attention_with_state};

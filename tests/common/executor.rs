@@ -73,6 +73,17 @@ impl Executor {
         }
     }
 
+    /// Whether kernels for sm_90a run there.
+    pub fn runs_sm90a(&self) -> bool {
+        match self {
+            #[cfg(feature = "gpu")]
+            Self::Gpu => gpu::device().is_ok_and(|device| device.facts().runs_sm90a),
+            #[cfg(not(feature = "gpu"))]
+            Self::Gpu => false,
+            _ => true,
+        }
+    }
+
     /// Runs the launches in order; results must be the same bits every time.
     pub fn run(&self, plan: &Plan, tensors: &[Tensor], seeds: &[u32]) -> Result<Outputs, String> {
         match self {

@@ -210,7 +210,10 @@ static void run_block(const std::vector<int>& order) {
         thread.fiber.rewind();
         thread.generation = nullptr;
         thread.groups = 0;
-        thread.products = {};
+        ProductsOfThread& products = thread.products;
+        products.posted = products.waited = 0;
+        products.group_count = 0;
+        products.is_fenced = false;
         thread.registers = launch_registers();
     }
     block.registers = 0;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <deque>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -23,7 +22,8 @@ struct Copy {
 // Where a thread is in the sequence of its warpgroup's products.
 struct ProductsOfThread {
     uint64_t posted, waited;
-    std::vector<uint64_t> groups;  // ends of those that were committed and not waited for
+    uint64_t groups[16];  // ends of those that were committed and not waited for
+    int group_count;
     bool is_fenced;
 };
 
@@ -71,6 +71,7 @@ struct Barrier {
 };
 
 struct Mbarrier {
+    ptrdiff_t at;         // in shared memory
     int arrivals;         // of a phase
     int missing;          // of this phase
     int64_t bytes;        // announced and not written
@@ -85,7 +86,8 @@ struct Block {
     int turn;          // the running thread's place in it
     std::vector<Warp> warps;
     Barrier barriers[16];
-    std::map<ptrdiff_t, Mbarrier> mbarriers;  // by place in shared memory
+    Mbarrier mbarriers[64];
+    int mbarrier_count;
     size_t shared_bytes;
     bool copies_are_early, is_last_copy_first;
     int elected;

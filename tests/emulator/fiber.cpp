@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <new>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -18,16 +17,6 @@ extern "C" void __tsan_write16_pc(void* at, void* line);
 extern "C" void __tsan_read8_pc(void* at, void* line);
 extern "C" void __tsan_write8_pc(void* at, void* line);
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
-
-// The emulator's own containers grow and shrink on any fiber, which is for the race checker not to see.
-extern "C" void* __libc_malloc(size_t bytes);
-extern "C" void __libc_free(void* memory);
-void* operator new(size_t bytes) {
-    if (void* memory = __libc_malloc(bytes)) return memory;
-    throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { __libc_free(memory); }
-void operator delete(void* memory, size_t) noexcept { __libc_free(memory); }
 #endif
 
 // switch_context(save, load) stores the callee-saved registers on the stack and its top in *save, then goes on at load.

@@ -10,22 +10,30 @@ namespace emulator {
 // What an initialised mbarrier's memory holds; something else means that it was written over.
 static constexpr uint64_t written = 0x7265697272616263;
 
+static Mbarrier* at_byte(ptrdiff_t at) {
+    for (int i = 0; i < block.mbarrier_count; ++i) {
+        if (block.mbarriers[i].at == at) return &block.mbarriers[i];
+    }
+    return nullptr;
+}
+
 void mbarrier_init(void* barrier, int arrivals) {
     check_aligned(barrier, 8, "mbarrier_init");
     ptrdiff_t at = shared_offset(barrier, 8, "mbarrier_init");
     if (arrivals < 1) fail("mbarrier_init: %d arrivals", arrivals);
-    if (block.mbarriers.count(at)) fail("mbarrier_init: the one at byte %td is there already", at);
+    if (at_byte(at)) fail("mbarrier_init: the one at byte %td is there already", at);
+    if (block.mbarrier_count == 64) fail("mbarrier_init: more than 64 of them");
     note_write_8(barrier, __builtin_return_address(0));
     memcpy(barrier, &written, 8);
-    block.mbarriers[at] = {arrivals, arrivals, 0, 0, {}};
+    block.mbarriers[block.mbarrier_count++] = {at, arrivals, arrivals, 0, 0, {}};
 }
 
 static Mbarrier& find(void* barrier, const char* what, const void* line) {
-    auto found = block.mbarriers.find(shared_offset(barrier, 8, what));
-    if (found == block.mbarriers.end()) fail("%s: no mbarrier was initialised there", what);
+    Mbarrier* found = at_byte(shared_offset(barrier, 8, what));
+    if (!found) fail("%s: no mbarrier was initialised there", what);
     note_read_8(barrier, line);
     if (memcmp(barrier, &written, 8) != 0) fail("%s: the mbarrier was written over", what);
-    return found->second;
+    return *found;
 }
 
 static void end_phase_if_complete(Mbarrier& barrier) {
@@ -52,9 +60,10 @@ void mbarrier_wait(void* at, int parity) {
 
 std::string mbarrier_states() {
     std::string text;
-    for (const auto& [at, barrier] : block.mbarriers) {
+    for (int i = 0; i < block.mbarrier_count; ++i) {
+        const Mbarrier& barrier = block.mbarriers[i];
         if (barrier.missing == barrier.arrivals && barrier.bytes == 0) continue;
-        text += "; mbarrier at byte " + std::to_string(at) + ", phase " + std::to_string(barrier.generation) + ": " +
+        text += "; mbarrier at byte " + std::to_string(barrier.at) + ", phase " + std::to_string(barrier.generation) + ": " +
                 std::to_string(barrier.missing) + " arrivals and " + std::to_string(barrier.bytes) + " bytes missing";
     }
     return text;
@@ -102,7 +111,14 @@ struct TensorCopy {
     int64_t bytes() const { return int64_t(map.box[0]) * map.box[1] * map.box[2] * map.box[3] * map.element_bytes; }
 };
 
-static std::deque<TensorCopy> under_way;
+// Those from `first` to `end`, in turn; in fixed memory, as the race checker follows what is allocated.
+static struct {
+    TensorCopy ring[256];
+    unsigned first, end;
+
+    unsigned count() const { return end - first; }
+    TensorCopy& at(unsigned number) { return ring[number % 256]; }
+} under_way;
 
 static void touch(char byte) { asm volatile("" ::"r"(byte)); }
 
@@ -121,19 +137,17 @@ static void complete(const TensorCopy& copy) {
 }
 
 void start_tensor_copies() {
-    block.mbarriers.clear();
-    under_way.clear();
+    block.mbarrier_count = 0;
+    under_way.first = under_way.end = 0;
 }
 
 bool complete_tensor_copy() {
-    if (under_way.empty()) return false;
+    if (under_way.count() == 0) return false;
     bool everyone_left = true;
     for (int i = 0; i < here.threads; ++i) everyone_left = everyone_left && block.threads[i]->at == Operation::exit;
     here.thread = -1;
-    if (everyone_left) fail("all threads exit with %zu tensor copies in flight", under_way.size());
-    TensorCopy copy = block.is_last_copy_first ? under_way.back() : under_way.front();
-    block.is_last_copy_first ? under_way.pop_back() : under_way.pop_front();
-    complete(copy);
+    if (everyone_left) fail("all threads exit with %u tensor copies in flight", under_way.count());
+    complete(under_way.at(block.is_last_copy_first ? --under_way.end : under_way.first++));
     return true;
 }
 
@@ -173,7 +187,9 @@ void tensor_load(void* shared, const void* map, void* at, const int* where) {
     });
     // Whoever waits for the phase sees what is written.
     release(&copy.barrier->tags.of[copy.barrier->generation % 2]);
-    block.copies_are_early ? complete(copy) : under_way.push_back(copy);
+    if (block.copies_are_early) return complete(copy);
+    if (under_way.count() == 256) fail("tensor_load: more than 256 copies in flight");
+    under_way.at(under_way.end++) = copy;
 }
 
 }  // namespace emulator

@@ -32,18 +32,28 @@ struct Product {
 };
 
 struct Warpgroup {
-    std::deque<Product> products;
+    Product products[64];  // those under way, in turn; the race checker follows what is allocated
     uint64_t wanted = 0;  // those before it are waited for
     uint64_t first = 0;   // number of the first of them; everyone has waited for all before
+    uint64_t end = 0;
 
-    Product& at(uint64_t number) { return products[size_t(number - first)]; }
-    uint64_t end() const { return first + products.size(); }
+    Product& at(uint64_t number) { return products[number % 64]; }
+
+    void begin(const WarpgroupProduct& what) {
+        if (end - first == 64) fail("wgmma: more than 64 under way");
+        Product& product = at(end++);
+        product.what = what;
+        product.posted = product.waited = 0;
+        product.is_done = 0;
+        product.is_noted = false;
+        for (SumsOfThread& sums : product.threads) sums.earlier = -1, sums.is_delivered = false;
+    }
 };
 
 static Warpgroup warpgroups[8];
 
 void start_products() {
-    for (Warpgroup& warpgroup : warpgroups) warpgroup = {};
+    for (Warpgroup& warpgroup : warpgroups) warpgroup.wanted = warpgroup.first = warpgroup.end = 0;
 }
 
 static Warpgroup& own_warpgroup() {
@@ -162,7 +172,7 @@ static void deliver(Warpgroup& warpgroup, uint64_t number, int thread) {
     if (sums.is_delivered) return;
     sums.is_delivered = true;
     int count = product.what.columns / 2;
-    for (uint64_t later = number + 1; later < warpgroup.end(); ++later) {
+    for (uint64_t later = number + 1; later < warpgroup.end; ++later) {
         SumsOfThread& next = warpgroup.at(later).threads[thread];
         if (next.earlier != int64_t(number)) continue;
         next.earlier = -1;
@@ -178,7 +188,7 @@ static void deliver(Warpgroup& warpgroup, uint64_t number, int thread) {
 // Computes the products before the given number that everyone has issued; false if there are none.
 static bool compute_up_to(Warpgroup& warpgroup, uint64_t end) {
     bool any = false;
-    for (uint64_t number = warpgroup.first; number < end && number < warpgroup.end(); ++number) {
+    for (uint64_t number = warpgroup.first; number < end && number < warpgroup.end; ++number) {
         Product& product = warpgroup.at(number);
         if (product.posted < 128) break;
         if (product.is_done) continue;
@@ -217,10 +227,7 @@ void wgmma(const WarpgroupProduct& what, float* d, const uint32_t* a) {
     ProductsOfThread& own = block.current().products;
     if (!own.is_fenced) fail("wgmma: no wgmma_fence since the start or the last wait");
     uint64_t number = own.posted++;
-    if (number == warpgroup.end()) {
-        warpgroup.products.emplace_back();
-        warpgroup.at(number).what = what;
-    }
+    if (number == warpgroup.end) warpgroup.begin(what);
     Product& product = warpgroup.at(number);
     if (!(product.what == what)) fail("wgmma: other operands than another thread's");
     note_operands(what, here.thread % 128, 128, line);
@@ -235,7 +242,8 @@ void wgmma_fence() { block.current().products.is_fenced = true; }
 
 void wgmma_commit() {
     ProductsOfThread& own = block.current().products;
-    own.groups.push_back(own.posted);
+    if (own.group_count == 16) fail("wgmma_commit: more than 16 groups under way");
+    own.groups[own.group_count++] = own.posted;
 }
 
 void wgmma_wait(int groups) {
@@ -243,10 +251,11 @@ void wgmma_wait(int groups) {
     Warpgroup& warpgroup = own_warpgroup();
     ProductsOfThread& own = block.current().products;
     own.is_fenced = false;
-    if (own.groups.size() <= size_t(groups)) return;
-    size_t waited = own.groups.size() - size_t(groups);
+    int waited = own.group_count - groups;
+    if (waited <= 0) return;
     uint64_t end = own.groups[waited - 1];
-    own.groups.erase(own.groups.begin(), own.groups.begin() + ptrdiff_t(waited));
+    own.group_count = groups;
+    for (int i = 0; i < groups; ++i) own.groups[i] = own.groups[waited + i];
     if (end > warpgroup.wanted) warpgroup.wanted = end;
     while (own.waited < end) {
         uint64_t number = own.waited;
@@ -261,7 +270,6 @@ void wgmma_wait(int groups) {
         deliver(warpgroup, number, here.thread % 128);
         ++own.waited;
         if (++product.waited < 128) continue;
-        warpgroup.products.pop_front();
         ++warpgroup.first;
     }
 }

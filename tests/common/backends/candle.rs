@@ -1,5 +1,7 @@
 //! The operations on candle tensors, gradients by `backward` through candle's graph.
 
+use std::sync::OnceLock;
+
 use attn_kernels::candle::*;
 use attn_kernels::problem::DType;
 use attn_kernels::reference::Array;
@@ -13,16 +15,35 @@ use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::{Backend, Pass};
 
-/// The candle layer on the CPU.
-pub struct Candle;
+/// The candle layer on the CPU or on the first GPU.
+pub enum Candle {
+    Cpu,
+    Cuda,
+}
+
+impl Candle {
+    fn device(&self) -> std::result::Result<&'static Device, &'static str> {
+        static CUDA: OnceLock<std::result::Result<Device, String>> = OnceLock::new();
+        match self {
+            Self::Cpu => Ok(&Device::Cpu),
+            Self::Cuda => {
+                let open = || Device::new_cuda(0).map_err(|error| error.to_string());
+                CUDA.get_or_init(open).as_ref().map_err(String::as_str)
+            }
+        }
+    }
+}
 
 impl Backend for Candle {
     fn name(&self) -> String {
-        "candle/cpu".into()
+        match self {
+            Self::Cpu => "candle/cpu".into(),
+            Self::Cuda => "candle/cuda".into(),
+        }
     }
 
     fn is_available(&self) -> bool {
-        true
+        self.device().is_ok()
     }
 
     /// A state that is not causal is refused: the first piece would have to read the last one.
@@ -31,7 +52,8 @@ impl Backend for Candle {
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> std::result::Result<Results, String> {
-        let run = || Call::new(case, data, dtype, pass)?.run(case, data, pass);
+        let device = self.device()?;
+        let run = || Call::new(case, data, dtype, pass, device)?.run(case, data, pass);
         run().map_err(|error: candle_core::Error| error.to_string())
     }
 }
@@ -56,9 +78,9 @@ pub fn candle_dtype(dtype: DType) -> candle_core::DType {
     }
 }
 
-fn to_tensor(array: &Array, rank: usize, dtype: DType) -> Result<Tensor> {
+fn to_tensor(array: &Array, rank: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let dims = &array.shape[4 - rank..];
-    Tensor::from_slice(&array.data, dims, &Device::Cpu)?.to_dtype(candle_dtype(dtype))
+    Tensor::from_slice(&array.data, dims, device)?.to_dtype(candle_dtype(dtype))
 }
 
 fn to_array(tensor: &Tensor, shape: [usize; 4]) -> Result<Array> {
@@ -81,14 +103,14 @@ struct Input {
 }
 
 impl Input {
-    fn new(array: &Array, rank: usize, dtype: DType, layout: Layout, pass: Pass) -> Result<Self> {
+    fn new(array: &Array, rank: usize, dtype: DType, device: &Device, layout: Layout, pass: Pass) -> Result<Self> {
         let layout = if rank < 4 && layout == Layout::Tokens { Layout::Contiguous } else { layout };
-        let tensor = to_tensor(array, rank, dtype)?;
+        let tensor = to_tensor(array, rank, dtype, device)?;
         let stored = match layout {
             Layout::Contiguous => tensor,
             Layout::Tokens => tensor.transpose(1, 2)?.contiguous()?,
             Layout::Gaps => {
-                let gap = (Tensor::ones(&tensor.dims()[..rank - 1], tensor.dtype(), &Device::Cpu)? * f64::NAN)?;
+                let gap = (Tensor::ones(&tensor.dims()[..rank - 1], tensor.dtype(), device)? * f64::NAN)?;
                 let gap = gap.unsqueeze(rank - 1)?;
                 Tensor::cat(&[&gap, &tensor, &gap, &gap], rank - 1)?
             }
@@ -134,16 +156,16 @@ struct Call {
 }
 
 impl Call {
-    fn new(case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Self> {
+    fn new(case: &Case, data: &Data, dtype: DType, pass: Pass, device: &Device) -> Result<Self> {
         let accumulator = dtype.accumulator();
-        let input = |array: &Array, rank, dtype| Input::new(array, rank, dtype, case.layout, pass);
-        let constant = |array: &Array, rank| to_tensor(array, rank, accumulator);
+        let input = |array: &Array, rank, dtype| Input::new(array, rank, dtype, device, case.layout, pass);
+        let constant = |array: &Array, rank| to_tensor(array, rank, accumulator, device);
         let bias = data.extras.bias.as_ref().map(|bias| input(bias, 2, dtype)).transpose()?;
         let log_decay = data.extras.log_decay.as_ref();
         let per_token = log_decay.filter(|_| !case.has_decay_per_head());
         let per_token = per_token.map(|g| input(g, 3, accumulator)).transpose()?;
         let per_head = log_decay.filter(|_| case.has_decay_per_head()).map(|g| constant(g, 1)).transpose()?;
-        let key_mask = data.extras.key_mask.as_ref().map(|mask| to_tensor(mask, 2, DType::U8)).transpose()?;
+        let key_mask = data.extras.key_mask.as_ref().map(|mask| to_tensor(mask, 2, DType::U8, device)).transpose()?;
         let global =
             data.global.as_ref().map(|[q, k]| Ok::<_, candle_core::Error>([input(q, 4, dtype)?, input(k, 4, dtype)?]));
         let state = data.state.as_ref().map(|state| {
@@ -163,8 +185,8 @@ impl Call {
             log_decay: per_token,
             omega: data.omega.as_ref().map(|omega| constant(omega, 2)).transpose()?,
             state: state.transpose()?,
-            d_out: to_tensor(&data.d_out, 4, DType::F64)?,
-            d_lse: data.d_lse.as_ref().map(|d| to_tensor(d, 4, DType::F64)?.squeeze(3)).transpose()?,
+            d_out: to_tensor(&data.d_out, 4, DType::F64, device)?,
+            d_lse: data.d_lse.as_ref().map(|d| to_tensor(d, 4, DType::F64, device)?.squeeze(3)).transpose()?,
         })
     }
 

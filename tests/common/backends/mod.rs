@@ -41,7 +41,7 @@ pub fn all() -> Vec<Box<dyn Backend>> {
         all.push(Box::new(Cpu(isa)));
     }
     #[cfg(feature = "candle")]
-    all.push(Box::new(candle::Candle));
+    all.push(Box::new(candle::Candle::Cpu));
     all
 }
 

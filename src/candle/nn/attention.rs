@@ -1,0 +1,237 @@
+use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::cache::Cache;
+use super::config::AttentionConfig;
+use super::gated::GatedUnit;
+use super::heads::Heads;
+use super::mark::check_mark;
+use super::mechanism::Mechanism;
+use crate::problem::ensure_value;
+use crate::{Error, Result as CoreResult};
+
+/// An attention layer `[B, N, width]` → `[B, N, width]` of any [`Mechanism`].
+///
+/// With heads (softmax, linear, Performer, norm, diag, retention):
+///
+/// ```text
+/// q, k, v = x W_q, x W_k, x W_v       split into heads; rotary embedding of q and k
+/// y       = attention(q, k, v) W_o    retention: (silu(x W_g) ⊙ attention(q, k, v)) W_o
+/// ```
+///
+/// Gated units (GAU and FLASH, Hua et al. 2022), with s the key width, e = expansion · width:
+///
+/// ```text
+/// z, u, v = silu(x W_z), silu(x W_u), silu(x W_v)     widths s, e, e
+/// q, k    = γ_q ⊙ z + β_q, γ_k ⊙ z + β_k              rotary embedding of both; FLASH has four of them
+/// y       = (u ⊙ attention(q, k, v)) W_o
+/// ```
+///
+/// The residual connection and the norm before it are the block's. Gradients: all weights and x.
+///
+/// | weights | shape | of |
+/// | --- | --- | --- |
+/// | `q_proj.weight` | `[heads · head_width, width]` | layers with heads |
+/// | `k_proj.weight`, `v_proj.weight` | `[key_heads · head_width, width]` | layers with heads |
+/// | `o_proj.weight` | `[width, heads · head_width]` or `[width, e]` | all |
+/// | `g_proj.weight` | `[heads · head_width, width]` | retention with a gate |
+/// | `features.omega`, `features.seed` | `[m, head_width]`, `[4]` | Performer: ω and its seed in digits of 16 bits; not trained |
+/// | `z_proj.weight`, `u_proj.weight`, `v_proj.weight` | `[s, width]`, `[e, width]`, `[e, width]` | gated units |
+/// | `gamma`, `beta` | `[2, s]` (q, k) or `[4, s]` (local q, k, global q, k) | GAU; FLASH |
+/// | `relative_bias` | causal `[R + 1]` for j − i = −R … 0, else `[2R + 1]`; FLASH: R = C − 1 | gated units |
+/// | `….bias` | of every projection, if `bias` is set | all |
+/// | `mechanism.<kind>` | `[1]` | all: the [mark](super#checkpoints) |
+///
+/// # Example
+/// ```
+/// use attn_kernels::nn::{Attention, AttentionConfig, Mechanism};
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+///
+/// let variables = VarMap::new();
+/// let weights = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+/// let config = AttentionConfig { rotary: Some(10000.0), ..AttentionConfig::new(32, 4, Mechanism::default()) };
+/// let layer = Attention::new(&config, weights)?;
+/// let x = Tensor::randn(0f32, 1.0, (2, 10, 32), &Device::Cpu)?;
+/// let y = layer.forward(&x)?;
+/// assert_eq!(y.dims(), [2, 10, 32]);
+/// let gradients = y.sqr()?.sum_all()?.backward()?;
+/// let trained = variables.all_vars().iter().filter(|variable| gradients.get(variable).is_some()).count();
+/// // The four projections; the fifth variable is the mark.
+/// assert_eq!((trained, variables.all_vars().len()), (4, 5));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Attention {
+    config: AttentionConfig,
+    inner: Inner,
+    dtype: DType,
+    device: Device,
+    redraws: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Inner {
+    Heads(Heads),
+    Gated(GatedUnit),
+}
+
+impl Attention {
+    /// Takes the weights of the layer, or makes them if `weights` come from a `VarMap` that has none.
+    ///
+    /// # Errors
+    /// A configuration that [`AttentionConfig::check`] refuses; weights that are missing or of another shape, or of a
+    /// layer of another mechanism. The error names the tensor.
+    pub fn new(config: &AttentionConfig, weights: VarBuilder) -> Result<Self> {
+        config.check()?;
+        check_mark(&config.mechanism, &weights)?;
+        let inner = if config.mechanism.is_gated_unit() {
+            Inner::Gated(GatedUnit::new(config, &weights)?)
+        } else {
+            Inner::Heads(Heads::new(config, &weights)?)
+        };
+        let (dtype, device) = (weights.dtype(), weights.device().clone());
+        Ok(Self { config: config.clone(), inner, dtype, device, redraws: 0 })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &AttentionConfig {
+        &self.config
+    }
+
+    /// Attention that does not see keys whose entry of `key_mask` `[B, N]` (u8) is 0, for sequences padded to one
+    /// length. Without a mask this is `Module::forward`.
+    ///
+    /// # Errors
+    /// An x of another shape or dtype, or on another device; a mask of another shape or dtype.
+    pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+        self.check_input("Attention::forward", x)?;
+        match &self.inner {
+            Inner::Heads(heads) => heads.forward(x, key_mask),
+            Inner::Gated(unit) => unit.forward(x, key_mask),
+        }
+    }
+
+    /// An empty cache for [`Self::forward_cached`].
+    ///
+    /// # Errors
+    /// A layer that is not causal.
+    pub fn cache(&self) -> Result<Cache> {
+        ensure_value(self.config.causal, "Attention::cache", "causal", false, "`true` to decode with a cache")?;
+        let config = match self.seed()? {
+            Some(seed) => with_seed(&self.config, seed),
+            None => self.config.clone(),
+        };
+        Ok(Cache::new(config, self.dtype, &self.device, self.redraws))
+    }
+
+    /// The outputs of the next rows of the sequence whose beginning is in the cache, which takes them in. One call with
+    /// a prompt, then one call per token, or any other cut, give the outputs of `forward` over the whole.
+    ///
+    /// The sequences of a batch have the same length: there is no key mask for a cache.
+    /// For inference: gradients reach the weights through the rows of this call alone.
+    ///
+    /// # Errors
+    /// As [`Self::forward_masked`]; a cache of a layer of another configuration, or of another batch size; a GAU or
+    /// FLASH norm that depends on the length of the whole sequence. The cache is then as before.
+    pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let function = "Attention::forward_cached";
+        self.check_input(function, x)?;
+        self.check_cache(function, cache)?;
+        let (batch, rows, _) = x.dims3()?;
+        let expected = cache.batch.unwrap_or(batch);
+        ensure_value(
+            batch == expected,
+            function,
+            "x",
+            format!("a batch of {batch}"),
+            &format!("{expected}, as in the cache"),
+        )?;
+        if rows == 0 {
+            return Ok(x.clone());
+        }
+        let before = cache.snapshot();
+        let out = match &self.inner {
+            Inner::Heads(heads) => heads.forward_cached(x, cache),
+            Inner::Gated(unit) => unit.forward_cached(x, cache),
+        };
+        match &out {
+            Ok(_) => (cache.position, cache.batch) = (cache.position + rows, Some(batch)),
+            Err(_) => cache.restore(before),
+        }
+        out
+    }
+
+    /// Seed of the random directions of a Performer layer; none for others.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn seed(&self) -> Result<Option<u64>> {
+        match &self.inner {
+            Inner::Heads(heads) => heads.omega().map(|omega| omega.seed()).transpose(),
+            Inner::Gated(_) => Ok(None),
+        }
+    }
+
+    /// Draws the random directions of a Performer layer anew, as the paper does now and then in training. If the weights
+    /// are in a `VarMap`, it has the new ones. Caches made before are refused from then on.
+    ///
+    /// # Errors
+    /// A layer of another mechanism.
+    pub fn redraw(&mut self, seed: u64) -> Result<()> {
+        let kind = self.config.mechanism.name();
+        let omega = match &mut self.inner {
+            Inner::Heads(heads) => heads.omega_mut(),
+            Inner::Gated(_) => None,
+        };
+        let needs = "a performer layer: others have no random features";
+        ensure_value(omega.is_some(), "Attention::redraw", "self", format!("a {kind} layer"), needs)?;
+        self.redraws += 1;
+        omega.map_or(Ok(()), |omega| omega.redraw(seed))
+    }
+
+    fn check_input(&self, function: &'static str, x: &Tensor) -> CoreResult<()> {
+        let argument = "x";
+        let width = self.config.width;
+        if !matches!(x.dims(), [_, _, last] if *last == width) {
+            let needs = format!("[batch, rows, {width}]");
+            return Err(Error::Shape { function, argument, got: format!("shape {:?}", x.dims()), needs });
+        }
+        if x.dtype() != self.dtype {
+            let needs = format!("{}, that of the weights", self.dtype.as_str());
+            return Err(Error::DType { function, argument, got: x.dtype().as_str().into(), needs });
+        }
+        if !x.device().same_device(&self.device) {
+            let [got, needs] = [x.device(), &self.device].map(|device| format!("{:?}", device.location()));
+            return Err(Error::Device { function, argument, got, needs: format!("{needs}, that of the weights") });
+        }
+        Ok(())
+    }
+
+    fn check_cache(&self, function: &'static str, cache: &Cache) -> CoreResult<()> {
+        let fits = cache.config == self.config || with_seed(&cache.config, 0) == with_seed(&self.config, 0);
+        if !fits || cache.dtype != self.dtype {
+            let theirs = &cache.config;
+            let got = format!("that of a {} layer, {theirs:?} in {}", theirs.mechanism.name(), cache.dtype.as_str());
+            let needs = format!("one of this layer, {:?} in {}", self.config, self.dtype.as_str());
+            return Err(Error::Value { function, argument: "cache", got, needs });
+        }
+        let got = "made before the random features were drawn anew";
+        ensure_value(cache.redraws == self.redraws, function, "cache", got, "one made since")
+    }
+}
+
+/// The configuration with another seed for random features, which are those of the weights.
+fn with_seed(config: &AttentionConfig, seed: u64) -> AttentionConfig {
+    let mut config = config.clone();
+    if let Mechanism::Performer { seed: own, .. } = &mut config.mechanism {
+        *own = seed;
+    }
+    config
+}
+
+impl Module for Attention {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_masked(x, None)
+    }
+}

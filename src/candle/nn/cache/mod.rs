@@ -1,0 +1,253 @@
+mod file;
+mod model;
+mod rows;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::AttentionConfig;
+use super::mechanism::Mechanism;
+use crate::candle::LinearState;
+use crate::problem::ensure_value;
+
+use file::{load, save};
+pub use model::ModelCache;
+pub(super) use rows::Rows;
+
+/// What an [`Attention`](super::Attention) layer keeps of the tokens that it has seen, so that a sequence can be
+/// continued: [`Attention::forward_cached`](super::Attention::forward_cached) reads and extends it.
+///
+/// | mechanism | kept, for a batch of B | grows |
+/// | --- | --- | --- |
+/// | softmax, GAU | keys and values of all tokens | with every token |
+/// | softmax with a window of w | keys and values of the last w − 1 tokens | no (at most 2w + 64 rows of room) |
+/// | diag | keys and values of the current block | no |
+/// | linear, Performer, norm, retention | S, z and the stabiliser: a [`LinearState`] | no |
+/// | FLASH | keys and values of the current chunk, S | no |
+///
+/// Rows are appended in place in buffers that grow by half when full, so a token costs no copy of those before it. A
+/// clone is cheap and independent: the buffers are shared until one of both is extended. Nothing in a cache is in a
+/// graph of gradients.
+///
+/// # Example
+/// ```
+/// use attn_kernels::nn::{Attention, AttentionConfig, Mechanism};
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+///
+/// let variables = VarMap::new();
+/// let weights = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+/// let layer = Attention::new(&AttentionConfig::new(16, 2, Mechanism::named("linear")?), weights)?;
+/// let x = Tensor::randn(0f32, 1.0, (1, 10, 16), &Device::Cpu)?;
+///
+/// let mut cache = layer.cache()?;
+/// layer.forward_cached(&x.narrow(1, 0, 9)?, &mut cache)?;
+/// let bytes = cache.bytes();
+/// let last = layer.forward_cached(&x.narrow(1, 9, 1)?, &mut cache)?;
+/// assert_eq!((cache.len(), cache.bytes()), (10, bytes));
+///
+/// let whole = layer.forward(&x)?.narrow(1, 9, 1)?;
+/// assert!((whole - last)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Cache {
+    /// Of the layer, with the seed of its random features.
+    pub(super) config: AttentionConfig,
+    pub(super) dtype: DType,
+    pub(super) device: Device,
+    /// How often the layer had drawn its random features anew.
+    pub(super) redraws: u64,
+    pub(super) position: usize,
+    pub(super) batch: Option<usize>,
+    pub(super) contents: Contents,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Contents {
+    /// Keys and values.
+    Rows(Rows),
+    /// Sums over all tokens.
+    Sums(Option<LinearState>),
+    /// Local keys, global keys and values of the current chunk, and the sums over those before.
+    Chunk(Rows, Option<LinearState>),
+}
+
+impl Contents {
+    fn new(mechanism: &Mechanism) -> Self {
+        match mechanism {
+            Mechanism::Softmax { .. } | Mechanism::Diag { .. } | Mechanism::Gau { .. } => Self::Rows(Rows::default()),
+            Mechanism::Flash { .. } => Self::Chunk(Rows::default(), None),
+            Mechanism::Linear { .. }
+            | Mechanism::Performer { .. }
+            | Mechanism::Norm { .. }
+            | Mechanism::Retention { .. } => Self::Sums(None),
+        }
+    }
+}
+
+/// Rows and sums to go back to.
+pub(super) struct Snapshot {
+    position: usize,
+    batch: Option<usize>,
+    contents: Contents,
+}
+
+impl Cache {
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let contents = match &self.contents {
+            Contents::Rows(rows) => Contents::Rows(rows.snapshot()),
+            Contents::Sums(state) => Contents::Sums(state.clone()),
+            Contents::Chunk(rows, state) => Contents::Chunk(rows.snapshot(), state.clone()),
+        };
+        Snapshot { position: self.position, batch: self.batch, contents }
+    }
+
+    pub(super) fn restore(&mut self, snapshot: Snapshot) {
+        Snapshot { position: self.position, batch: self.batch, contents: self.contents } = snapshot;
+    }
+
+    pub(super) fn new(config: AttentionConfig, dtype: DType, device: &Device, redraws: u64) -> Self {
+        let contents = Contents::new(&config.mechanism);
+        Self { config, dtype, device: device.clone(), redraws, position: 0, batch: None, contents }
+    }
+
+    /// Tokens seen.
+    pub fn len(&self) -> usize {
+        self.position
+    }
+
+    /// Whether no token has been seen.
+    pub fn is_empty(&self) -> bool {
+        self.position == 0
+    }
+
+    /// Bytes that the tensors take, with the room to grow.
+    pub fn bytes(&self) -> usize {
+        let sums = |state: &Option<LinearState>| state.as_ref().map_or(0, LinearState::size_in_bytes);
+        match &self.contents {
+            Contents::Rows(rows) => rows.bytes(),
+            Contents::Sums(state) => sums(state),
+            Contents::Chunk(rows, state) => rows.bytes() + sums(state),
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.contents = Contents::new(&self.config.mechanism);
+        (self.position, self.batch) = (0, None);
+    }
+
+    /// Makes sequence `rows[b]` of the batch sequence b: for beam search, or to drop and repeat sequences. The batch
+    /// becomes as large as the list.
+    ///
+    /// # Errors
+    /// An empty cache or list, a number that is not of the batch.
+    pub fn reorder(&mut self, rows: &[usize]) -> Result<()> {
+        let function = "Cache::reorder";
+        let batch = self.batch.unwrap_or(0);
+        ensure_value(batch > 0, function, "self", "empty", "a cache that has seen tokens")?;
+        ensure_value(!rows.is_empty(), function, "rows", "empty", "at least one sequence")?;
+        let bad = rows.iter().find(|row| **row >= batch);
+        ensure_value(
+            bad.is_none(),
+            function,
+            "rows",
+            format!("{rows:?}"),
+            &format!("numbers below the batch of {batch}"),
+        )?;
+        let indices = Tensor::from_vec(rows.iter().map(|row| *row as u32).collect(), rows.len(), &self.device)?;
+        let select = |tensor: &Tensor| tensor.index_select(&indices, 0);
+        let sums = |state: &mut Option<LinearState>| -> Result<()> {
+            if let Some(old) = state {
+                let stabilizer = old.stabilizer().map(select).transpose()?;
+                *state = Some(LinearState::new(select(old.s())?, select(old.z())?, stabilizer, old.position()));
+            }
+            Ok(())
+        };
+        match &mut self.contents {
+            Contents::Rows(rows) => rows.reorder(&indices)?,
+            Contents::Sums(state) => sums(state)?,
+            Contents::Chunk(rows, state) => {
+                rows.reorder(&indices)?;
+                sums(state)?;
+            }
+        }
+        self.batch = Some(rows.len());
+        Ok(())
+    }
+
+    /// Forgets all tokens but the first `len`: to take back tokens that were tried.
+    ///
+    /// Softmax and GAU take back any number. With a window, in blocks and in chunks older keys are gone: as far back as
+    /// those that are kept reach. Sums over the past cannot be taken back at all (but to nothing): keep a clone of the
+    /// cache instead, it is small.
+    ///
+    /// # Errors
+    /// More tokens than seen; tokens that cannot be taken back.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        let function = "Cache::truncate";
+        let seen = self.position;
+        ensure_value(len <= seen, function, "len", len, &format!("at most the {seen} tokens seen"))?;
+        if len == 0 {
+            self.clear();
+        }
+        let count = self.position - len;
+        let refuse = |needs: String| ensure_value(count == 0, function, "len", len, &needs);
+        match &mut self.contents {
+            Contents::Sums(_) => {
+                let kind = self.config.mechanism.name();
+                refuse(format!("0 or {seen}: sums of {kind} attention cannot be taken back; keep a clone"))?;
+            }
+            Contents::Rows(rows) => {
+                let held_from = seen - rows.len();
+                let mut possible = held_from..=seen;
+                if needed_from(&self.config, len) < held_from {
+                    let first = possible.find(|len| needed_from(&self.config, *len) >= held_from).unwrap_or(seen);
+                    refuse(format!("0 or {first} to {seen}: keys before token {held_from} are gone"))?;
+                }
+                rows.drop_last(count);
+            }
+            Contents::Chunk(rows, _) => {
+                let first = seen - rows.len();
+                if len < first {
+                    refuse(format!("0 or {first} to {seen}: the chunks before are summed up; keep a clone"))?;
+                }
+                rows.drop_last(count);
+            }
+        }
+        self.position = len;
+        Ok(())
+    }
+
+    /// Writes the cache to a safetensors file, with the configuration of its layer.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        save(std::slice::from_ref(self), path.as_ref())
+    }
+
+    /// Replaces the contents by those of a file, which a cache of a layer of the same configuration and dtype wrote.
+    ///
+    /// # Errors
+    /// Those of the file system; a file that is not of a cache, or of a cache of another configuration.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        load(std::slice::from_mut(self), path.as_ref())
+    }
+}
+
+/// The first token whose key the token at `position` sees.
+fn needed_from(config: &AttentionConfig, position: usize) -> usize {
+    position - kept_rows(config, position).unwrap_or(position)
+}
+
+/// How many of the rows before `position` are still needed there; all without an answer.
+pub(super) fn kept_rows(config: &AttentionConfig, position: usize) -> Option<usize> {
+    match config.mechanism {
+        Mechanism::Softmax { window: Some(window), .. } => Some((window - 1).min(position)),
+        Mechanism::Diag { block, .. } => Some(position % block),
+        _ => None,
+    }
+}

@@ -1,0 +1,85 @@
+//! What a configuration must hold to be a layer.
+
+use super::config::AttentionConfig;
+use super::mechanism::Mechanism;
+use crate::gau::GauNorm;
+use crate::problem::ensure_value;
+use crate::random_features::FeatureKind;
+use crate::transnormer::DiagWeight;
+
+/// Refuses a size of 0, and one whose products could go beyond the numbers of the machine.
+pub(super) fn check_size(argument: &'static str, size: usize) -> crate::Result<()> {
+    const LARGEST: usize = 1 << 20;
+    let needs = format!("at least 1 and at most {LARGEST}");
+    ensure_value((1..=LARGEST).contains(&size), "AttentionConfig", argument, size, &needs)
+}
+
+/// Refuses choices of the mechanism that no layer can have.
+pub(super) fn check_mechanism(config: &AttentionConfig) -> crate::Result<()> {
+    let function = "AttentionConfig";
+    let positive = |argument, value: usize| ensure_value(value > 0, function, argument, value, "at least 1");
+    let above_zero = |argument, value: f64| {
+        ensure_value(value.is_finite() && value > 0.0, function, argument, value, "a finite number above 0")
+    };
+    let at_least_zero = |value: f64| {
+        ensure_value(value.is_finite() && value >= 0.0, function, "epsilon", value, "a finite number, at least 0")
+    };
+    match &config.mechanism {
+        Mechanism::Softmax { window, soft_cap } => {
+            window.map_or(Ok(()), |window| positive("window", window))?;
+            soft_cap.map_or(Ok(()), |cap| above_zero("soft_cap", cap))
+        }
+        Mechanism::Linear { .. } => Ok(()),
+        Mechanism::Performer { features, directions, epsilon, .. } => {
+            check_size("features", *features)?;
+            at_least_zero(*epsilon)?;
+            let fits = *directions != FeatureKind::HyperbolicPairs || features.is_multiple_of(2);
+            ensure_value(fits, function, "features", features, "an even number for hyperbolic pairs")
+        }
+        Mechanism::Norm { epsilon, .. } => above_zero("epsilon", *epsilon),
+        Mechanism::Diag { block, weight } => {
+            positive("block", *block)?;
+            match weight {
+                DiagWeight::Softmax => Ok(()),
+                DiagWeight::Relu { epsilon } => above_zero("epsilon", *epsilon),
+            }
+        }
+        Mechanism::Retention { log_decay, epsilon, .. } => {
+            above_zero("epsilon", *epsilon)?;
+            ensure_value(config.causal, function, "causal", "false", "`true` for retention")?;
+            let Some(log_decay) = log_decay else { return Ok(()) };
+            let needs = format!("one number for each of {} heads of keys", config.key_heads());
+            let count = log_decay.len();
+            ensure_value(count == config.key_heads(), function, "log_decay", format!("{count} numbers"), &needs)?;
+            let bad = log_decay.iter().find(|decay| decay.is_nan() || **decay > 0.0);
+            ensure_value(bad.is_none(), function, "log_decay", bad.copied().unwrap_or(0.0), "at most 0")
+        }
+        Mechanism::Gau { key_width, expansion, norm, bias_reach } => {
+            bias_reach.map_or(Ok(()), |reach| check_size("bias_reach", reach))?;
+            check_size("key_width", *key_width)?;
+            check_size("expansion", *expansion)?;
+            match *norm {
+                GauNorm::Fixed { length } => above_zero("length", length)?,
+                GauNorm::RowSum { epsilon } => at_least_zero(epsilon)?,
+                GauNorm::Length | GauNorm::LengthWidth => {}
+            }
+            one_head(config)
+        }
+        Mechanism::Flash { chunk, key_width, expansion, .. } => {
+            check_size("chunk", *chunk)?;
+            check_size("key_width", *key_width)?;
+            check_size("expansion", *expansion)?;
+            one_head(config)
+        }
+    }
+}
+
+/// Gated units have one head, whose width is their key width.
+fn one_head(config: &AttentionConfig) -> crate::Result<()> {
+    let (function, kind) = ("AttentionConfig", config.mechanism.name());
+    ensure_value(config.heads == 1, function, "heads", config.heads, &format!("1 for {kind}"))?;
+    ensure_value(config.key_heads() == 1, function, "key_heads", config.key_heads(), &format!("1 for {kind}"))?;
+    let given = config.head_width;
+    let got = given.unwrap_or_default();
+    ensure_value(given.is_none(), function, "head_width", got, &format!("none for {kind}: its width is `key_width`"))
+}

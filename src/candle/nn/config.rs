@@ -1,0 +1,97 @@
+use candle_core::Result;
+use serde::{Deserialize, Serialize};
+
+use super::check::{check_mechanism, check_size};
+use super::mechanism::Mechanism;
+use crate::problem::ensure_value;
+
+/// What an attention layer computes, for [`Attention`](super::Attention).
+///
+/// In JSON (or another format of serde) unknown fields are errors, and all but `width` and `heads` may be left out.
+///
+/// # Example
+/// ```
+/// use attn_kernels::nn::{AttentionConfig, Mechanism};
+///
+/// let config: AttentionConfig = serde_json::from_str(
+///     r#"{ "width": 64, "heads": 4, "key_heads": 2, "rotary": 10000.0, "mechanism": { "kind": "softmax", "window": 128 } }"#,
+/// )?;
+/// let mechanism = Mechanism::Softmax { window: Some(128), soft_cap: None };
+/// let by_hand = AttentionConfig { key_heads: Some(2), rotary: Some(10000.0), ..AttentionConfig::new(64, 4, mechanism) };
+/// assert_eq!(config, by_hand);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionConfig {
+    /// Width of the layer's input and output rows.
+    pub width: usize,
+    /// Query heads. GAU and FLASH have one head by construction and need 1 here.
+    pub heads: usize,
+    /// Heads of keys and values, a divisor of `heads`. Default: `heads`.
+    #[serde(default)]
+    pub key_heads: Option<usize>,
+    /// Width of a head of queries, keys and values. Default: `width / heads`.
+    #[serde(default)]
+    pub head_width: Option<usize>,
+    /// Whether a token sees only itself and those before it. Default: yes.
+    #[serde(default = "yes")]
+    pub causal: bool,
+    /// Whether the projections have a bias. Default: no.
+    #[serde(default)]
+    pub bias: bool,
+    /// Base of the rotary embedding of queries and keys, usually 10000; none without. Default: none.
+    #[serde(default)]
+    pub rotary: Option<f64>,
+    /// The kind of attention. Default: softmax.
+    #[serde(default)]
+    pub mechanism: Mechanism,
+}
+
+pub(super) fn yes() -> bool {
+    true
+}
+
+impl AttentionConfig {
+    /// Causal attention with as many key heads as query heads, without bias and rotary embedding.
+    pub fn new(width: usize, heads: usize, mechanism: Mechanism) -> Self {
+        Self { width, heads, key_heads: None, head_width: None, causal: true, bias: false, rotary: None, mechanism }
+    }
+
+    /// Heads of keys and values.
+    pub fn key_heads(&self) -> usize {
+        self.key_heads.unwrap_or(self.heads)
+    }
+
+    /// Width of a head.
+    pub fn head_width(&self) -> usize {
+        self.head_width.unwrap_or(self.width / self.heads.max(1))
+    }
+
+    /// Refuses what no layer can be.
+    ///
+    /// # Errors
+    /// A width or number of heads of 0, heads that do not divide, a rotary embedding of an odd width, a retention that
+    /// is not causal, a value of the mechanism out of range. The error names the field.
+    pub fn check(&self) -> Result<()> {
+        let function = "AttentionConfig";
+        let sizes = [("width", self.width), ("heads", self.heads), ("key_heads", self.key_heads())];
+        for (argument, value) in sizes {
+            check_size(argument, value)?;
+        }
+        let needs = format!("a divisor of {} heads", self.heads);
+        ensure_value(self.heads.is_multiple_of(self.key_heads()), function, "key_heads", self.key_heads(), &needs)?;
+        if self.head_width.is_none() {
+            let needs = format!("a divisor of the width {}, or a `head_width`", self.width);
+            ensure_value(self.width.is_multiple_of(self.heads), function, "heads", self.heads, &needs)?;
+        }
+        check_size("head_width", self.head_width())?;
+        if let Some(base) = self.rotary {
+            ensure_value(base.is_finite() && base > 1.0, function, "rotary", base, "a finite base above 1")?;
+            let (argument, width) =
+                self.mechanism.key_width().map_or(("head_width", self.head_width()), |s| ("key_width", s));
+            ensure_value(width.is_multiple_of(2), function, argument, width, "an even number with rotary embedding")?;
+        }
+        Ok(check_mechanism(self)?)
+    }
+}

@@ -1,0 +1,124 @@
+use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
+
+use candle_core::{Module, Result, Tensor};
+use candle_nn::{Linear, VarBuilder};
+use serde::{Deserialize, Serialize};
+
+use super::projection::projection;
+use crate::problem::ensure_value;
+
+/// The non-linearity of a [`FeedForward`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// x·sigmoid(x)
+    #[default]
+    Silu,
+    /// x·Φ(x) with Φ the normal distribution, by the error function (as in BERT).
+    Gelu,
+    /// The same by tanh (as in GPT-2).
+    GeluTanh,
+    /// max(x, 0)
+    Relu,
+}
+
+impl Activation {
+    fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => x.silu(),
+            // The gradients of candle's own forms are good to six digits only.
+            Self::Gelu if x.track_op() => gate(x, &(x / SQRT_2)?.erf()?),
+            Self::GeluTanh if x.track_op() => {
+                let cubic = ((x.sqr()? * 0.044715)? + 1.0)?;
+                gate(x, &((x * cubic)? * (FRAC_2_SQRT_PI / SQRT_2))?.tanh()?)
+            }
+            Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
+            Self::Relu => x.relu(),
+        }
+    }
+}
+
+/// x·(1 + g)/2
+fn gate(x: &Tensor, g: &Tensor) -> Result<Tensor> {
+    x * ((g + 1.0)? / 2.0)?
+}
+
+/// The choices of a [`FeedForward`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeedForwardConfig {
+    /// Width of the inner rows.
+    pub hidden: usize,
+    /// Whether it is a gated linear unit. Default: no.
+    #[serde(default)]
+    pub gated: bool,
+    /// The non-linearity a. Default: SiLU.
+    #[serde(default)]
+    pub activation: Activation,
+    /// Whether the projections have a bias. Default: no.
+    #[serde(default)]
+    pub bias: bool,
+}
+
+/// The feed-forward part of a block, on rows `[…, width]`:
+///
+/// ```text
+/// y = a(x W_up) W_down                       plain
+/// y = (a(x W_gate) ⊙ (x W_up)) W_down        gated (Shazeer 2020): SwiGLU with SiLU
+/// ```
+///
+/// Weights: `up_proj`, `down_proj` and, when gated, `gate_proj`, each with `weight` `[out, in]` and maybe `bias`.
+/// Gradients: weights and input.
+///
+/// # Example
+/// ```
+/// use attn_kernels::nn::{Activation, FeedForward, FeedForwardConfig};
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+///
+/// let variables = VarMap::new();
+/// let weights = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+/// let config = FeedForwardConfig { hidden: 16, gated: true, activation: Activation::Silu, bias: false };
+/// let layer = FeedForward::new(8, &config, weights)?;
+/// let x = Tensor::randn(0f32, 1.0, (2, 5, 8), &Device::Cpu)?;
+/// assert_eq!(layer.forward(&x)?.dims(), [2, 5, 8]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct FeedForward {
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl FeedForward {
+    /// For rows of `width`.
+    ///
+    /// # Errors
+    /// A width of 0; weights that are missing or of another shape.
+    pub fn new(width: usize, config: &FeedForwardConfig, weights: VarBuilder) -> Result<Self> {
+        let FeedForwardConfig { hidden, gated, activation, bias } = *config;
+        ensure_value(width > 0, "FeedForward::new", "width", width, "at least 1")?;
+        ensure_value(hidden > 0, "FeedForward::new", "hidden", hidden, "at least 1")?;
+        let inward = |name: &str| projection(width, hidden, bias, weights.pp(name));
+        Ok(Self {
+            gate: if gated { Some(inward("gate_proj")?) } else { None },
+            up: inward("up_proj")?,
+            down: projection(hidden, width, bias, weights.pp("down_proj"))?,
+            activation,
+        })
+    }
+}
+
+impl Module for FeedForward {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let up = self.up.forward(x)?;
+        let inner = match &self.gate {
+            None => self.activation.apply(&up)?,
+            Some(gate) => (self.activation.apply(&gate.forward(x)?)? * up)?,
+        };
+        self.down.forward(&inner)
+    }
+}

@@ -1,0 +1,63 @@
+use candle_core::{Result, Tensor};
+
+use super::sampler::Sampler;
+use crate::problem::ensure_value;
+
+/// Tokens one by one, for any model: `next` is handed the tokens that are new to it, the whole prompt and then one
+/// token at a time, and returns the logits `[vocabulary]` after the last of them. What came before is its own business,
+/// in a cache usually.
+///
+/// The iterator does not end by itself: stop it with `take`, `take_while` or a loop. After an error it ends.
+///
+/// # Errors
+/// An empty prompt.
+///
+/// # Example
+/// ```
+/// use attn_kernels::nn::{Sampler, SamplerConfig, generate};
+/// use candle_core::{Device, Tensor};
+///
+/// // A model that counts modulo 4.
+/// let next = |tokens: &[u32]| {
+///     let last = tokens[tokens.len() - 1] as usize;
+///     let logits: Vec<f32> = (0..4).map(|token| f32::from(token == (last + 1) % 4)).collect();
+///     Tensor::from_vec(logits, 4, &Device::Cpu)
+/// };
+/// let tokens = generate(next, &[0, 1], Sampler::new(SamplerConfig::default())?)?;
+/// let tokens: Vec<u32> = tokens.take_while(|token| !matches!(token, Ok(0))).collect::<Result<_, _>>()?;
+/// assert_eq!(tokens, [2, 3]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn generate<F>(next: F, prompt: &[u32], sampler: Sampler) -> Result<Generation<F>>
+where
+    F: FnMut(&[u32]) -> Result<Tensor>,
+{
+    ensure_value(!prompt.is_empty(), "generate", "prompt", "empty", "at least one token")?;
+    Ok(Generation { next, sampler, new: prompt.to_vec(), failed: false })
+}
+
+/// The iterator of [`generate`].
+#[derive(Debug, Clone)]
+pub struct Generation<F> {
+    next: F,
+    sampler: Sampler,
+    /// Tokens that the model has not seen.
+    new: Vec<u32>,
+    failed: bool,
+}
+
+impl<F: FnMut(&[u32]) -> Result<Tensor>> Iterator for Generation<F> {
+    type Item = Result<u32>;
+
+    fn next(&mut self) -> Option<Result<u32>> {
+        if self.failed {
+            return None;
+        }
+        let token = (self.next)(&self.new).and_then(|logits| self.sampler.sample(&logits));
+        match &token {
+            Ok(token) => self.new = vec![*token],
+            Err(_) => self.failed = true,
+        }
+        Some(token)
+    }
+}

@@ -1,0 +1,53 @@
+//! Layers, decoding and language models on candle tensors.
+//!
+//! | | |
+//! | --- | --- |
+//! | [`Attention`] | one layer for every mechanism, by [`AttentionConfig`] |
+//! | [`Cache`] | what a layer keeps of the tokens it has seen, for decoding |
+//! | [`LanguageModel`] | embedding, blocks, norm and head, by [`LanguageModelConfig`] |
+//! | [`generate`] | tokens one by one, by a [`Sampler`] |
+//! | [`FeedForward`], [`Norm`], [`Rotary`] | the other parts of a block |
+//!
+//! Layers take their weights from candle-nn's `VarBuilder`: from a `VarMap` to be trained, or from a checkpoint. All of
+//! them give gradients to every weight and to the input. They compute in the dtype of the weights, f32, f64, f16 or
+//! bf16, with the sums, norms and angles in f32 (f64), on the device of the weights.
+//!
+//! # Checkpoints
+//!
+//! Layers of different mechanisms have weights of the same names and shapes. So that one is not loaded into another, a
+//! layer has a tensor `mechanism.<kind>` of one number among its weights, and refuses weights that have it for another
+//! kind or for none. Weights that do not come from this crate have none: pass them through [`foreign_weights`].
+
+mod attention;
+mod cache;
+mod check;
+mod config;
+mod feed_forward;
+mod gated;
+mod generate;
+mod heads;
+mod mark;
+mod mechanism;
+mod model;
+mod model_config;
+mod norm;
+mod omega;
+mod own_gradient;
+mod projection;
+mod rotary;
+mod sampler;
+mod seeded;
+
+pub use attention::Attention;
+pub use cache::{Cache, ModelCache};
+pub use config::AttentionConfig;
+pub use feed_forward::{Activation, FeedForward, FeedForwardConfig};
+pub use generate::{Generation, generate};
+pub use mark::foreign_weights;
+pub use mechanism::Mechanism;
+pub use model::{Block, LanguageModel};
+pub use model_config::LanguageModelConfig;
+pub use norm::{Norm, NormConfig, NormKind};
+pub use rotary::Rotary;
+pub use sampler::{Sampler, SamplerConfig};
+pub use seeded::seeded_weights;

@@ -1,0 +1,182 @@
+//! Attention layers in plain f64 loops around the reference operations.
+
+use attn_kernels::gau::{GauOptions, MixedChunkOptions};
+use attn_kernels::linear::{FeatureMap, LinearOptions};
+use attn_kernels::nn::{AttentionConfig, Mechanism};
+use attn_kernels::performer::PerformerOptions;
+use attn_kernels::problem::Mask;
+use attn_kernels::random_features::random_features;
+use attn_kernels::reference::{self, Array};
+use attn_kernels::softmax::SoftmaxOptions;
+use attn_kernels::transnormer::{DiagOptions, NormOptions, NormScope};
+use candle_core::{Result, Tensor};
+use candle_nn::VarMap;
+
+/// A layer's configuration and weights.
+pub struct ByHand<'a> {
+    pub config: &'a AttentionConfig,
+    pub variables: &'a VarMap,
+}
+
+pub fn array(tensor: &Tensor) -> Result<Array> {
+    let dims = tensor.dims();
+    let mut shape = [1; 4];
+    shape[4 - dims.len()..].copy_from_slice(dims);
+    Ok(Array { data: tensor.flatten_all()?.to_vec1()?, shape })
+}
+
+fn silu(mut x: Array) -> Array {
+    x.data.iter_mut().for_each(|x| *x /= 1.0 + (-*x).exp());
+    x
+}
+
+fn times(mut x: Array, y: &Array) -> Array {
+    assert_eq!(x.shape, y.shape);
+    x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x *= y);
+    x
+}
+
+/// [1, B, N, H·D] → [B, H, N, D]
+fn split(x: &Array, heads: usize) -> Array {
+    let [_, batch, rows, width] = x.shape;
+    let head = width / heads;
+    Array::from_fn([batch, heads, rows, head], |[b, h, i, d]| x.row(0, b, i)[h * head + d])
+}
+
+/// [B, H, N, D] → [1, B, N, H·D]
+fn join(x: &Array) -> Array {
+    let [batch, heads, rows, head] = x.shape;
+    Array::from_fn([1, batch, rows, heads * head], |[_, b, i, c]| x.row(b, c / head, i)[c % head])
+}
+
+impl ByHand<'_> {
+    fn weight(&self, name: &str) -> Option<Array> {
+        self.variables.data().lock().unwrap().get(name).map(|variable| array(variable).unwrap())
+    }
+
+    /// x W, plus the bias if there is one: [1, B, N, in] → [1, B, N, out]
+    fn project(&self, x: &Array, name: &str) -> Array {
+        let weight = self.weight(&format!("{name}.weight")).unwrap();
+        let bias = self.weight(&format!("{name}.bias"));
+        assert_eq!(bias.is_some(), self.config.bias);
+        let [_, batch, rows, width] = x.shape;
+        assert_eq!(weight.shape[3], width);
+        Array::from_fn([1, batch, rows, weight.shape[2]], |[_, b, i, out]| {
+            let products = x.row(0, b, i).iter().zip(weight.row(0, 0, out)).map(|(x, w)| x * w);
+            products.sum::<f64>() + bias.as_ref().map_or(0.0, |bias| bias.data[out])
+        })
+    }
+
+    fn rotate(&self, x: Array) -> Array {
+        let Some(base) = self.config.rotary else { return x };
+        let width = x.shape[3];
+        Array::from_fn(x.shape, |[b, h, i, d]| {
+            let (row, pair) = (x.row(b, h, i), d % (width / 2));
+            let angle = i as f64 / base.powf(2.0 * pair as f64 / width as f64);
+            let (first, second) = (row[pair], row[pair + width / 2]);
+            if d < width / 2 {
+                first * angle.cos() - second * angle.sin()
+            } else {
+                second * angle.cos() + first * angle.sin()
+            }
+        })
+    }
+
+    /// The layer's output for x [1, B, N, width] and a key mask [1, 1, B, N].
+    pub fn forward(&self, x: &Array, key_mask: Array) -> Array {
+        if self.config.mechanism.is_gated_unit() {
+            return self.gated(x, key_mask);
+        }
+        let (heads, key_heads) = (self.config.heads, self.config.key_heads());
+        let q = self.rotate(split(&self.project(x, "q_proj"), heads));
+        let k = self.rotate(split(&self.project(x, "k_proj"), key_heads));
+        let v = split(&self.project(x, "v_proj"), key_heads);
+        let joined = join(&self.attention(&q, &k, &v, Some(key_mask)));
+        let joined = match self.config.mechanism {
+            Mechanism::Retention { gate: true, .. } => times(joined, &silu(self.project(x, "g_proj"))),
+            _ => joined,
+        };
+        self.project(&joined, "o_proj")
+    }
+
+    fn attention(&self, q: &Array, k: &Array, v: &Array, key_mask: Option<Array>) -> Array {
+        let causal = self.config.causal;
+        match &self.config.mechanism {
+            Mechanism::Softmax { window, soft_cap } => {
+                let plain = if causal { Mask::Causal } else { Mask::Full };
+                let future = if causal { Some(0) } else { window.map(|w| w - 1) };
+                let mask = window.map_or(plain, |w| Mask::Window { left: Some(w - 1), right: future });
+                let options = SoftmaxOptions { mask, soft_cap: *soft_cap, key_mask, scale: None, bias: None };
+                reference::softmax_attention(q, k, v, &options).out
+            }
+            Mechanism::Linear { map, normalized } => {
+                let normalizer = normalized.then_some(1e-6);
+                let options = LinearOptions { map: *map, causal, normalizer, log_decay: None, key_mask };
+                reference::linear_attention(q, k, v, &options)
+            }
+            Mechanism::Performer { features, directions, seed, map, epsilon } => {
+                let width = q.shape[3];
+                let data = random_features(*directions, *features, width, *seed).unwrap();
+                let omega = Array { data, shape: [1, 1, *features, width] };
+                let options = PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask };
+                reference::performer_attention(q, k, v, &omega, &options)
+            }
+            Mechanism::Norm { map, epsilon, scope } => {
+                let options =
+                    NormOptions { map: *map, causal, epsilon: *epsilon, norm: *scope, log_decay: None, key_mask };
+                reference::norm_attention(q, k, v, &options)
+            }
+            Mechanism::Diag { block, weight } => {
+                let options = DiagOptions { block_size: *block, causal, weight: *weight, scale: None, key_mask };
+                reference::diag_attention(q, k, v, &options)
+            }
+            Mechanism::Retention { log_decay, epsilon, .. } => {
+                let heads = k.shape[1];
+                let usual = (0..heads).map(|h| (1.0 - 2f64.powi(-5 - h as i32)).ln()).collect();
+                let data = log_decay.clone().unwrap_or(usual);
+                let log_decay = Some(Array { data, shape: [1, 1, 1, heads] });
+                let (map, epsilon, norm) = (FeatureMap::Identity, *epsilon, NormScope::Head);
+                let options = NormOptions { map, causal, epsilon, norm, log_decay, key_mask };
+                reference::norm_attention(q, k, v, &options)
+            }
+            Mechanism::Gau { .. } | Mechanism::Flash { .. } => panic!("gated units are elsewhere"),
+        }
+    }
+
+    fn gated(&self, x: &Array, key_mask: Array) -> Array {
+        let [z, u, v] = ["z_proj", "u_proj", "v_proj"].map(|name| silu(self.project(x, name)));
+        let (gamma, beta) = (self.weight("gamma").unwrap(), self.weight("beta").unwrap());
+        let z = split(&z, 1);
+        let affine = |head| {
+            let element =
+                |[b, _, i, d]: [usize; 4]| z.row(b, 0, i)[d] * gamma.row(0, 0, head)[d] + beta.row(0, 0, head)[d];
+            self.rotate(Array::from_fn(z.shape, element))
+        };
+        let (v, rows, causal, key_mask) = (split(&v, 1), x.shape[2], self.config.causal, Some(key_mask));
+        let out = match self.config.mechanism {
+            Mechanism::Gau { norm, bias_reach, .. } => {
+                let bias = bias_reach.map(|reach| self.bias(reach, rows - 1));
+                let mask = if causal { Mask::Causal } else { Mask::Full };
+                reference::gau_attention(&affine(0), &affine(1), &v, &GauOptions { mask, norm, key_mask, bias })
+            }
+            Mechanism::Flash { chunk, global_norm, .. } => {
+                let bias = Some(self.bias(chunk - 1, chunk - 1));
+                let options = MixedChunkOptions { chunk_size: chunk, causal, scale: None, global_norm, key_mask, bias };
+                reference::mixed_chunk_attention(&affine(0), &affine(1), &affine(2), &affine(3), &v, &options)
+            }
+            _ => panic!("not a gated unit"),
+        };
+        self.project(&times(join(&out), &u), "o_proj")
+    }
+
+    /// The table for distances up to `needed` of a layer that has numbers up to `reach`.
+    fn bias(&self, reach: usize, needed: usize) -> Array {
+        let numbers = self.weight("relative_bias").unwrap().data;
+        assert_eq!(numbers.len(), if self.config.causal { reach + 1 } else { 2 * reach + 1 });
+        Array::from_fn([1, 1, 1, 2 * needed + 1], |[.., index]| {
+            let distance = (index as i64 - needed as i64).clamp(-(reach as i64), reach as i64);
+            // Nothing reads the future of a causal layer.
+            numbers.get((distance + reach as i64) as usize).copied().unwrap_or(f64::NAN)
+        })
+    }
+}

@@ -1,0 +1,62 @@
+use attn_kernels::nn::{
+    Activation, AttentionConfig, FeedForwardConfig, LanguageModelConfig, Mechanism, NormConfig, NormKind, SamplerConfig,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::layers;
+
+fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T) {
+    let json = serde_json::to_string(value).unwrap();
+    assert_eq!(&serde_json::from_str::<T>(&json).unwrap(), value, "{json}");
+    // One field too many, at the top.
+    let wrong = json.replacen('{', r#"{"colour":"red","#, 1);
+    let error = serde_json::from_str::<T>(&wrong).unwrap_err().to_string();
+    assert!(error.contains("colour"), "{error}");
+}
+
+#[test]
+fn round_trips() {
+    for config in layers() {
+        round_trip(&config);
+        round_trip(&config.mechanism);
+    }
+    for name in LanguageModelConfig::NAMES {
+        round_trip(&LanguageModelConfig::named(name, 256, 48, 4, 4).unwrap());
+    }
+    round_trip(&FeedForwardConfig { hidden: 3, gated: true, activation: Activation::GeluTanh, bias: true });
+    round_trip(&NormConfig { kind: NormKind::Layer, epsilon: 1e-5 });
+    round_trip(&SamplerConfig { temperature: 0.7, top_k: Some(5), top_p: Some(0.9), seed: u64::MAX });
+}
+
+#[test]
+fn every_name_has_defaults() {
+    for name in Mechanism::NAMES {
+        let mechanism = Mechanism::named(name).unwrap();
+        assert_eq!(mechanism.name(), name);
+        // What JSON leaves out is the same as what `named` gives.
+        let json = format!(r#"{{"width":64,"heads":1,"mechanism":{{"kind":"{name}"}}}}"#);
+        assert_eq!(serde_json::from_str::<AttentionConfig>(&json).unwrap(), AttentionConfig::new(64, 1, mechanism));
+    }
+    let json = r#"{"width":64,"heads":2}"#;
+    let config = AttentionConfig::new(64, 2, Mechanism::default());
+    assert_eq!(serde_json::from_str::<AttentionConfig>(json).unwrap(), config);
+    assert_eq!(serde_json::from_str::<SamplerConfig>("{}").unwrap(), SamplerConfig::default());
+}
+
+#[test]
+fn unknown_fields_are_named() {
+    let cases = [
+        (r#"{"width":64,"heads":2,"windows":3}"#, "windows"),
+        (r#"{"width":64,"heads":2,"mechanism":{"kind":"softmax","windo":3}}"#, "windo"),
+        (r#"{"width":64,"heads":2,"mechanism":{"kind":"linear","window":3}}"#, "window"),
+        (r#"{"width":64,"heads":2,"mechanism":{"kind":"sigmoid"}}"#, "sigmoid"),
+        (r#"{"width":64,"heads":2,"mechanism":{"kind":"linear","map":"cube"}}"#, "cube"),
+        (r#"{"width":64,"heads":2,"mechanism":{"kind":"diag","weight":{"relu":{"eps":1}}}}"#, "eps"),
+        (r#"{"heads":2}"#, "width"),
+    ];
+    for (json, word) in cases {
+        let error = serde_json::from_str::<AttentionConfig>(json).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{word}`")), "{error}");
+    }
+}

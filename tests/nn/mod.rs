@@ -1,0 +1,138 @@
+//! Layers, caches, models and sampling.
+
+mod by_hand;
+mod caches;
+mod checkpoints;
+mod configs;
+mod decoding;
+mod formulas;
+mod gradients;
+mod models;
+mod refusals;
+mod sampling;
+
+use std::path::PathBuf;
+
+use attn_kernels::gau::{GauNorm, GlobalNorm};
+use attn_kernels::linear::FeatureMap;
+use attn_kernels::nn::{Attention, AttentionConfig, Mechanism, seeded_weights};
+use attn_kernels::performer::FavorMap;
+use attn_kernels::random_features::FeatureKind;
+use attn_kernels::transnormer::{DiagWeight, NormScope};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarMap;
+
+use crate::common::random::Random;
+
+const WIDTH: usize = 8;
+
+/// A layer for every mechanism and choice; blocks, chunks and windows of 5.
+fn layers() -> Vec<AttentionConfig> {
+    let heads = |mechanism| AttentionConfig {
+        key_heads: Some(2),
+        head_width: Some(4),
+        rotary: Some(100.0),
+        ..AttentionConfig::new(WIDTH, 4, mechanism)
+    };
+    let unit = |mechanism| AttentionConfig { rotary: Some(100.0), ..AttentionConfig::new(WIDTH, 1, mechanism) };
+    let plain = |config| AttentionConfig { rotary: None, bias: true, key_heads: None, ..config };
+    // With ε and exponential features the gradient is inexact by design.
+    let performer = |directions, map: FavorMap| {
+        let epsilon = if map.is_exponential() { 0.0 } else { 0.01 };
+        Mechanism::Performer { features: 6, directions, seed: 1 << 40 | 9, map, epsilon }
+    };
+    let norm = |map, scope| Mechanism::Norm { map, epsilon: 0.01, scope };
+    let gau = |norm, bias_reach| Mechanism::Gau { key_width: 4, expansion: 2, norm, bias_reach };
+    let flash = |global_norm| Mechanism::Flash { chunk: 5, key_width: 4, expansion: 2, global_norm };
+    vec![
+        heads(Mechanism::default()),
+        plain(heads(Mechanism::Softmax { window: Some(5), soft_cap: Some(2.0) })),
+        heads(Mechanism::Linear { map: FeatureMap::EluPlusOne, normalized: true }),
+        plain(heads(Mechanism::Linear { map: FeatureMap::Silu, normalized: false })),
+        heads(performer(FeatureKind::Orthogonal, FavorMap::Positive)),
+        plain(heads(performer(FeatureKind::HyperbolicPairs, FavorMap::Hyperbolic))),
+        heads(performer(FeatureKind::Iid, FavorMap::Relu)),
+        heads(norm(FeatureMap::EluPlusOne, NormScope::Head)),
+        plain(heads(norm(FeatureMap::Exp, NormScope::AllHeads))),
+        heads(Mechanism::Diag { block: 5, weight: DiagWeight::Softmax }),
+        plain(heads(Mechanism::Diag { block: 5, weight: DiagWeight::Relu { epsilon: 0.01 } })),
+        heads(Mechanism::Retention { log_decay: None, gate: true, epsilon: 0.01 }),
+        plain(heads(Mechanism::Retention {
+            log_decay: Some(vec![-0.5, 0.0, -0.01, -2.0]),
+            gate: false,
+            epsilon: 0.01,
+        })),
+        unit(gau(GauNorm::RowSum { epsilon: 1e-3 }, Some(3))),
+        plain(unit(gau(GauNorm::Fixed { length: 2.0 }, None))),
+        unit(flash(GlobalNorm::Mean)),
+        plain(unit(flash(GlobalNorm::Chunk))),
+    ]
+}
+
+/// Numbers of standard deviation 1, the same for the same name.
+fn random(name: &str, dims: &[usize]) -> Result<Tensor> {
+    let mut random = Random::new(name);
+    Tensor::from_vec((0..dims.iter().product()).map(|_| random.normal()).collect(), dims, &Device::Cpu)
+}
+
+/// A layer in f64 whose weights are large enough that all parts of it matter.
+fn layer(config: &AttentionConfig) -> Result<(VarMap, Attention)> {
+    let variables = VarMap::new();
+    let layer = Attention::new(config, seeded_weights(&variables, 3, DType::F64, &Device::Cpu))?;
+    enlarge(&variables)?;
+    Ok((variables, layer))
+}
+
+/// Replaces weights that begin at 0 or nearly so.
+fn enlarge(variables: &VarMap) -> Result<()> {
+    for (name, variable) in variables.data().lock().unwrap().iter() {
+        if [".bias", "bias", "gamma", "beta", "norm.weight"].iter().any(|end| name.ends_with(end)) {
+            variable.set(&random(name, variable.dims())?.to_dtype(variable.dtype())?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a weight is trained: not a mark, not a random direction.
+fn is_trained(name: &str) -> bool {
+    !name.contains("mechanism.") && !name.contains("features.")
+}
+
+/// Largest |a − b|; infinite for NaN and other shapes.
+fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
+    assert_eq!((a.dims(), a.dtype()), (b.dims(), b.dtype()));
+    let difference = (a.to_dtype(DType::F64)? - b.to_dtype(DType::F64)?)?.abs()?.flatten_all()?.to_vec1::<f64>()?;
+    Ok(difference.into_iter().fold(0.0, |worst, d| if d.is_nan() { f64::INFINITY } else { f64::max(worst, d) }))
+}
+
+#[track_caller]
+fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) -> Result<()> {
+    let distance = distance(a, b)?;
+    assert!(distance <= tolerance, "{what}: {distance:e} > {tolerance:e}");
+    Ok(())
+}
+
+/// Checks that the error says all of `words`.
+#[track_caller]
+fn assert_refused<T>(result: Result<T>, words: &[&str]) {
+    let Err(error) = result else { panic!("accepted, though {words:?}") };
+    let message = error.to_string();
+    let missing = words.iter().find(|word| !message.contains(**word));
+    assert!(missing.is_none(), "`{}` is not in: {message}", missing.unwrap_or(&""));
+}
+
+/// A file that goes away.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("attn-kernels-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // It may never have been written.
+        std::fs::remove_file(&self.0).unwrap_or_default();
+    }
+}
