@@ -1,10 +1,16 @@
-// What the kernels of the backward pass on warpgroups share: a block's own 128 rows, 64 for each of two warpgroups, against
-// tiles of the other side's rows that a third one copies, with the products
+// What the two kernels of the backward pass on warpgroups share: 128 own rows of a block against tiles of the other
+// side's rows, with the products
 //
-//     scores    = own first · (other first)ᵀ        over D
-//     d_weights = own second · (other second)ᵀ      over E
+//     scores    = own first · (other first)ᵀ        d_weights = own second · (other second)ᵀ
 //
-// for softmax of plain scores. The sides are those of sides.cuh.
+// of each of the two warpgroups of 64 own rows. Sides are those of sides.cuh. Warpgroup 0 fills shared memory:
+//
+//     own first, second     kRows × kWidth            once
+//     other first, second   kStages of kOthers × kWidth each
+//     factors               kStages of kOthers        RowFactors of the other side's rows, if those are queries
+//     mbarriers             own, and full and empty for each stage
+//
+// Columns past the widths are zeros that the copy engine fills in; so are rows past the end.
 #pragma once
 
 #include "../ptx/barrier.cuh"
@@ -18,40 +24,40 @@ namespace attn::quadratic {
 
 constexpr int kReaders = 2;
 constexpr int kWarpgroupThreads = 128 * (1 + kReaders);
-constexpr int kStages = 2;
 
-template <class E, int Width, int Others>
+template <class E, int Width, int Others, int Stages>
 struct BackwardConfig {
     using Element = E;
     using Params = QuadraticMappedParams<E>;
+    using Problem = QuadraticParams<E>;
     static constexpr int kRows = 64 * kReaders;
     static constexpr int kWidth = Width;
     static constexpr int kOthers = Others;
+    static constexpr int kStages = Stages;
     static constexpr int kPanels = Width / tile::kPanelColumns;
-    // Elements of tiles.
+    // Elements.
     static constexpr int kOwn = kRows * Width, kOther = Others * Width;
     using Scores = tile::WarpgroupSums<Others>;
     using SumsTile = tile::WarpgroupSums<Width>;
     using Packed = tile::PackedRows<E, Others>;
+    using Turn = tile::Turn<Stages>;
 };
 
-// Shared memory: the own side's two matrices; for each stage the other side's two; mbarriers; where they are wanted, for
-// each stage RowFactors of the other side's rows.
 template <class Config>
 struct BackwardShared {
     using Element = typename Config::Element;
+    using Stages = tile::Pipeline<Config::kStages>;
     using Factors = RowFactors<float>;
     Element *own_first, *own_second, *others;
     Factors* factors;
     ptx::Mbarrier* own_full;
-    tile::Pipeline<kStages> stages;
+    Stages stages;
 
     DEVICE static BackwardShared of_block() {
         Element* own = ptx::shared_memory<Element>();
         Element* others = own + 2 * Config::kOwn;
-        auto* barriers = reinterpret_cast<ptx::Mbarrier*>(others + 2 * kStages * Config::kOther);
-        // 128 bytes on, as copies need them.
-        auto* factors = reinterpret_cast<Factors*>(barriers + 16);
+        auto* factors = reinterpret_cast<Factors*>(others + Config::kStages * 2 * Config::kOther);
+        auto* barriers = reinterpret_cast<ptx::Mbarrier*>(factors + Config::kStages * Config::kOthers);
         return {own, own + Config::kOwn, others, factors, barriers, {barriers + 1}};
     }
 
@@ -64,100 +70,114 @@ struct BackwardShared {
         ptx::barrier_sync();
     }
 
-    DEVICE Element* other_first(int stage) const { return others + 2 * stage * Config::kOther; }
-    DEVICE Element* other_second(int stage) const { return others + (2 * stage + 1) * Config::kOther; }
+    DEVICE Element* other_first(int stage) const { return others + stage * 2 * Config::kOther; }
+    DEVICE Element* other_second(int stage) const { return other_first(stage) + Config::kOther; }
     DEVICE Factors* factors_of(int stage) const { return factors + stage * Config::kOthers; }
 };
 
-// Where the tiles of a block come from.
-struct BackwardSides {
+// Where a block's tiles come from: own rows of one head, and tiles of each of `heads` heads of the other side.
+struct BackwardCopies {
     const ptx::TensorMap &own_first, &own_second, &other_first, &other_second;
     // Of the other side's rows; null if they are not wanted.
     const ptx::TensorMap* factors;
-    int batch, own_row, own_head;
-    // The other side's heads.
-    int first_head, heads;
+    RowBlock own;
+    int other_head, heads;
+    OtherTiles tiles;
 };
 
 // By one thread.
 template <class Config>
-DEVICE void load_sides(const BackwardShared<Config>& shared, const BackwardSides& sides, const OtherTiles& tiles) {
-    using Tile = tile::SwizzledTile<typename Config::Element>;
-    constexpr int kElement = sizeof(typename Config::Element);
-    ptx::mbarrier_arrive_expect_tx(shared.own_full, 2 * Config::kOwn * kElement);
-    tile::load_panels(Tile{shared.own_first, Config::kRows}, Config::kPanels, sides.own_first, sides.own_row,
-                      sides.own_head, sides.batch, shared.own_full);
-    tile::load_panels(Tile{shared.own_second, Config::kRows}, Config::kPanels, sides.own_second, sides.own_row,
-                      sides.own_head, sides.batch, shared.own_full);
-    int bytes = 2 * Config::kOther * kElement;
-    if (sides.factors != nullptr) bytes += Config::kOthers * int(sizeof(RowFactors<float>));
-    tile::Turn<kStages> turn;
-    for (int head = sides.first_head; head < sides.first_head + sides.heads; ++head) {
-        for (int tile = tiles.first; tile < tiles.end; ++tile, turn.advance()) {
-            int row = tile * Config::kOthers;
-            auto* full = shared.stages.fill(turn, bytes);
-            tile::load_panels(Tile{shared.other_first(turn.stage), Config::kOthers}, Config::kPanels,
-                              sides.other_first, row, head, sides.batch, full);
-            tile::load_panels(Tile{shared.other_second(turn.stage), Config::kOthers}, Config::kPanels,
-                              sides.other_second, row, head, sides.batch, full);
-            if (sides.factors == nullptr) continue;
-            ptx::tensor_load(shared.factors_of(turn.stage), *sides.factors, full, {0, row, head, sides.batch});
-        }
-    }
-}
-
-// Turns products into weights and gradients of products up to the scale. values(m, i, column): statistic and δ.
-template <class Config, class Place, class Values>
-DEVICE void weigh(typename Config::Scores& scores, typename Config::Scores& d_weights, float factor, const Place& place,
-                  int row, bool whole, Values values) {
-    Softmax weight(place.params);
-    scores.with_indexed(d_weights, [&](int m, int i, int, int column, float& x, float& d) {
-        auto [statistic, delta] = values(m, i, column);
-        auto result = weight.gradient(x, factor, d, statistic, delta);
-        x = result.weight, d = result.d_score;
-    });
-    if (whole) return;
-    auto bounds = Bounds<1>::of(place, row, Config::kOthers, false);
-    scores.with_indexed(d_weights, [&](int m, int i, int, int column, float& x, float& d) {
-        bool is_visible = bounds.contains(m, i, column);
-        x = is_visible ? x : 0.0f, d = is_visible ? d : 0.0f;
-    });
-}
-
-// f(tile, stage, scores, d_weights) for each tile of each of the other side's heads; f waits for its products.
-template <class Config, class F>
-DEVICE void walk_sides(const BackwardShared<Config>& shared, int row, int heads, const OtherTiles& tiles, F f) {
+DEVICE void copy_tiles(const BackwardShared<Config>& shared, const BackwardCopies& copies) {
     using Element = typename Config::Element;
-    using Own = tile::AlongColumns<Element, Config::kRows>;
-    using Other = tile::AlongColumns<Element, Config::kOthers>;
-    tile::wait_for_phase(shared.own_full, 0);
-    tile::Turn<kStages> turn;
-    typename Config::Scores scores, d_weights;
-#pragma unroll 1
-    for (int head = 0; head < heads; ++head) {
-#pragma unroll 1
-        for (int tile = tiles.first; tile < tiles.end; ++tile) {
-            shared.stages.wait(turn);
-            tile::multiply_beside<Config::kWidth>(scores, Own(shared.own_first, row),
-                                                  Other(shared.other_first(turn.stage)), false);
-            tile::multiply_beside<Config::kWidth>(d_weights, Own(shared.own_second, row),
-                                                  Other(shared.other_second(turn.stage)), false);
-            tile::wait_products<0>(scores, d_weights);
-            f(tile, turn.stage, scores, d_weights);
-            shared.stages.release(turn);
-            turn.advance();
+    const RowBlock& own = copies.own;
+    ptx::mbarrier_arrive_expect_tx(shared.own_full, 2 * sizeof(Element) * Config::kOwn);
+    auto copy_own = [&](Element* into, const ptx::TensorMap& map) {
+        tile::load_panels(tile::SwizzledTile<Element>{into, Config::kRows}, Config::kPanels, map, own.first, own.head,
+                          own.batch, shared.own_full);
+    };
+    copy_own(shared.own_first, copies.own_first);
+    copy_own(shared.own_second, copies.own_second);
+    int bytes = 2 * sizeof(Element) * Config::kOther;
+    if (copies.factors != nullptr) bytes += Config::kOthers * sizeof(RowFactors<float>);
+    typename Config::Turn turn;
+    for (int head = copies.other_head; head < copies.other_head + copies.heads; ++head) {
+        for (int tile = copies.tiles.first; tile < copies.tiles.end; ++tile, turn.advance()) {
+            auto* full = shared.stages.fill(turn, bytes);
+            int row = tile * Config::kOthers;
+            auto copy = [&](Element* into, const ptx::TensorMap& map) {
+                tile::load_panels(tile::SwizzledTile<Element>{into, Config::kOthers}, Config::kPanels, map, row, head,
+                                  own.batch, full);
+            };
+            copy(shared.other_first(turn.stage), copies.other_first);
+            copy(shared.other_second(turn.stage), copies.other_second);
+            if (copies.factors == nullptr) continue;
+            ptx::tensor_load(shared.factors_of(turn.stage), *copies.factors, full, {0, row, head, own.batch});
         }
     }
 }
 
-// Rows of a gradient [B, H, N, width], from the warp's first on, times `factor`.
+// Takes the place of the bounds of tiles that all rows see.
+struct AllVisible {};
+
+// What a warpgroup has of its own on its way through the tiles.
 template <class Config>
-DEVICE void store_gradient(typename Config::SumsTile& sums, typename Config::Element* gradient, int64_t head,
-                           int64_t count, int width, int first, float factor) {
-    sums.each([factor](int, int, float& x) { x *= factor; });
-    tile::Rows<typename Config::Element> rows{gradient + head * count * width, width, count, width};
-    tile::store(sums, rows, first + tile::first_row_of_warp(), 0);
-}
+struct BackwardRows {
+    using Element = typename Config::Element;
+    using Problem = typename Config::Problem;
+    template <int Rows>
+    using Columns = tile::AlongColumns<Element, Rows>;
+    using OtherRows = tile::AlongRows<Element, Config::kOthers>;
+
+    const Problem& params;
+    const BackwardShared<Config>& shared;
+    // The warpgroup's first row in the block.
+    int row;
+    float factor;
+    typename Config::Turn turn;
+    typename Config::Scores scores, d_weights;
+
+    DEVICE BackwardRows(const Problem& params, const BackwardShared<Config>& shared, int row)
+        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Softmax::kUnit)) {}
+
+    // Scores, of which the caller awaits all but the last group of products, and gradients of the weights.
+    DEVICE void multiply() {
+        shared.stages.wait(turn);
+        Columns<Config::kRows> own_first(shared.own_first, row), own_second(shared.own_second, row);
+        Columns<Config::kOthers> first(shared.other_first(turn.stage)), second(shared.other_second(turn.stage));
+        tile::multiply_beside<Config::kWidth>(scores, own_first, first, false);
+        tile::multiply_beside<Config::kWidth>(d_weights, own_second, second, false);
+    }
+
+    // Weights into gradients of the scores, when δ has been taken from the gradients of the weights.
+    DEVICE void finish_gradients() {
+        d_weights.with_indexed(scores, [](int, int, int, int, float& d, float& weight) { d *= weight; });
+    }
+
+    template <class Place>
+    DEVICE Bounds<1> bounds(const Place& place) const {
+        return Bounds<1>::of(place, row + tile::first_row_of_warp(), Config::kOthers, false);
+    }
+
+    // Zeros for the pairs that are hidden.
+    DEVICE static void hide(typename Config::Scores& of, const Bounds<1>& visible) {
+        of.each_indexed([&](int m, int i, int, int column, float& x) {
+            if (!visible.contains(m, i, column)) x = 0;
+        });
+    }
+
+    DEVICE static void hide(typename Config::Scores&, AllVisible) {}
+
+    // Rows of a gradient [B, H, N, width] of one of its heads, times `scale`.
+    DEVICE void store(typename Config::SumsTile& sums, Element* gradient, int64_t head, int64_t count, int width,
+                      int block_first, float scale) const {
+        sums.each([scale](int, int, float& x) { x *= scale; });
+        tile::Rows<Element> rows{gradient + head * count * width, width, count, width};
+        tile::store(sums, rows, block_first + row + tile::first_row_of_warp(), 0);
+    }
+
+    DEVICE OtherRows first_rows() const { return OtherRows(shared.other_first(turn.stage)); }
+    DEVICE OtherRows second_rows() const { return OtherRows(shared.other_second(turn.stage)); }
+};
 
 using ptx::bf16;
 using ptx::f16;

@@ -1,74 +1,114 @@
-// Gradients of k and v, as keys.cu for softmax of plain scores, on warpgroups.
+// Gradients of k and v, as keys.cu for softmax of plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 keys of one key head and batch entry, 64 for each of two warpgroups; a third one copies. It walks the query
-// heads of the group and, for each, the tiles of queries that see its keys. Scores are transposed, so that weights and
-// their gradients are left operands as they lie in registers. Shared memory: backward.sm90.cuh.
+// Block x: 128 keys of one key head and batch entry, the first of the head first. It walks the query heads of the group
+// and, for each, the tiles of queries that see its keys. Own side k, v; other side q, d_out. While weights come of a
+// tile's scores, the product for their gradients is under way. Rows past the last query have zeros for q, d_out and
+// factors, which add nothing.
 
 #include "backward.sm90.cuh"
 
 namespace attn::quadratic {
 
 template <class Config>
-DEVICE void add_gradients(const typename Config::Params& params, const BackwardShared<Config>& shared,
-                          const RowBlock& block, const OtherTiles& tiles) {
-    using Problem = QuadraticParams<typename Config::Element>;
-    using Other = tile::AlongRows<typename Config::Element, Config::kOthers>;
-    const Problem& problem = params.problem;
-    int row = 64 * (ptx::warpgroup() - 1), first = block.first + row;
-    int last = ptx::min(first + 64, int(problem.keys)) - 1;
-    Range whole{0, 0};
-    if (last >= first) {
-        whole = tiles.whole(problem.seeing_queries(first), problem.seeing_queries(last), Config::kOthers);
+struct KeyRows : BackwardRows<Config> {
+    using Base = BackwardRows<Config>;
+    using Problem = typename Config::Problem;
+    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights;
+    int block_first;
+    typename Config::SumsTile d_k, d_v;
+    typename Config::Packed weights, d_scores;
+
+    DEVICE KeyRows(const Problem& params, const BackwardShared<Config>& shared, int row, int block_first)
+        : Base(params, shared, row), block_first(block_first), d_k(Config::SumsTile::zero()),
+          d_v(Config::SumsTile::zero()) {}
+
+    // Tiles of which all of the warpgroup's rows that exist see every query that exists.
+    DEVICE Range whole_tiles(const OtherTiles& tiles) const {
+        int first = block_first + row, last = ptx::min(first + 64, int(params.keys)) - 1;
+        if (last < first) return {tiles.end, tiles.end};
+        Range upper = params.seeing_queries(first), lower = params.seeing_queries(last);
+        if (upper.high == params.queries) upper.high = tiles.end * Config::kOthers;
+        return tiles.whole(upper, lower, Config::kOthers);
     }
-    float factor = float(problem.scale) * float(Softmax::kUnit);
-    auto d_k = Config::SumsTile::zero(), d_v = Config::SumsTile::zero();
-    auto add = [&](int tile, int stage, auto& scores, auto& d_weights) {
-        KeysByQueries<Problem> place{problem, tile * Config::kOthers, block.first};
-        const RowFactors<float>* factors = shared.factors_of(stage);
-        auto of_column = [factors](int, int, int c) { return RowPair<float>{factors[c].statistic, factors[c].delta}; };
-        weigh<Config>(scores, d_weights, factor, place, row + tile::first_row_of_warp(),
-                      tile >= whole.low && tile < whole.high, of_column);
-        typename Config::Packed weights, d_scores;
+
+    template <class Visible>
+    DEVICE void step(const Visible& visible) {
+        Base::multiply();
+        tile::wait_products<1>(scores);
+        const RowFactors<float>* factors = shared.factors_of(turn.stage);
+        scores.each([factors, factor = Base::factor](int, int column, float& x) {
+            x = Softmax::weight(x, factor, factors[column].statistic);
+        });
+        Base::hide(scores, visible);
+        tile::wait_products<0>(d_weights);
+        d_weights.each([factors](int, int column, float& d) { d -= factors[column].delta; });
+        Base::finish_gradients();
+        Base::hide(d_weights, visible);
         weights.set(scores);
-        tile::multiply_beside(d_v, weights, Other(shared.other_second(stage)), true);
         d_scores.set(d_weights);
-        tile::multiply_beside(d_k, d_scores, Other(shared.other_first(stage)), true);
+        tile::multiply_beside(d_v, weights, Base::second_rows(), true);
+        tile::multiply_beside(d_k, d_scores, Base::first_rows(), true);
         tile::wait_products<0>(d_v, d_k);
-    };
-    if (tiles.first < tiles.end) walk_sides<Config>(shared, row, problem.group(), tiles, add);
-    int64_t head = int64_t(block.batch) * problem.key_heads + block.head;
-    store_gradient<Config>(d_v, problem.d_v, head, problem.keys, problem.value_width, first, 1.0f);
-    store_gradient<Config>(d_k, problem.d_k, head, problem.keys, problem.width, first, float(problem.scale));
-}
+        shared.stages.release(turn);
+        turn.advance();
+    }
+
+    DEVICE void walk(const OtherTiles& tiles, int heads) {
+        Range whole = whole_tiles(tiles);
+        tile::wait_for_phase(shared.own_full, 0);
+#pragma unroll 1
+        for (; heads > 0; --heads) {
+            int tile = tiles.first;
+            auto bounds = [&](int tile) {
+                return Base::bounds(KeysByQueries<Problem>{params, tile * Config::kOthers, block_first});
+            };
+#pragma unroll 1
+            for (; tile < whole.low; ++tile) step(bounds(tile));
+#pragma unroll 1
+            for (; tile < whole.high; ++tile) step(AllVisible{});
+#pragma unroll 1
+            for (; tile < tiles.end; ++tile) step(bounds(tile));
+        }
+    }
+
+    DEVICE void store(const RowBlock& block) {
+        int64_t head = int64_t(block.batch) * params.key_heads + block.head;
+        Base::store(d_v, params.d_v, head, params.keys, params.value_width, block_first, 1.0f);
+        Base::store(d_k, params.d_k, head, params.keys, params.width, block_first, float(params.scale));
+    }
+};
 
 template <class Config>
 DEVICE void keys(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = BackwardShared<Config>::of_block();
     shared.initialise();
-    auto block = RowBlock::of(ptx::block_x(), problem.key_heads, problem.keys, Config::kRows);
+    auto block = RowBlock::ascending(ptx::block_x(), problem.key_heads, problem.keys, Config::kRows);
     auto tiles = OtherTiles::of_keys(problem, block.first, Config::kRows, Config::kOthers);
+    int heads = tiles.first < tiles.end ? problem.group() : 0;
     if (ptx::warpgroup() == 0) {
-        ptx::setmaxnreg_dec<24>();
-        BackwardSides sides{params.k_map, params.v_map, params.q_map, params.d_out_map, &params.factors_map,
-                            block.batch, block.first, block.head, block.head * problem.group(), problem.group()};
-        if (tiles.first < tiles.end && ptx::warp() == 0 && ptx::elect()) load_sides(shared, sides, tiles);
+        ptx::setmaxnreg_dec<40>();
+        BackwardCopies copies{params.k_map, params.v_map, params.q_map, params.d_out_map, &params.factors_map,
+                              block, block.head * problem.group(), heads, tiles};
+        if (heads > 0 && ptx::warp() == 0 && ptx::elect()) copy_tiles(shared, copies);
     } else {
-        ptx::setmaxnreg_inc<240>();
-        add_gradients<Config>(params, shared, block, tiles);
+        ptx::setmaxnreg_inc<232>();
+        KeyRows<Config> rows(problem, shared, 64 * (ptx::warpgroup() - 1), block.first);
+        if (heads > 0) rows.walk(tiles, heads);
+        rows.store(block);
     }
 }
 
 template <class E>
-using Width64 = BackwardConfig<E, 64, 64>;
+using Width64 = BackwardConfig<E, 64, 112, 4>;
 template <class E>
-using Width128 = BackwardConfig<E, 128, 64>;
+using Width128 = BackwardConfig<E, 128, 64, 4>;
 
 }  // namespace attn::quadratic
 
 using namespace attn::quadratic;
 
-ATTN_KERNEL(quadratic_keys_sm90_bf16_64_64, keys<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_keys_sm90_bf16_64_112, keys<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_bf16_128_64, keys<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
-ATTN_KERNEL(quadratic_keys_sm90_f16_64_64, keys<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_keys_sm90_f16_64_112, keys<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_f16_128_64, keys<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)

@@ -1,51 +1,95 @@
-// The gradient of q, as queries.cu for softmax of plain scores, on warpgroups.
+// The gradient of q, as queries.cu for softmax of plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 queries of one head and batch entry, 64 for each of two warpgroups; a third one copies the tiles of keys and
-// values that they see. Shared memory: backward.sm90.cuh.
+// Block x: 128 queries of one head and batch entry, the last of the head first. It walks the tiles of keys that its rows
+// see. Own side q, d_out; other side k, v. While weights come of a tile's scores, the product for their gradients is
+// under way; dq runs beside the next tile's products, so that its stage is released when those scores are complete.
 
 #include "backward.sm90.cuh"
 
 namespace attn::quadratic {
 
 template <class Config>
-DEVICE void add_gradient(const typename Config::Params& params, const BackwardShared<Config>& shared,
-                         const RowBlock& block, const OtherTiles& tiles) {
-    using Problem = QuadraticParams<typename Config::Element>;
-    using Other = tile::AlongRows<typename Config::Element, Config::kOthers>;
-    const Problem& problem = params.problem;
-    int row = 64 * (ptx::warpgroup() - 1), first = block.first + row;
-    int last = ptx::min(first + 64, int(problem.queries)) - 1;
-    Range whole{0, 0};
-    if (last >= first) {
-        whole = tiles.whole(problem.visible_keys(first), problem.visible_keys(last), Config::kOthers);
-    }
+struct QueryRows : BackwardRows<Config> {
+    using Base = BackwardRows<Config>;
+    using Problem = typename Config::Problem;
+    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights;
+    int block_first;
+    // Of the tile before.
+    typename Config::Turn before;
+    bool has_before = false;
+    tile::RowValues<float, 1> statistic, delta;
+    typename Config::SumsTile d_q;
+    typename Config::Packed d_scores;
+
+    DEVICE QueryRows(const Problem& params, const BackwardShared<Config>& shared, int row, int block_first)
+        : Base(params, shared, row), block_first(block_first),
+          statistic(tile::RowValues<float, 1>::filled(infinity<float>())),
+          delta(tile::RowValues<float, 1>::filled(0.0f)), d_q(Config::SumsTile::zero()) {}
+
     // Rows past the end have no weights.
-    auto statistic = tile::RowValues<float, 1>::filled(infinity<float>());
-    auto delta = tile::RowValues<float, 1>::filled(0.0f);
-    const RowFactors<float>* factors = problem.factors + problem.row(block.batch, block.head, 0);
-    int first_of_warp = first + tile::first_row_of_warp();
-    statistic.each([&](int r, float& x) {
-        if (first_of_warp + r < problem.queries) x = factors[first_of_warp + r].statistic;
-    });
-    delta.each([&](int r, float& x) {
-        if (first_of_warp + r < problem.queries) x = factors[first_of_warp + r].delta;
-    });
-    float factor = float(problem.scale) * float(Softmax::kUnit);
-    auto d_q = Config::SumsTile::zero();
-    auto add = [&](int tile, int stage, auto& scores, auto& d_weights) {
-        QueriesByKeys<Problem> place{problem, block.first, tile * Config::kOthers};
-        auto of_row = [&](int m, int i, int) { return RowPair<float>{statistic.at(m, i), delta.at(m, i)}; };
-        weigh<Config>(scores, d_weights, factor, place, row + tile::first_row_of_warp(),
-                      tile >= whole.low && tile < whole.high, of_row);
-        typename Config::Packed d_scores;
+    DEVICE void load_values(const RowBlock& block) {
+        int first = block_first + row + tile::first_row_of_warp();
+        const auto* factors = params.factors + params.row(block.batch, block.head, 0);
+        statistic.each([&](int r, float& x) {
+            if (first + r < params.queries) x = factors[first + r].statistic;
+        });
+        delta.each([&](int r, float& x) {
+            if (first + r < params.queries) x = factors[first + r].delta;
+        });
+    }
+
+    // When the product of the tile before has been waited for.
+    DEVICE void release_before() {
+        if (has_before) shared.stages.release(before);
+        has_before = true;
+        before = turn;
+    }
+
+    // Tiles of which all of the warpgroup's rows that exist see every key.
+    DEVICE Range whole_tiles(const OtherTiles& tiles) const {
+        int first = block_first + row, last = ptx::min(first + 64, int(params.queries)) - 1;
+        if (last < first) return {tiles.end, tiles.end};
+        return tiles.whole(params.visible_keys(first), params.visible_keys(last), Config::kOthers);
+    }
+
+    template <class Visible>
+    DEVICE void step(const Visible& visible) {
+        Base::multiply();
+        tile::wait_products<1>(scores, d_q);
+        release_before();
+        scores.with_rows(statistic, [factor = Base::factor](float& x, float statistic) {
+            x = Softmax::weight(x, factor, statistic);
+        });
+        tile::wait_products<0>(d_weights);
+        d_weights.with_rows(delta, [](float& d, float delta) { d -= delta; });
+        Base::finish_gradients();
+        Base::hide(d_weights, visible);
         d_scores.set(d_weights);
-        tile::multiply_beside(d_q, d_scores, Other(shared.other_first(stage)), true);
+        tile::multiply_beside(d_q, d_scores, Base::first_rows(), true);
+        turn.advance();
+    }
+
+    DEVICE void walk(const OtherTiles& tiles) {
+        Range whole = whole_tiles(tiles);
+        int tile = tiles.first;
+        auto bounds = [&](int tile) {
+            return Base::bounds(QueriesByKeys<Problem>{params, block_first, tile * Config::kOthers});
+        };
+        tile::wait_for_phase(shared.own_full, 0);
+#pragma unroll 1
+        for (; tile < whole.low; ++tile) step(bounds(tile));
+#pragma unroll 1
+        for (; tile < whole.high; ++tile) step(AllVisible{});
+#pragma unroll 1
+        for (; tile < tiles.end; ++tile) step(bounds(tile));
         tile::wait_products<0>(d_q);
-    };
-    if (tiles.first < tiles.end) walk_sides<Config>(shared, row, 1, tiles, add);
-    int64_t head = int64_t(block.batch) * problem.heads + block.head;
-    store_gradient<Config>(d_q, problem.d_q, head, problem.queries, problem.width, first, float(problem.scale));
-}
+    }
+
+    DEVICE void store(const RowBlock& block) {
+        int64_t head = int64_t(block.batch) * params.heads + block.head;
+        Base::store(d_q, params.d_q, head, params.queries, params.width, block_first, float(params.scale));
+    }
+};
 
 template <class Config>
 DEVICE void queries(const typename Config::Params& params) {
@@ -54,27 +98,31 @@ DEVICE void queries(const typename Config::Params& params) {
     shared.initialise();
     auto block = RowBlock::of(ptx::block_x(), problem.heads, problem.queries, Config::kRows);
     auto tiles = OtherTiles::of_queries(problem, block.first, Config::kRows, Config::kOthers);
+    bool is_empty = tiles.first >= tiles.end;
     if (ptx::warpgroup() == 0) {
-        ptx::setmaxnreg_dec<24>();
-        BackwardSides sides{params.q_map, params.d_out_map, params.k_map, params.v_map, nullptr,
-                            block.batch, block.first, block.head, block.head / problem.group(), 1};
-        if (tiles.first < tiles.end && ptx::warp() == 0 && ptx::elect()) load_sides(shared, sides, tiles);
+        ptx::setmaxnreg_dec<40>();
+        BackwardCopies copies{params.q_map, params.d_out_map, params.k_map, params.v_map, nullptr,
+                              block, block.head / problem.group(), 1, tiles};
+        if (!is_empty && ptx::warp() == 0 && ptx::elect()) copy_tiles(shared, copies);
     } else {
-        ptx::setmaxnreg_inc<240>();
-        add_gradient<Config>(params, shared, block, tiles);
+        ptx::setmaxnreg_inc<232>();
+        QueryRows<Config> rows(problem, shared, 64 * (ptx::warpgroup() - 1), block.first);
+        rows.load_values(block);
+        if (!is_empty) rows.walk(tiles);
+        rows.store(block);
     }
 }
 
 template <class E>
-using Width64 = BackwardConfig<E, 64, 128>;
+using Width64 = BackwardConfig<E, 64, 96, 4>;
 template <class E>
-using Width128 = BackwardConfig<E, 128, 96>;
+using Width128 = BackwardConfig<E, 128, 96, 3>;
 
 }  // namespace attn::quadratic
 
 using namespace attn::quadratic;
 
-ATTN_KERNEL(quadratic_queries_sm90_bf16_64_128, queries<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_queries_sm90_bf16_64_96, queries<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_bf16_128_96, queries<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
-ATTN_KERNEL(quadratic_queries_sm90_f16_64_128, queries<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_queries_sm90_f16_64_96, queries<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_f16_128_96, queries<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)

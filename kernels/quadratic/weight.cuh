@@ -70,10 +70,16 @@ struct Softmax {
         sums.scale_rows(weigh(scores, factor, maximum, sum));
     }
 
+    // Weight of a logit up to `factor`, with the statistic of RowFactors.
+    template <class Real>
+    DEVICE static Real weight(Real logit, Real factor, Real statistic) {
+        return ptx::exp2(ptx::fma(logit, factor, -statistic));
+    }
+
     // Weight and gradient of a score, from its logit up to `factor`, the gradient of the weight, and RowFactors.
     template <class Real>
     DEVICE Weighted<Real> gradient(Real logit, Real factor, Real d_weight, Real statistic, Real delta) const {
-        Real weight = ptx::exp2(ptx::fma(logit, factor, -statistic));
+        Real weight = Softmax::weight(logit, factor, statistic);
         return {weight, weight * (d_weight - delta)};
     }
 };

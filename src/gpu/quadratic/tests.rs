@@ -186,7 +186,7 @@ fn warpgroups_take_gradients() {
     let names = |plan: Plan| plan.launches.into_iter().map(|launch| launch.kernel).collect::<Vec<_>>();
     let of = |width, change| names(aligned_gradients(&plain(DType::F16, Mask::Causal, width), change));
     let all = |keys, queries| ["prepare_f16", keys, queries].map(|name| format!("quadratic_{name}"));
-    let twins = all("keys_sm90_f16_64_64", "queries_sm90_f16_64_128");
+    let twins = all("keys_sm90_f16_64_112", "queries_sm90_f16_64_96");
     let portable = all("keys_softmax_f16_64", "queries_softmax_f16_64");
     assert_eq!(of(64, |_| {}), twins);
     assert_eq!(of(64, |saved| saved.is_aligned = false), portable);

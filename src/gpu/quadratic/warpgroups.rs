@@ -8,7 +8,6 @@ use crate::problem::{DType, Mask, Quadratic, QuadraticShapes, Weight};
 /// Rows of a block's own side.
 const ROWS: usize = 128;
 const THREADS: u32 = 384;
-const STAGES: usize = 2;
 /// Columns of a box, which are 128 bytes.
 const PANEL: usize = 64;
 /// Room for the mbarriers, behind the tiles.
@@ -16,38 +15,45 @@ const BARRIERS: usize = 128;
 /// Of the factors of a row.
 const FACTORS: usize = 4 * size_of::<f32>();
 
-/// Tile sizes of an instance: columns of all operands, rows of the other side's.
+/// Sizes of an instance: columns of all operands, rows of the other side's tiles, and stages for these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tile {
     width: usize,
     others: usize,
+    stages: usize,
 }
 
 impl Tile {
     /// The narrowest instance of forward.sm90.cu that is wide enough.
     fn forward(shapes: &QuadraticShapes, mask: Mask) -> Option<Self> {
+        let of = |width, others| Some(Self { width, others, stages: 2 });
         match shapes.width.max(shapes.value_width) {
-            0..=64 => Some(Self { width: 64, others: 128 }),
-            65..=128 if mask == Mask::Full => Some(Self { width: 128, others: 176 }),
-            65..=128 => Some(Self { width: 128, others: 128 }),
-            129..=256 => Some(Self { width: 256, others: 80 }),
+            0..=64 => of(64, 128),
+            65..=128 if mask == Mask::Full => of(128, 176),
+            65..=128 => of(128, 128),
+            129..=256 => of(256, 80),
             _ => None,
         }
     }
 
     /// Of keys.sm90.cu, and of queries.sm90.cu.
     fn backward(shapes: &QuadraticShapes) -> Option<[Self; 2]> {
-        let of = |width, others: [usize; 2]| Some(others.map(|others| Self { width, others }));
+        let of = |width, others: [[usize; 2]; 2]| Some(others.map(|[others, stages]| Self { width, others, stages }));
         match shapes.width.max(shapes.value_width) {
-            0..=64 => of(64, [64, 128]),
-            65..=128 => of(128, [64, 96]),
+            0..=64 => of(64, [[112, 4], [96, 4]]),
+            65..=128 => of(128, [[64, 4], [96, 3]]),
             _ => None,
         }
     }
 
-    /// Bytes of so many 16-bit matrices of the own side, and of two stages of so many of the other's.
+    /// Bytes of so many 16-bit matrices of the own side, and in each stage of so many of the other's.
     fn shared_bytes(&self, own: usize, others: usize) -> usize {
-        2 * self.width * (own * ROWS + STAGES * others * self.others) + BARRIERS
+        2 * self.width * (own * ROWS + self.stages * others * self.others) + BARRIERS
+    }
+
+    /// With two matrices of each side, and the factors of the other's rows.
+    fn backward_bytes(&self) -> usize {
+        self.shared_bytes(2, 2) + self.stages * self.others * FACTORS
     }
 }
 
@@ -113,9 +119,8 @@ impl<'a> Warpgroups<'a> {
         let of_queries =
             QuadraticMappedParams { d_out_map: Some(d_out(ROWS)?), ..self.mapped(params, ROWS, queries.others)? };
         let key_blocks = shapes.batch * shapes.key_heads * shapes.keys.div_ceil(ROWS);
-        let bytes = keys.shared_bytes(2, 2) + STAGES * keys.others * FACTORS;
-        self.launch(plan, "keys", keys, key_blocks, bytes, &of_keys);
-        self.launch(plan, "queries", queries, self.query_blocks(), queries.shared_bytes(2, 2), &of_queries);
+        self.launch(plan, "keys", keys, key_blocks, keys.backward_bytes(), &of_keys);
+        self.launch(plan, "queries", queries, self.query_blocks(), queries.backward_bytes(), &of_queries);
         Some(())
     }
 

@@ -65,6 +65,13 @@ fn softmax_aligned() -> Vec<Case> {
         attend("aligned, first keys are hidden from all", with(window(Some(1), Some(0))))
             .lengths(100, 300)
             .widths(64, 64),
+        attend("aligned, gradient of the log-sum-exp", with(CAUSAL))
+            .lengths(150, 230)
+            .widths(128, 128)
+            .heads(4, 2, 2)
+            .with_lse_gradient(),
+        attend("aligned, rows without a key", with(CAUSAL)).lengths(260, 120).widths(128, 128).with_lse_gradient(),
+        attend("aligned, ragged window", with(window(Some(30), Some(90)))).lengths(400, 370).widths(64, 64).std(2.0),
     ];
     let layouts = [Layout::Contiguous, Layout::Tokens].into_iter().cycle();
     let only = |case: Case| case.only(&[DType::F16, DType::BF16]);
