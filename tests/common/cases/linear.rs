@@ -165,18 +165,18 @@ fn warpgroups() -> Vec<Case> {
         case("128 by 128, decay per token, not normalised", raw(decayed(Silu, Extra::PerToken)), 128, 128),
         case("narrower than a chunk", normalized(), 40, 24),
         case("two blocks of values, the last not full", raw(causal(Relu)), 72, 200).heads(1, 1, 1),
-        case("exp", causal(Exp), 32, 32).std(0.5),
+        case("exp, 32 wide", causal(Exp), 32, 32).std(0.5),
         case("relu², not normalised", raw(causal(ReluSquared)), 64, 72),
-        case("decay that underflows", decayed(EluPlusOne, Extra::Strong), 64, 64),
+        case("decay that underflows, 64 wide", decayed(EluPlusOne, Extra::Strong), 64, 64),
         case("after a state", normalized(), 64, 64).after(70),
         case("decay per token, after a state, two blocks of values", raw(decayed(Relu, Extra::PerToken)), 16, 136)
             .after(33),
-        case("key mask", masked(normalized(), Extra::SomeKeys), 64, 64).batch(2),
+        case("key mask, 64 wide", masked(normalized(), Extra::SomeKeys), 64, 64).batch(2),
         case("key mask, identity, 128 values", masked(raw(causal(Identity)), Extra::SomeKeys), 64, 128),
-        case("all keys masked", masked(normalized(), Extra::NoKeys), 64, 64).batch(2),
+        case("all keys masked, 64 wide", masked(normalized(), Extra::NoKeys), 64, 64).batch(2),
         case("more keys than queries", normalized(), 64, 64).lengths(50, 190),
         case("more queries than keys", decayed(EluPlusOne, Extra::PerToken), 64, 64).lengths(190, 50),
-        case("more value heads than key heads", normalized(), 64, 64).heads(4, 2, 4),
+        case("more value heads than key heads, 64 wide", normalized(), 64, 64).heads(4, 2, 4),
         case("one head in segments, 64 wide", normalized(), 64, 64).lengths(600, 600).heads(1, 1, 1),
         case("decay per token, in segments, after a state", decayed(Silu, Extra::PerToken), 64, 64)
             .lengths(600, 600)
