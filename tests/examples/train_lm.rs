@@ -51,7 +51,7 @@ fn every_mechanism_learns_and_writes_what_one_pass_gives() {
 
 #[test]
 fn an_interrupted_run_ends_in_the_same_bits() {
-    for mechanism in ["softmax", "performer", "retention", "flash", "transnormer"] {
+    for mechanism in attn_kernels::nn::LanguageModelConfig::NAMES {
         let (whole, parts) = (folder("train_lm_whole"), folder("train_lm_parts"));
         let [whole_out, parts_out] = [&whole, &parts].map(|folder| folder.to_str().unwrap());
         let redraw: &[&str] = if mechanism == "performer" { &["--redraw-every", "3"] } else { &[] };
