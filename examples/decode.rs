@@ -24,7 +24,7 @@ use candle_core::{Device, Result};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use comfy_table::Table;
-use common::arguments::positive;
+use common::arguments::{self, positive};
 use common::candle_device;
 use common::chart::{Axis, Chart, Series};
 use common::device::DeviceKind;
@@ -90,13 +90,7 @@ struct Record {
 }
 
 fn main() -> ExitCode {
-    match run(Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::status(run(Options::parse()))
 }
 
 fn run(mut options: Options) -> std::result::Result<(), String> {
@@ -195,7 +189,7 @@ fn measure_batch(
 
 fn cases(records: &[Record]) -> Table {
     let header = ["mechanism", "batch", "tokens before", "ms a step", "tokens/s", "cache kB", "beside it in a step kB"];
-    let mut table = table(&header);
+    let mut table = table(&header, 1);
     for record in records {
         table.add_row([
             record.mechanism.clone(),
@@ -216,7 +210,7 @@ fn curves(records: &[Record]) -> impl Iterator<Item = &[Record]> {
 }
 
 fn growth(records: &[Record]) -> Table {
-    let mut table = table(&["mechanism", "batch", "from", "to", "time of a step", "cache"]);
+    let mut table = table(&["mechanism", "batch", "from", "to", "time of a step", "cache"], 1);
     for curve in curves(records) {
         let [first, .., last] = curve else { continue };
         table.add_row([

@@ -23,10 +23,10 @@ use std::process::ExitCode;
 
 use candle_core::{Device, Result, Tensor};
 use clap::Parser;
-use common::Mechanism;
 use common::candle_device;
 use common::device::DeviceKind;
 use common::table::table;
+use common::{Mechanism, arguments};
 use embed::attention::Attention;
 use embed::bert::{Bert, Config, mean_pool};
 use embed::tokens::{Batch, tokenize};
@@ -53,13 +53,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::status(run(&Options::parse()))
 }
 
 fn run(options: &Options) -> std::result::Result<(), String> {
@@ -127,7 +121,7 @@ fn print_similarities(sentences: &[String], batch: &Batch, embeddings: &Tensor) 
     let similarities = similarities(embeddings, embeddings)?;
     let numbers: Vec<_> = (1..=sentences.len()).map(|number| number.to_string()).collect();
     let header: Vec<_> = ["sentence", "tokens"].into_iter().chain(numbers.iter().map(String::as_str)).collect();
-    let mut table = table(&header);
+    let mut table = table(&header, 1);
     for (i, sentence) in sentences.iter().enumerate() {
         let short: String = sentence.chars().take(40).collect();
         let mut row = vec![format!("{} {short}", i + 1), batch.lengths[i].to_string()];
@@ -167,7 +161,7 @@ impl Moved {
 
 fn print_moved(moved: &[(Mechanism, Moved)]) {
     let header = ["mechanism", "mean cosine with softmax", "smallest", "mean change of similarity", "same nearest"];
-    let mut table = table(&header);
+    let mut table = table(&header, 1);
     for (mechanism, Moved { cosines, similarity_change, same_nearest }) in moved {
         let mean = cosines.iter().sum::<f32>() / cosines.len() as f32;
         let smallest = cosines.iter().copied().fold(f32::INFINITY, f32::min);

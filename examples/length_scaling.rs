@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
-use common::arguments::positive;
+use common::arguments::{self, positive};
 use common::check::{Expected, Scope};
 use common::device::{DeviceKind, Samples};
 use common::files::Output;
@@ -112,13 +112,7 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::status(run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<(), String> {

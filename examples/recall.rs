@@ -25,7 +25,7 @@ use attn_kernels::nn::seeded_weights;
 use candle_core::{D, DType, Device, Result};
 use candle_nn::{VarMap, loss::cross_entropy};
 use clap::{Parser, ValueEnum};
-use common::arguments::positive;
+use common::arguments::{self, positive};
 use common::candle_device;
 use common::chart::{Axis, Chart, Series};
 use common::device::DeviceKind;
@@ -131,13 +131,7 @@ struct Record {
 }
 
 fn main() -> ExitCode {
-    match Options::parse_and_check().and_then(|options| run(&options)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::status(Options::parse_and_check().and_then(|options| run(&options)))
 }
 
 fn run(options: &Options) -> std::result::Result<(), String> {
@@ -208,7 +202,7 @@ fn print(options: &Options, records: &[Record]) {
     let mut header = vec!["mechanism", "head width", "state bytes"];
     header.extend(pairs.iter().map(String::as_str));
     header.push("seconds");
-    let mut table = table(&header);
+    let mut table = table(&header, 1);
     for record in records {
         let mut row = vec![record.mechanism.clone(), record.state_width.to_string(), record.state_bytes.to_string()];
         row.extend(record.accuracy.iter().map(|(_, accuracy)| format!("{:.1} %", accuracy * 100.0)));

@@ -26,7 +26,7 @@ use std::time::Instant;
 use attn_kernels::nn::{LanguageModelConfig, SamplerConfig};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
-use common::arguments::positive;
+use common::arguments::{self, positive};
 use common::candle_device;
 use common::chart::{Axis, Chart, Series};
 use common::device::DeviceKind;
@@ -73,13 +73,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::status(run(&Options::parse()))
 }
 
 /// What is written about one run.
@@ -182,7 +176,7 @@ fn write_some(options: &Options, training: &Training, text: &Text) -> Result<(),
 
 fn print_summary(reports: &[Report]) {
     let header = ["mechanism", "parameters", "first bits per byte", "last", "ratio", "seconds", "tokens/s"];
-    let mut table = table(&header);
+    let mut table = table(&header, 1);
     for Report { settings, parameters, curve, bytes_per_second } in reports {
         let (Some(first), Some(last)) = (curve.first(), curve.last()) else { continue };
         table.add_row([

@@ -22,10 +22,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser};
-use comfy_table::{CellAlignment, Table, presets};
-use common::Device;
 use common::check::Comparison;
 use common::device::DeviceKind;
+use common::{Device, arguments};
 use serde::Serialize;
 
 /// A backend against the f64 reference: every operation, element type, pass and, on the CPU, instruction set.
@@ -97,13 +96,7 @@ fn main() -> ExitCode {
         Some(file) => activations::run(&device, file, options.causal),
         None => operations::run(&device),
     });
-    match outcomes.and_then(|outcomes| report(&outcomes, options.json.as_deref())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments::status(outcomes.and_then(|outcomes| report(&outcomes, options.json.as_deref())))
 }
 
 /// # Errors
@@ -119,12 +112,4 @@ fn report(outcomes: &[Outcome], json: Option<&Path>) -> Result<(), String> {
     }
     println!("all {} results are within their bounds", outcomes.len());
     Ok(())
-}
-
-/// A table whose columns after `left` are aligned to the right.
-fn table(header: &[&str], left: usize) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header);
-    table.column_iter_mut().skip(left).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    table
 }

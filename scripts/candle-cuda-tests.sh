@@ -3,10 +3,12 @@
 #
 #     scripts/candle-cuda-tests.sh FILE     the program; it starts where libcuda, libcublas, libcurand … of CUDA 13 are
 #
-# NVCC, CUDA_HOME and CUDARC_CUDA_VERSION as cuda-toolchain.sh prints them.
+# nvcc is found as the build finds it (build/main.rs); CUDARC_CUDA_VERSION as cuda-toolchain.sh prints it.
 set -euo pipefail
 file=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
+nvcc=${NVCC:-${CUDA_HOME:-${CUDA_PATH:-}}/bin/nvcc}
+nvcc=$(command -v "$nvcc" || command -v nvcc) || { echo "candle's kernels need nvcc" >&2; exit 1; }
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 
@@ -19,7 +21,7 @@ for argument; do
     case \$argument in */moe_*.cu | */mmvq_*.cu | */mmq_*.cu) argument=$stage/empty.cu ;; esac
     arguments+=("\$argument")
 done
-exec "$NVCC" "\${arguments[@]}"
+exec "$nvcc" "\${arguments[@]}"
 END
 chmod +x "$stage/nvcc"
 

@@ -1,4 +1,17 @@
-//! Values of command lines.
+//! Command lines: values, and how a program ends.
+
+use std::process::ExitCode;
+
+/// The status of a program; says on stderr what went wrong.
+pub fn status(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// A number that is at least 1.
 ///

@@ -23,7 +23,7 @@ pub fn cases(records: &[Record]) -> Table {
     if has_bound {
         header.push("share of bound");
     }
-    let mut table = table(&header);
+    let mut table = table(&header, 1);
     for record in records {
         let mut row = vec![
             record.mechanism.to_string(),
@@ -45,7 +45,8 @@ pub fn cases(records: &[Record]) -> Table {
 
 pub fn growth(records: &[Record]) -> Table {
     let softmax = by_mechanism(records).find(|(mechanism, _)| *mechanism == Mechanism::Softmax);
-    let mut table = table(&["mechanism", "growth exponent, last two lengths", "faster than fused softmax from length"]);
+    let mut table =
+        table(&["mechanism", "growth exponent, last two lengths", "faster than fused softmax from length"], 1);
     for (mechanism, records) in by_mechanism(records) {
         let crossover = match softmax {
             _ if mechanism.is_quadratic() => "-".into(),

@@ -5,12 +5,13 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
+use crate::Outcome;
 use crate::common::check::{Expected, Scope};
 use crate::common::inputs::{Given, Shape};
+use crate::common::table::table;
 use crate::common::tensor::{Buffer, Tensor};
 use crate::common::{Call, Device, Inputs, Mechanism, Pass};
 use crate::operations::outcome;
-use crate::{Outcome, table};
 
 /// Prints the table and returns its rows.
 ///

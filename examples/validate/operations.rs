@@ -1,9 +1,10 @@
 //! Every operation on random operands.
 
+use crate::Outcome;
 use crate::common::check::{Expected, Scope};
 use crate::common::inputs::Shape;
+use crate::common::table::table;
 use crate::common::{Call, Device, Float, Inputs, Mechanism, Pass};
-use crate::{Outcome, table};
 
 /// Grouped heads and several tiles and chunks, not a multiple of any.
 const CAUSAL: Shape = Shape { batch: 2, heads: 4, key_heads: 2, queries: 300, keys: 300, width: 64, value_width: 48 };

@@ -277,15 +277,7 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
 
 template <class Config>
 DEVICE void outputs(const LinearMappedParams& params) {
-    auto shared = ChunkShared<Config>::of_block();
-    shared.initialise();
-    if (ptx::warpgroup() == Config::kReaders) {
-        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<40>();
-        if (ptx::warp() == 4 * Config::kReaders) copy_chunks(params, shared);
-    } else {
-        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_inc<232>();
-        OutputsOfWarpgroup<Config>(params, shared).run();
-    }
+    run_block<Config, OutputsOfWarpgroup<Config>>(params);
 }
 
 using ptx::bf16;

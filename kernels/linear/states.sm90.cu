@@ -46,15 +46,7 @@ struct StatesOfWarpgroup : StateOfWarpgroup<Config> {
 
 template <class Config>
 DEVICE void states(const LinearMappedParams& params) {
-    auto shared = ChunkShared<Config>::of_block();
-    shared.initialise();
-    if (ptx::warpgroup() == Config::kReaders) {
-        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<40>();
-        if (ptx::warp() == 4 * Config::kReaders) copy_chunks(params, shared);
-    } else {
-        if constexpr (Config::kReaders == 2) ptx::setmaxnreg_inc<232>();
-        StatesOfWarpgroup<Config>(params, shared).run();
-    }
+    run_block<Config, StatesOfWarpgroup<Config>>(params);
 }
 
 using ptx::bf16;

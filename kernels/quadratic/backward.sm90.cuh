@@ -22,8 +22,6 @@
 
 namespace attn::quadratic {
 
-constexpr int kReaders = 2;
-constexpr int kWarpgroupThreads = 128 * (1 + kReaders);
 
 template <class E, int Width, int Others, int Stages>
 struct BackwardConfig {
@@ -138,6 +136,18 @@ struct BackwardRows {
 
     DEVICE BackwardRows(const Problem& params, const BackwardShared<Config>& shared, int row)
         : params(params), shared(shared), row(row), factor(float(params.scale) * float(Softmax::kUnit)) {}
+
+    // step(bounds(tile)) for the tiles in order; where all rows see all of a tile it has no bounds.
+    template <class Step, class BoundsOf>
+    DEVICE static void each_tile(const OtherTiles& tiles, Range whole, Step step, BoundsOf bounds) {
+        int tile = tiles.first;
+#pragma unroll 1
+        for (; tile < whole.low; ++tile) step(bounds(tile));
+#pragma unroll 1
+        for (; tile < whole.high; ++tile) step(AllVisible{});
+#pragma unroll 1
+        for (; tile < tiles.end; ++tile) step(bounds(tile));
+    }
 
     // Scores, of which the caller awaits all but the last group of products, and gradients of the weights.
     DEVICE void multiply() {

@@ -21,8 +21,6 @@
 
 namespace attn::quadratic {
 
-constexpr int kReaders = 2;
-constexpr int kWarpgroupThreads = 128 * (1 + kReaders);
 constexpr int kStages = 2;
 
 // Where tiles can be that only some rows see: at the end of the keys, or anywhere.

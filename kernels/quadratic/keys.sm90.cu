@@ -58,16 +58,9 @@ struct KeyRows : BackwardRows<Config> {
         tile::wait_for_phase(shared.own_full, 0);
 #pragma unroll 1
         for (; heads > 0; --heads) {
-            int tile = tiles.first;
-            auto bounds = [&](int tile) {
+            Base::each_tile(tiles, whole, [&](const auto& visible) { step(visible); }, [&](int tile) {
                 return Base::bounds(KeysByQueries<Problem>{params, tile * Config::kOthers, block_first});
-            };
-#pragma unroll 1
-            for (; tile < whole.low; ++tile) step(bounds(tile));
-#pragma unroll 1
-            for (; tile < whole.high; ++tile) step(AllVisible{});
-#pragma unroll 1
-            for (; tile < tiles.end; ++tile) step(bounds(tile));
+            });
         }
     }
 

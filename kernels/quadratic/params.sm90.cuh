@@ -6,6 +6,10 @@
 
 namespace attn::quadratic {
 
+// Warpgroups of 64 own rows in a block, beside the one that copies.
+constexpr int kReaders = 2;
+constexpr int kWarpgroupThreads = 128 * (1 + kReaders);
+
 template <class Element>
 struct QuadraticMappedParams {
     QuadraticParams<Element> problem;

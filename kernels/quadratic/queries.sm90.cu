@@ -71,17 +71,10 @@ struct QueryRows : BackwardRows<Config> {
 
     DEVICE void walk(const OtherTiles& tiles) {
         Range whole = whole_tiles(tiles);
-        int tile = tiles.first;
-        auto bounds = [&](int tile) {
-            return Base::bounds(QueriesByKeys<Problem>{params, block_first, tile * Config::kOthers});
-        };
         tile::wait_for_phase(shared.own_full, 0);
-#pragma unroll 1
-        for (; tile < whole.low; ++tile) step(bounds(tile));
-#pragma unroll 1
-        for (; tile < whole.high; ++tile) step(AllVisible{});
-#pragma unroll 1
-        for (; tile < tiles.end; ++tile) step(bounds(tile));
+        Base::each_tile(tiles, whole, [&](const auto& visible) { step(visible); }, [&](int tile) {
+            return Base::bounds(QueriesByKeys<Problem>{params, block_first, tile * Config::kOthers});
+        });
         tile::wait_products<0>(d_q);
     }
 

@@ -24,8 +24,9 @@ DEVICE float (&registers_of(Accumulator<float, 1, N>& sums))[4 * N] {
 
 // An operand whose inner dimension runs along the columns of a tile of `Rows` rows: the left one from row `row` on, or the
 // right one, stored as its transpose.
-template <class Element, int Rows>
+template <class E, int Rows>
 struct AlongColumns {
+    using Element = E;
     static constexpr ptx::Major kMajor = ptx::Major::inner;
     uint64_t first;
 
@@ -44,8 +45,9 @@ struct AlongColumns {
 
 // An operand whose inner dimension runs along the rows of a tile of `Rows` rows: the right one from column `column` on, or
 // the left one, stored as its transpose. `column` is a multiple of 64.
-template <class Element, int Rows>
+template <class E, int Rows>
 struct AlongRows {
+    using Element = E;
     static constexpr ptx::Major kMajor = ptx::Major::outer;
     uint64_t first;
 
@@ -79,35 +81,17 @@ struct PackedRows {
 };
 
 // sums = left · right over `Inner` (a multiple of 16), plus what they were if it `accumulates`: a group of products of
-// its own, for wait_products.
-template <int Inner, class Element, int N, int LeftRows, class Right>
-DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const AlongColumns<Element, LeftRows>& left,
-                            const Right& right, bool accumulates) {
+// its own, for wait_products. Operands are AlongColumns or AlongRows.
+template <int Inner, int N, class Left, class Right>
+DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const Left& left, const Right& right, bool accumulates) {
     ptx::wgmma_registers(registers_of(sums));
     ptx::wgmma_fence();
     auto a = left.here();
     auto b = right.here();
 #pragma unroll
     for (int k = 0; k < Inner; k += 16) {
-        ptx::wgmma_m64k16<Element, ptx::Major::inner, Right::kMajor>(registers_of(sums), a.at(k), b.at(k),
-                                                                     accumulates || k > 0);
-    }
-    ptx::wgmma_commit();
-    ptx::wgmma_registers(registers_of(sums));
-}
-
-// The same with the transpose of a tile on the left.
-template <int Inner, class Element, int N, int LeftRows, class Right>
-DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const AlongRows<Element, LeftRows>& left,
-                            const Right& right, bool accumulates) {
-    ptx::wgmma_registers(registers_of(sums));
-    ptx::wgmma_fence();
-    auto a = left.here();
-    auto b = right.here();
-#pragma unroll
-    for (int k = 0; k < Inner; k += 16) {
-        ptx::wgmma_m64k16<Element, ptx::Major::outer, Right::kMajor>(registers_of(sums), a.at(k), b.at(k),
-                                                                     accumulates || k > 0);
+        ptx::wgmma_m64k16<typename Left::Element, Left::kMajor, Right::kMajor>(registers_of(sums), a.at(k), b.at(k),
+                                                                               accumulates || k > 0);
     }
     ptx::wgmma_commit();
     ptx::wgmma_registers(registers_of(sums));

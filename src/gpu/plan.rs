@@ -105,6 +105,31 @@ pub struct TensorMap {
 }
 
 impl TensorMap {
+    /// Of an operand with strides in elements along batch, head and row, and sizes from columns to batch; in boxes of so
+    /// many columns and rows, swizzled if their rows are 128 bytes. None if the copy engine cannot have it.
+    pub(super) fn of(
+        argument: Argument,
+        dtype: DType,
+        [batch, head, row]: [i64; 3],
+        sizes: [usize; 4],
+        [columns, rows]: [usize; 2],
+    ) -> Option<Self> {
+        let bytes = |elements: i64| u64::try_from(elements).ok()?.checked_mul(dtype.size() as u64);
+        let mut strides = [bytes(row)?, bytes(head)?, bytes(batch)?];
+        // Along a dimension of 1 nothing is at the stride, but the driver looks at it.
+        let whole_row = (sizes[0] * dtype.size()).next_multiple_of(16) as u64;
+        strides.iter_mut().zip(&sizes[1..]).filter(|(_, size)| **size == 1).for_each(|(stride, _)| *stride = whole_row);
+        let map = Self {
+            argument,
+            dtype,
+            sizes: sizes.map(|size| size as u64),
+            strides,
+            block: [columns as u32, rows as u32, 1, 1],
+            is_swizzled: columns * dtype.size() == 128,
+        };
+        map.is_possible().then_some(map)
+    }
+
     /// Whether the driver would take it.
     pub fn is_possible(&self) -> bool {
         let row = self.block[0] as usize * self.dtype.size();

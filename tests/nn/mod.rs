@@ -69,6 +69,12 @@ fn layers() -> Vec<AttentionConfig> {
     ]
 }
 
+/// The same, each causal and not where both are possible.
+fn layers_both_ways() -> impl Iterator<Item = AttentionConfig> {
+    let both = |config: AttentionConfig| [true, false].map(|causal| AttentionConfig { causal, ..config.clone() });
+    layers().into_iter().flat_map(both).filter(|config| config.check().is_ok())
+}
+
 /// Numbers of standard deviation 1, the same for the same name.
 fn random(name: &str, dims: &[usize]) -> Result<Tensor> {
     let mut random = Random::new(name);

@@ -116,33 +116,11 @@ impl Planner<'_> {
 /// Of q, k and v, if the copy engine can have them.
 fn maps(shapes: &LinearShapes, layout: &LinearLayout) -> Option<[TensorMap; 3]> {
     let map = |argument, strides, [heads, rows, width]: [usize; 3]| {
-        tensor_map(argument, shapes.dtype, strides, [width, rows, heads, shapes.batch])
+        TensorMap::of(argument, shapes.dtype, strides, [width, rows, heads, shapes.batch], [CHUNK; 2])
     };
     Some([
         map(Argument::Q, layout.q, [shapes.query_heads, shapes.queries, shapes.width])?,
         map(Argument::K, layout.k, [shapes.key_heads, shapes.keys, shapes.width])?,
         map(Argument::V, layout.v, [shapes.value_heads, shapes.keys, shapes.value_width])?,
     ])
-}
-
-/// Of an operand with strides in elements along batch, head and row; none if the copy engine cannot have it.
-fn tensor_map(argument: Argument, dtype: DType, strides: [i64; 3], sizes: [usize; 4]) -> Option<TensorMap> {
-    let [batch, head, row] = strides;
-    let bytes = |elements: i64| u64::try_from(elements).ok().map(|elements| elements * dtype.size() as u64);
-    let mut strides = [bytes(row)?, bytes(head)?, bytes(batch)?];
-    let whole_row = (sizes[0] * dtype.size()).next_multiple_of(16) as u64;
-    for (stride, &size) in strides.iter_mut().zip(&sizes[1..]) {
-        if size == 1 {
-            *stride = whole_row;
-        }
-    }
-    let map = TensorMap {
-        argument,
-        dtype,
-        sizes: sizes.map(|size| size as u64),
-        strides,
-        block: [CHUNK as u32, CHUNK as u32, 1, 1],
-        is_swizzled: true,
-    };
-    map.is_possible().then_some(map)
 }

@@ -105,15 +105,11 @@ impl<'a> Warpgroups<'a> {
             return None;
         }
         let d_out = |rows| self.query_map(Argument::DOut, saved.d_out, shapes.value_width, rows);
-        let factors = Operand {
-            argument: params.factors.0?,
-            dtype: DType::F32,
-            strides: row_major(shapes, 4),
-            sizes: [4, shapes.queries, shapes.heads],
-        };
+        let sizes = [4, shapes.queries, shapes.heads, shapes.batch];
+        let factors = TensorMap::of(params.factors.0?, DType::F32, row_major(shapes, 4), sizes, [4, keys.others])?;
         let of_keys = QuadraticMappedParams {
             d_out_map: Some(d_out(keys.others)?),
-            factors_map: Some(self.map(factors, [4, keys.others])?),
+            factors_map: Some(factors),
             ..self.mapped(params, keys.others, ROWS)?
         };
         let of_queries =
@@ -146,8 +142,8 @@ impl<'a> Warpgroups<'a> {
     fn mapped(&self, params: &QuadraticParams, of_queries: usize, of_keys: usize) -> Option<QuadraticMappedParams> {
         let Self { shapes, layout, .. } = self;
         let of_keys = |argument, strides, width| {
-            let sizes = [width, shapes.keys, shapes.key_heads];
-            self.map(Operand { argument, dtype: shapes.dtype, strides, sizes }, [PANEL, of_keys])
+            let sizes = [width, shapes.keys, shapes.key_heads, shapes.batch];
+            TensorMap::of(argument, shapes.dtype, strides, sizes, [PANEL, of_keys])
         };
         Some(QuadraticMappedParams {
             problem: *params,
@@ -160,35 +156,8 @@ impl<'a> Warpgroups<'a> {
     }
 
     fn query_map(&self, argument: Argument, strides: [i64; 3], width: usize, rows: usize) -> Option<TensorMap> {
-        let sizes = [width, self.shapes.queries, self.shapes.heads];
-        self.map(Operand { argument, dtype: self.shapes.dtype, strides, sizes }, [PANEL, rows])
+        let shapes = self.shapes;
+        let sizes = [width, shapes.queries, shapes.heads, shapes.batch];
+        TensorMap::of(argument, shapes.dtype, strides, sizes, [PANEL, rows])
     }
-
-    /// In boxes of so many columns and rows, swizzled if their rows are 128 bytes.
-    fn map(&self, operand: Operand, [block_columns, block_rows]: [usize; 2]) -> Option<TensorMap> {
-        let Operand { argument, dtype, strides: [batch, head, row], sizes: [columns, rows, heads] } = operand;
-        let bytes = |elements: i64| u64::try_from(elements).ok()?.checked_mul(dtype.size() as u64);
-        let mut strides = [bytes(row)?, bytes(head)?, bytes(batch)?];
-        let sizes = [columns, rows, heads, self.shapes.batch];
-        // Along a dimension of 1 nothing is at the stride, but the driver looks at it.
-        let whole_row = (columns * dtype.size()).next_multiple_of(16) as u64;
-        strides.iter_mut().zip(&sizes[1..]).filter(|(_, size)| **size == 1).for_each(|(stride, _)| *stride = whole_row);
-        let map = TensorMap {
-            argument,
-            dtype,
-            sizes: sizes.map(|size| size as u64),
-            strides,
-            block: [block_columns as u32, block_rows as u32, 1, 1],
-            is_swizzled: block_columns * dtype.size() == 128,
-        };
-        map.is_possible().then_some(map)
-    }
-}
-
-/// Columns, rows and heads of an operand, and strides in elements along batch, head and row.
-struct Operand {
-    argument: Argument,
-    dtype: DType,
-    strides: [i64; 3],
-    sizes: [usize; 3],
 }
