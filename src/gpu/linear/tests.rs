@@ -73,9 +73,22 @@ fn few_heads_are_cut_into_segments() {
 }
 
 #[test]
-fn one_token_takes_narrow_blocks() {
-    let problem = problem([1, 16, 1, 128, 128], DType::BF16, ELU, Scan::Causal, NORMALIZE);
-    assert_eq!(launches(&forward(&problem, &DeviceFacts::H200)), [("linear_outputs_bf16", 64)]);
+fn one_token_takes_one_launch() {
+    let plan = |[batch, heads, value_width]: [usize; 3], map, finish| {
+        let problem = problem([batch, heads, 1, 128, value_width], DType::BF16, map, Scan::Causal, finish);
+        forward(&problem, &DeviceFacts::H200)
+    };
+    let rms = |scope| LinearFinish::RmsNorm { epsilon: 1e-6, scope };
+    // Narrow blocks for few heads.
+    assert_eq!(launches(&plan([1, 16, 128], ELU, NORMALIZE)), [("linear_step_bf16", 64)]);
+    assert_eq!(launches(&plan([32, 64, 128], ELU, NORMALIZE)), [("linear_step_bf16", 2048)]);
+    // Nothing is prepared for FAVOR+, and a row's norm needs the row.
+    assert_eq!(launches(&plan([1, 16, 100], FAVOR, rms(NormScope::Head))), [("linear_step_bf16", 16)]);
+    let joint = plan([1, 16, 128], ELU, rms(NormScope::AllHeads));
+    assert_eq!(launches(&joint), [("linear_step_bf16", 64), ("linear_normalize_bf16", 1)]);
+    let many_features =
+        problem([1, 16, 1, 256, 64], DType::F64, Map::Plain(FeatureMap::Taylor), Scan::Causal, NORMALIZE);
+    assert_eq!(forward(&many_features, &DeviceFacts::H200).launches[0].kernel, "linear_outputs_f64");
 }
 
 #[test]

@@ -55,6 +55,8 @@ fn lengths() -> Vec<Case> {
         case("no key", full(EluPlusOne)).lengths(5, 0),
         case("no key, all heads", together(full(EluPlusOne))).lengths(5, 0),
         case("one token", causal(EluPlusOne)).lengths(1, 1),
+        case("one token, 100 values, after many", causal(EluPlusOne)).lengths(1, 1).widths(16, 100).after(50),
+        case("one token, 200 values, after many", causal(Silu)).lengths(1, 1).widths(16, 200).after(50),
         case("one token, all heads, after many", together(causal(EluPlusOne))).lengths(1, 1).after(90),
         case("a tile less one", causal(EluPlusOne)).lengths(63, 63).batch(2),
         case("one tile", together(causal(EluPlusOne))).lengths(64, 64),

@@ -36,6 +36,13 @@ fn lengths() -> Vec<Case> {
         case("nothing new after a state", 32, causal(Positive)).lengths(0, 0).after(8),
         case("one token", 32, causal(Positive)).lengths(1, 1),
         case("one token after many", 32, causal(Positive)).lengths(1, 1).after(100),
+        case("one token, grouped heads, after many", 33, causal(Hyperbolic))
+            .lengths(1, 1)
+            .heads(6, 2, 2)
+            .std(3.0)
+            .after(50),
+        case("one token, ReLU features, after many", 40, causal(Relu)).lengths(1, 1).widths(24, 72).after(50),
+        case("one token, masked, after many", 32, masked(causal(Positive), Extra::NoKeys)).lengths(1, 1).after(50),
         case("a tile less one", 32, causal(Positive)).lengths(63, 63).batch(2),
         case("one tile", 64, causal(Positive)).lengths(64, 64),
         case("a tile and one", 40, causal(Positive)).lengths(65, 65),
