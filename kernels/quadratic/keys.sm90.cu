@@ -40,6 +40,7 @@ struct KeyRows : BackwardRows<Config> {
             x = Softmax::weight(x, factor, factors[column].statistic);
         });
         Base::hide(scores, visible);
+        tile::compute_before_wait(scores);
         tile::wait_products<0>(d_weights);
         d_weights.each([factors](int, int column, float& d) { d -= factors[column].delta; });
         Base::finish_gradients();

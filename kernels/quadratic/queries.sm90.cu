@@ -60,6 +60,7 @@ struct QueryRows : BackwardRows<Config> {
         scores.with_rows(statistic, [factor = Base::factor](float& x, float statistic) {
             x = Softmax::weight(x, factor, statistic);
         });
+        tile::compute_before_wait(scores);
         tile::wait_products<0>(d_weights);
         d_weights.with_rows(delta, [](float& d, float delta) { d -= delta; });
         Base::finish_gradients();
