@@ -203,7 +203,7 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
 // A block: its last warp copies, each of its warpgroups runs the `Work` of 64 value columns.
 template <class Config, class Work>
 DEVICE void run_block(const LinearMappedParams& params) {
-    auto shared = ChunkShared<Config>::of_block();
+    auto shared = Work::Shared::of_block();
     shared.initialise();
     if (ptx::warpgroup() == Config::kReaders) {
         if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<40>();
