@@ -2,6 +2,7 @@
 
 mod backward;
 mod describe;
+mod favor;
 mod memory;
 mod params;
 #[cfg(feature = "gpu")]
@@ -94,10 +95,11 @@ pub fn plan_forward(problem: &Linear, layout: &LinearLayout, outputs: ForwardOut
         params.final_z = Argument::FinalZ.into();
         params.final_stabilizer = problem.map.is_stabilized().then_some(Argument::FinalStabilizer).into();
     }
-    planner.directions();
-    if planner.on_warpgroups(layout, outputs.state).is_some() {
+    let state = outputs.state;
+    if planner.on_warpgroups(layout, state).or_else(|| planner.favor_on_warpgroups(layout, state)).is_some() {
         return planner.plan;
     }
+    planner.directions();
     planner.tile_values(&OUTPUTS);
     planner.cut(planner.blocks());
     if planner.params.segments > 1 {
