@@ -22,7 +22,7 @@ struct FavorConfig {
     // Features of a warpgroup.
     static constexpr int kOwn = Features / 2;
     static constexpr int kReaders = 2, kMappers = 256;
-    static constexpr bool kReads = Sides == 2;
+    static constexpr bool kReads = Sides == 2, kHasDecays = false;
     // Elements of queries or keys, of values, of a warpgroup's features of a chunk, its S, and its part of ω.
     static constexpr int kSide = kChunk * Width, kValues = kChunk * 64, kPhi = kChunk * kOwn, kState = kOwn * 64;
     static constexpr int kOmega = kOwn * Width;
@@ -36,9 +36,9 @@ DEVICE float relative(float a, float b) {
     return a == negative_infinity<float>() ? 0.0f : ptx::exp2((a - b) * 1.44269504f);
 }
 
-// Largest exponents of the keys of a chunk, u, and up to each of its rows, c.
+// Largest exponents of the keys of a chunk, u, and up to each of its rows, c; c before the chunk.
 struct Stabilizers {
-    float own[kChunk], now[kChunk];
+    float own[kChunk], now[kChunk], entering;
 };
 
 // Between the warps.
@@ -53,8 +53,8 @@ struct FavorScratch {
     Stabilizers stabilizers[2];
     // What a warpgroup hands over of the divisors.
     float norm[kChunk];
-    // Largest |S| of a warp's rows.
-    float largest_sum[8];
+    // Largest |S| of a warp's rows, and 1 over what a warpgroup's S was multiplied by.
+    float largest_sum[8], state_scale[2];
 };
 
 template <class Config>
@@ -110,8 +110,8 @@ struct FavorState {
     tile::WarpgroupSums<64> state[kBlocks];
     // z of the feature of this thread.
     float z = 0.0f;
-    // Before the chunk, and after it.
-    float entering, stabilizer;
+    // Of the keys so far.
+    float stabilizer;
 
     DEVICE FavorState(const LinearMappedParams& params, const Shared& shared)
         : params(params), p(params.problem), shared(shared), tiles(params.problem), own(ptx::warpgroup()) {
@@ -127,7 +127,7 @@ struct FavorState {
     // Features of the warpgroup that there are.
     DEVICE int features() const { return ptx::min(p.features - first_feature(), Config::kOwn); }
     // Feature of this thread, if it is below `features`.
-    DEVICE int feature() const { return ptx::thread() % 128; }
+    DEVICE int feature() const { return tile::thread_here() % 128; }
 
     // log₂ of the largest exponential feature.
     DEVICE float range() const { return is_stabilized(p) && !ptx::is_bf16<Element> ? 14.0f : 0.0f; }
@@ -217,11 +217,10 @@ struct FavorState {
         x.each([&](int, int f, float& y) { y = f < features() ? ptx::max(y, 0.0f) + offset : 0.0f; });
     }
 
-    // Up to the barrier of all warpgroups: projections of the keys, what they need to become features, and values.
+    // Up to the barrier of all warpgroups: what projections of the keys, under way, need to become features, and values.
     DEVICE void project_keys(Projections& keys, const ChunkRows& rows) {
         auto x = shared.keys(turn.stage);
-        project(keys, x);
-        int r = ptx::thread() / Config::kSquaring, quarter = ptx::thread() % Config::kSquaring;
+        int thread = tile::thread_here(), r = thread / Config::kSquaring, quarter = thread % Config::kSquaring;
         float square = 0.0f;
 #pragma unroll 1
         for (int c = 8 * quarter; c < Config::kWidth; c += 8 * Config::kSquaring) {
@@ -253,6 +252,15 @@ struct FavorState {
         return is_stabilized(p) ? largest(0, r) - shared.favor->half_square[r] : 0.0f;
     }
 
+    // S and z relative to the stabiliser, which they were to `before`.
+    DEVICE void shrink_state(float before) {
+        if (before == stabilizer) return;
+        float left = ptx::exp(before - stabilizer);
+        z *= left;
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) state[m].each([&](int, int, float& x) { x *= left; });
+    }
+
     // Moves on by a chunk; two rows for each lane, by every warp.
     DEVICE void stabilize(const ChunkRows& rows) {
         int r = 2 * ptx::lane();
@@ -260,11 +268,13 @@ struct FavorState {
 #pragma unroll
         for (int delta = 1; delta < 32; delta *= 2) all = ptx::max(all, ptx::shuffle_up(all, delta));
         float before = ptx::shuffle_up(all, 1);
-        entering = stabilizer;
+        float entering = stabilizer;
         before = ptx::lane() == 0 ? entering : ptx::max(before, entering);
         stabilizer = ptx::max(entering, ptx::shuffle(all, 31));
+        shrink_state(entering);
         if (ptx::warp() % 4 != 0) return;
         Stabilizers& kept = shared.favor->stabilizers[own];
+        if (ptx::lane() == 0) kept.entering = entering;
         kept.own[r] = first, kept.own[r + 1] = second;
         kept.now[r] = ptx::max(before, first), kept.now[r + 1] = ptx::max(kept.now[r], second);
     }
@@ -300,18 +310,7 @@ struct FavorState {
         barrier_of_one();
     }
 
-    // S ← e^{c − c′} S + Σ_j e^{u_j − c′} φ_jᵀ v_j, and z alike, by the first of the elements that keys add. Products are
-    // under way: add_rest.
-    DEVICE void add_keys(const Projections& keys, const ChunkRows& rows) {
-        float left = entering == stabilizer ? 1.0f : ptx::exp(entering - stabilizer);
-        if (left != 1.0f) {
-            z *= left;
-#pragma unroll
-            for (int m = 0; m < kBlocks; ++m) state[m].each([&](int, int, float& x) { x *= left; });
-        }
-        add_term(keys, rows, 0);
-    }
-
+    // S += Σ_j e^{u_j − c} φ_jᵀ v_j and z alike, by one of the elements whose sum keys add. Products are under way.
     DEVICE void add_term(const Projections& keys, const ChunkRows& rows, int term) {
         Values to_end = Values::filled(0.0f);
         to_end.each([&](int row, float& x) { x = relative(exponent(rows, chunk_row(row)), stabilizer); });
@@ -323,12 +322,13 @@ struct FavorState {
             tile::AlongRows<Element, kChunk> left(tile.data, 64 * m);
             tile::multiply_beside<kChunk>(state[m], left, values, true);
         }
-        if (feature() >= Config::kOwn) return;
+        int f = feature();
+        if (f >= Config::kOwn) return;
 #pragma unroll 8
-        for (int r = 0; r < kChunk; ++r) z += ptx::to_float(tile.at(r, feature()));
+        for (int r = 0; r < kChunk; ++r) z += ptx::to_float(tile.at(r, f));
     }
 
-    // Waits, and adds the other elements; when all have, the features' tile is free.
+    // Waits for the first of them, and adds the others; the features' tile is free then.
     DEVICE void add_rest(const Projections& keys, const ChunkRows& rows) {
         wait_for_state();
         barrier_of_one();
@@ -350,7 +350,8 @@ struct FavorState {
         float in_units = unit();
         each_of_state([&](int f, int column, float& x) { to_s[int64_t(f) * p.value_width + column] = x * in_units; });
         if (tiles.place.value_tile != 0) return;
-        if (feature() < features()) to_z[first_feature() + feature()] = z * in_units;
+        int f = feature();
+        if (f < features()) to_z[first_feature() + f] = z * in_units;
         if (to_stabilizer && ptx::thread() == 0) *to_stabilizer = is_stabilized(p) ? stabilizer : negative_infinity<float>();
     }
 };

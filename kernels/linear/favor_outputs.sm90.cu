@@ -30,11 +30,10 @@ struct FavorOutputs : FavorState<Config> {
     using Base::turn, Base::z, Base::barrier_of_all, Base::barrier_of_one, Base::chunk_row, Base::feature, Base::features;
     using Base::first_feature;
     static constexpr bool kScales = !ptx::is_bf16<Element>;
+    // Whether there are registers for projections of queries beside the keys' features.
+    static constexpr bool kIsNarrow = kBlocks == 1;
 
     using Sums = tile::WarpgroupSums<64>;
-
-    // 1 over that of S in shared memory.
-    float state_scale = 1.0f;
 
     using Base::Base;
 
@@ -45,7 +44,8 @@ struct FavorOutputs : FavorState<Config> {
         if (from.s) {
             float units = 1.0f / this->unit();
             this->each_of_state([&](int f, int column, float& x) { x = from.s[f * from.row + column] * units; });
-            if (feature() < features()) z = from.z[first_feature() + feature()] * units;
+            int f = feature();
+            if (f < features()) z = from.z[first_feature() + f] * units;
         }
         if (is_stabilized(p) && p.segments > 1) {
             stabilizer = static_cast<const float*>(p.entering_stabilizer)[place.slot(p, place.segment)];
@@ -60,9 +60,11 @@ struct FavorOutputs : FavorState<Config> {
     // S, rounded, and z, to where the next queries read them.
     DEVICE void publish_state() {
         FavorScratch& scratch = *shared.favor;
-        state_scale = publish(state, shared.state_of(own), scratch.largest_sum + 4 * own, kBarrierOfOne + own);
+        float scale = publish(state, shared.state_of(own), scratch.largest_sum + 4 * own, kBarrierOfOne + own);
         ptx::fence_proxy_async();
-        if (feature() < Config::kOwn) scratch.z[first_feature() + feature()] = z;
+        int f = feature();
+        if (kScales && f == 0) scratch.state_scale[own] = scale;
+        if (f < Config::kOwn) scratch.z[first_feature() + f] = z;
     }
 
     // Queries become features, rounded; what they read of z.
@@ -101,9 +103,8 @@ struct FavorOutputs : FavorState<Config> {
     DEVICE Values from_start() const {
         Values left = Values::filled(1.0f);
         if (!is_stabilized(p)) return left;
-        left.each([&](int row, float& x) {
-            x = relative(this->entering, shared.favor->stabilizers[own].now[chunk_row(row)]);
-        });
+        const Stabilizers& at = shared.favor->stabilizers[own];
+        left.each([&](int row, float& x) { x = relative(at.entering, at.now[chunk_row(row)]); });
         return left;
     }
 
@@ -120,7 +121,10 @@ struct FavorOutputs : FavorState<Config> {
         Values sum = Values::filled(0.0f), scale = Values::filled(kScales ? 0.0f : 1.0f), entered = from_start();
         weigh(scores, sum, scale);
         norm.with(entered, [](float& x, float left) { x *= left; });
-        if constexpr (kScales) entered.with(scale, [this](float& x, float scale) { x *= scale * state_scale; });
+        if constexpr (kScales) {
+            float of_state = shared.favor->state_scale[own];
+            entered.with(scale, [of_state](float& x, float scale) { x *= scale * of_state; });
+        }
         tile::wait_products<0>(out);
         out.scale_rows(entered);
         tile::PackedRows<Element, 64> weights;
@@ -133,13 +137,21 @@ struct FavorOutputs : FavorState<Config> {
         if constexpr (kScales) out.scale_rows(scale);
     }
 
+    // Projections of the next chunk's keys, beside the end of this one; of nothing behind the last.
+    DEVICE void project_next(Projections& keys, bool is_last) {
+        auto next = turn;
+        next.advance();
+        if (!is_last) shared.pipeline.wait(next);
+        this->project(keys, shared.keys(next.stage));
+    }
+
     // Whether this warp finishes its rows.
     DEVICE bool finishes() const { return ptx::warp() % 4 / 2 == own; }
 
     // Rows of sums to the warpgroup that finishes them, or from the other one.
     DEVICE float* handed_over(int warpgroup, int n) const {
         auto* tile = reinterpret_cast<float*>(shared.features_of(warpgroup).data);
-        return tile + ((ptx::warp() % 2 * 8 + n) * 32 + ptx::lane()) * 4;
+        return tile + (n * 64 + tile::thread_here() % 64) * 4;
     }
 
     DEVICE void hand_over(const Sums& out, const Values& norm) {
@@ -181,24 +193,25 @@ struct FavorOutputs : FavorState<Config> {
         });
     }
 
-    DEVICE void step(Range chunk) {
+    DEVICE void step(Range chunk, bool is_last, Projections& keys) {
         const ChunkRows& rows = shared.rows[turn.stage];
-        shared.pipeline.wait(turn);
         // Of this chunk alone, else registers would be held around the loop.
-        Projections keys, queries;
+        Projections queries;
         this->project_keys(keys, rows);
+        if constexpr (kIsNarrow) this->project(queries, shared.queries(turn.stage));
         barrier_of_all();
         this->map_keys(keys, rows);
-        this->add_keys(keys, rows);
+        this->add_term(keys, rows, 0);
         this->add_rest(keys, rows);
         this->store_keys(keys, Values::filled(1.0f), 0);
-        this->project(queries, shared.queries(turn.stage));
+        if constexpr (!kIsNarrow) this->project(queries, shared.queries(turn.stage));
         tile::wait_products<0>(queries);
         this->tell_largest(queries, 1);
         barrier_of_all();
         Values norm = map_queries(queries);
         Sums out;
         multiply(queries, out, norm);
+        project_next(keys, is_last);
         if (!finishes()) hand_over(out, norm);
         barrier_of_all();
         shared.pipeline.release(turn);
@@ -214,7 +227,11 @@ struct FavorOutputs : FavorState<Config> {
         this->load_omega();
         enter();
         Range segment = tiles.place.positions(p);
-        each_chunk(segment, [&](Range chunk) { step(chunk); });
+        Projections keys;
+        shared.pipeline.wait(turn);
+        this->project(keys, shared.keys(turn.stage));
+        each_chunk(segment, [&](Range chunk) { step(chunk, chunk.end == segment.end, keys); });
+        tile::wait_products<0>(keys);
         if (!p.final_s || segment.end < p.positions) return;
         int64_t head = tiles.place.state_head(p);
         auto* final_stabilizer = static_cast<float*>(p.final_stabilizer);

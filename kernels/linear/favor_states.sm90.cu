@@ -17,10 +17,11 @@ struct FavorStates : FavorState<Config> {
         this->barrier_of_all();
         shared.pipeline.wait(turn);
         Projections keys;
+        this->project(keys, shared.keys(turn.stage));
         this->project_keys(keys, rows);
         this->barrier_of_all();
         this->map_keys(keys, rows);
-        this->add_keys(keys, rows);
+        this->add_term(keys, rows, 0);
         this->add_rest(keys, rows);
         shared.pipeline.release(turn);
         turn.advance();

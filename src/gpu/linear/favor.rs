@@ -7,7 +7,7 @@ use crate::gpu::plan::TensorMap;
 use crate::problem::{DType, Decay, LinearFinish, Map};
 
 /// Bytes of `FavorScratch`.
-const SCRATCH: usize = 4 * (256 + (4 + 1 + 4 + 1) * CHUNK + 8);
+const SCRATCH: usize = 4 * (256 + (4 + 1 + 4 + 1) * CHUNK + 2 + 8 + 2);
 /// Two warpgroups of half of the features each, and one whose first warp copies.
 const THREADS: u32 = 384;
 
