@@ -25,7 +25,7 @@ struct ChunkConfig {
     static constexpr int kSide = kChunk * Width, kValues = kChunk * Columns, kState = Width * 64;
     static constexpr int kStage = Sides * kSide + kValues;
     static_assert(4 * kReaders * Width <= 1024, "scratch for the sums of features");
-    static constexpr bool kReads = Sides == 2;
+    static constexpr bool kReads = Sides == 2, kHasDecays = true;
     // Vectors of 8 elements: those of a row, rows between a mapping thread's, and how many it has.
     static constexpr int kVectors = Width / 8, kStep = kMappers / kVectors, kRows = kChunk / kStep;
 };
@@ -193,7 +193,9 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
         }
         ChunkRows& rows = shared.rows[turn.stage];
         mark_keys(tiles, chunk, rows);
-        if (p.decay != kNoDecay) sum_decays(tiles, chunk, rows);
+        if constexpr (Config::kHasDecays) {
+            if (p.decay != kNoDecay) sum_decays(tiles, chunk, rows);
+        }
         ptx::warp_sync();
         if (ptx::lane() == 0) ptx::mbarrier_arrive(shared.pipeline.full(turn.stage));
         turn.advance();
@@ -203,7 +205,7 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
 // A block: its last warp copies, each of its warpgroups runs the `Work` of 64 value columns.
 template <class Config, class Work>
 DEVICE void run_block(const LinearMappedParams& params) {
-    auto shared = ChunkShared<Config>::of_block();
+    auto shared = Work::Shared::of_block();
     shared.initialise();
     if (ptx::warpgroup() == Config::kReaders) {
         if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<40>();

@@ -11,6 +11,7 @@
 //     terms              64 × D′, what keys add to S              the warpgroups; S is updated
 //
 // The products of a chunk: q̃k̃ᵀ and q̃S; weights · v, and k̃ᵀv on top of S.
+#include "outputs.sm90.cuh"
 #include "state.sm90.cuh"
 
 namespace attn::linear {
@@ -39,24 +40,12 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
     // S and z of the keys before the segment.
     DEVICE void enter() {
         this->clear();
-        const float *from_s = nullptr, *from_z = nullptr;
-        int64_t row = p.value_width;
-        const Place& place = tiles.place;
-        if (p.segments > 1) {
-            int64_t slot = place.slot(p, place.segment);
-            from_s = static_cast<const float*>(p.segment_s) + slot * p.features * p.value_width;
-            from_z = static_cast<const float*>(p.segment_z) + slot * p.features;
-        } else if (p.state_s) {
-            const auto &s = p.state_s_strides, &z = p.state_z_strides;
-            from_s = static_cast<const float*>(p.state_s) + place.batch * s.batch + place.head * s.head;
-            from_z = static_cast<const float*>(p.state_z) + place.batch * z.batch + place.head * z.head;
-            row = s.row;
-        }
-        if (from_s) {
-            this->each_of_state([&](int feature, int column, float& x) { x = from_s[feature * row + column]; });
+        EnteringSums from(p, tiles.place);
+        if (from.s) {
+            this->each_of_state([&](int feature, int column, float& x) { x = from.s[feature * from.row + column]; });
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                if (8 * vector() + i < p.features) z[i] = from_z[8 * vector() + i];
+                if (8 * vector() + i < p.features) z[i] = from.z[8 * vector() + i];
             }
         }
         publish_state();
@@ -64,32 +53,7 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
 
     // S, rounded, to where the next products read it.
     DEVICE void publish_state() {
-        float scale = 1.0f;
-        if constexpr (kScales) {
-            float largest = 0.0f;
-#pragma unroll
-            for (int m = 0; m < kBlocks; ++m) {
-                state[m].each([&](int, int, float& x) { largest = ptx::max(largest, ptx::abs(x)); });
-            }
-            largest = warp_max(largest);
-            float* all = shared.scratch->largest + 4 * own;
-            if (ptx::lane() == 0) all[ptx::warp() % 4] = largest;
-            barrier_of_one();
-            scale = fitting_scale(ptx::max(ptx::max(all[0], all[1]), ptx::max(all[2], all[3])));
-            state_scale = 1.0f / scale;
-        }
-#pragma unroll
-        for (int m = 0; m < kBlocks; ++m) {
-            tile::PackedRows<Element, 64> packed;
-            if constexpr (kScales) {
-                auto scaled = state[m];
-                scaled.each([&](int, int, float& x) { x *= scale; });
-                packed.set(scaled);
-            } else {
-                packed.set(state[m]);
-            }
-            tile::store(shared.state_of(own), 64 * m + tile::first_row_of_warp(), packed);
-        }
+        state_scale = publish(state, shared.state_of(own), shared.scratch->largest + 4 * own, kBarrierOfOne + own);
         ptx::fence_proxy_async();
         barrier_of_one();
     }
@@ -177,6 +141,8 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
         return sum;
     }
 
+    DEVICE OutputRows<Element> rows_out() const { return {tiles}; }
+
     // Divides the rows, whose weights sum up to `sum`, and stores the divisors.
     DEVICE void finish(Range chunk, const ChunkRows& rows, const Values& sum, const Values& scale) {
         Values factor = scale, divisor = Values::filled(1.0f);
@@ -202,30 +168,8 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
         if (!has_statistic || own != 0 || tiles.place.value_tile != 0) return;
         divisor.each_once([&](int row, float x) {
             int64_t query = tiles.query_at(chunk, chunk_row(row));
-            if (query >= 0 && query < p.queries) static_cast<float*>(p.statistic)[head_row() + query] = x;
+            if (query >= 0 && query < p.queries) static_cast<float*>(p.statistic)[rows_out().first() + query] = x;
         });
-    }
-
-    // First of the output's rows of this head.
-    DEVICE int64_t head_row() const { return (tiles.place.batch * p.heads + tiles.reader_head(0)) * p.queries; }
-
-    template <class T>
-    DEVICE tile::Rows<T> out_rows(void* to) const {
-        return {static_cast<T*>(to) + head_row() * p.value_width, p.value_width, p.queries, p.value_width};
-    }
-
-    DEVICE void store_outputs(Range chunk) {
-        int64_t first = tiles.query_at(chunk, tile::first_row_of_warp());
-        if (p.finish == kRaw || p.is_out_wide) {
-            return tile::store(out, out_rows<float>(p.finish == kRaw ? p.raw : p.out), first, first_column());
-        }
-        tile::PackedRows<Element, 64> packed;
-        packed.set(out);
-        auto own_tile = shared.out_of(own);
-        tile::store(own_tile, tile::first_row_of_warp(), packed);
-        ptx::warp_sync();
-        tile::copy_out(own_tile, tile::first_row_of_warp(), out_rows<Element>(p.out), first, first_column());
-        ptx::warp_sync();
     }
 
     DEVICE void step(Range chunk) {
@@ -252,7 +196,7 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
         }
         multiply_values(rows);
         finish(chunk, rows, sum, scale);
-        store_outputs(chunk);
+        rows_out().store(out, chunk, shared.out_of(own), tile::first_row_of_warp(), first_column());
         publish_state();
         shared.pipeline.release(turn);
         turn.advance();

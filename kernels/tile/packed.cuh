@@ -10,13 +10,13 @@ namespace attn::tile {
 // The thread's number, for addresses that are not to be kept in registers around a loop.
 DEVICE int thread_here() { return int(ptx::here(uint64_t(ptx::thread()))); }
 
-// Rows row … row + 15 of a tile from a warp's part of packed rows.
+// Rows row … row + 15 of a tile, from `column` on, from a warp's part of packed rows.
 template <class Element, int N>
-DEVICE void store(const SwizzledTile<Element>& into, int row, const PackedRows<Element, N>& rows) {
+DEVICE void store(const SwizzledTile<Element>& into, int row, const PackedRows<Element, N>& rows, int column = 0) {
     int lane = thread_here() % 32;
 #pragma unroll
     for (int n = 0; n < N / 16; ++n) {
-        ptx::stmatrix_x4(into.chunk(row + lane % 16, 16 * n + lane / 16 * 8), rows.value[n]);
+        ptx::stmatrix_x4(into.chunk(row + lane % 16, column + 16 * n + lane / 16 * 8), rows.value[n]);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod backward;
 mod describe;
+mod favor;
 mod memory;
 mod params;
 #[cfg(feature = "gpu")]
@@ -98,10 +99,11 @@ pub fn plan_forward(problem: &Linear, layout: &LinearLayout, outputs: ForwardOut
     if planner.token().is_some() {
         return planner.plan;
     }
-    planner.directions();
-    if planner.on_warpgroups(layout, outputs.state).is_some() {
+    let state = outputs.state;
+    if planner.on_warpgroups(layout, state).or_else(|| planner.favor_on_warpgroups(layout, state)).is_some() {
         return planner.plan;
     }
+    planner.directions();
     planner.tile_values(&OUTPUTS);
     planner.cut(planner.blocks());
     if planner.params.segments > 1 {

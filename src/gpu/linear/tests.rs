@@ -183,11 +183,43 @@ fn warpgroups_take_what_they_can() {
         ([8, 32, 2048, 264, 64], DType::BF16, ELU),
         ([8, 32, 2048, 60, 64], DType::BF16, ELU),
         ([8, 32, 2048, 64, 64], DType::F32, ELU),
-        ([8, 32, 2048, 64, 64], DType::BF16, FAVOR),
+        ([8, 32, 2048, 72, 64], DType::BF16, FAVOR),
         ([8, 32, 2048, 64, 64], DType::F16, Map::Plain(FeatureMap::Exp)),
         ([8, 32, 1, 64, 64], DType::BF16, ELU),
     ] {
         let plan = plan(sizes, dtype, map, NORMALIZE);
+        assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
+    }
+}
+
+#[test]
+fn warpgroups_take_favor_features() {
+    let plan = |sizes, dtype, map, scan, state| {
+        let problem = problem(sizes, dtype, map, scan, NORMALIZE);
+        let outputs = ForwardOutputs { statistic: true, state, wide_out: false };
+        plan_forward(&problem, &contiguous(&problem), outputs, &DeviceFacts::H200)
+    };
+    let favor = |map, directions| Map::Favor { map, directions };
+    let (bf16, f16) = (DType::BF16, DType::F16);
+    let one = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Causal, false);
+    assert_eq!(launches(&one), [("linear_favor_outputs_sm90_bf16_64_256", 256)]);
+    assert!(one.workspaces.is_empty(), "{one}");
+    // Two tiles of values, and as many segments as there is room for.
+    let many = plan([1, 8, 8192, 64, 128], f16, favor(FavorMap::Hyperbolic, 64), Scan::Causal, true);
+    let expected = [
+        ("linear_favor_states_sm90_f16_64_128", 128),
+        ("linear_scan_f16", 8 * 129),
+        ("linear_favor_outputs_sm90_f16_64_128", 128),
+    ];
+    assert_eq!(launches(&many), expected);
+    // The third terms of ω, for a state as exact as f32, still fit.
+    let exact = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Causal, true);
+    let bytes = |plan: &Plan| plan.launches[0].shared_bytes;
+    assert!(bytes(&exact) > bytes(&one) && exact.check(&DeviceFacts::H200).is_ok(), "{exact}");
+    for (map, width, scan) in
+        [(favor(FavorMap::Hyperbolic, 129), 64, Scan::Causal), (FAVOR, 128, Scan::Causal), (FAVOR, 64, Scan::Full)]
+    {
+        let plan = plan([4, 64, 4096, width, 64], bf16, map, scan, false);
         assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
     }
 }

@@ -7,12 +7,12 @@ use crate::linear::FeatureMap;
 use crate::problem::{DType, Decay, LinearShapes, Map, Scan};
 
 /// Positions of a chunk, and columns of a warpgroup and of a box, which are 128 bytes.
-const CHUNK: usize = 64;
-const STAGES: usize = 2;
+pub(super) const CHUNK: usize = 64;
+pub(super) const STAGES: usize = 2;
 /// Bytes of `ChunkScratch`, of `ChunkRows` and of the mbarriers of a stage.
 const SCRATCH: usize = 4 * (1024 + CHUNK + 2 * CHUNK + 8);
-const ROWS: usize = 4 * (5 * CHUNK + 2);
-const BARRIERS: usize = 16;
+pub(super) const ROWS: usize = 4 * (5 * CHUNK + 2);
+pub(super) const BARRIERS: usize = 16;
 
 /// An instance: D′ and value columns of a block, and tiles of what keys add to S.
 pub(super) struct Chunks {
@@ -26,16 +26,9 @@ pub(super) struct Chunks {
 impl Chunks {
     /// The narrowest instance that is wide enough, if there is one for the problem.
     pub(super) fn of(planner: &Planner<'_>, layout: &LinearLayout, hands_out_state: bool) -> Option<Self> {
-        let (problem, shapes) = (planner.problem, planner.shapes());
-        let Map::Plain(map) = problem.map else { return None };
-        let is_plain = planner.facts.runs_sm90a
-            && layout.is_aligned
-            && shapes.dtype.size() == 2
-            && problem.scan == Scan::Causal
-            && shapes.heads() == shapes.state_heads()
-            && shapes.queries.min(shapes.keys) > 0
-            && shapes.queries.max(shapes.keys) >= CHUNK;
-        if !(is_plain && maps_in_place(map, shapes.dtype)) {
+        let shapes = planner.shapes();
+        let Map::Plain(map) = planner.problem.map else { return None };
+        if !(planner.takes_chunks(layout) && maps_in_place(map, shapes.dtype)) {
             return None;
         }
         let width = match shapes.width {
@@ -90,6 +83,18 @@ fn maps_in_place(map: FeatureMap, dtype: DType) -> bool {
 }
 
 impl Planner<'_> {
+    /// Whether the kernels of chunks are for the problem, its map aside.
+    pub(super) fn takes_chunks(&self, layout: &LinearLayout) -> bool {
+        let shapes = self.shapes();
+        self.facts.runs_sm90a
+            && layout.is_aligned
+            && shapes.dtype.size() == 2
+            && self.problem.scan == Scan::Causal
+            && shapes.heads() == shapes.state_heads()
+            && shapes.queries.min(shapes.keys) > 0
+            && shapes.queries.max(shapes.keys) >= CHUNK
+    }
+
     /// The launches of a forward pass, if there is a kernel for the problem that pays on the device.
     pub(super) fn on_warpgroups(&mut self, layout: &LinearLayout, hands_out_state: bool) -> Option<()> {
         let chunks = Chunks::of(self, layout, hands_out_state)?;
@@ -120,7 +125,7 @@ impl Planner<'_> {
 }
 
 /// Of q, k and v, if the copy engine can have them.
-fn maps(shapes: &LinearShapes, layout: &LinearLayout) -> Option<[TensorMap; 3]> {
+pub(super) fn maps(shapes: &LinearShapes, layout: &LinearLayout) -> Option<[TensorMap; 3]> {
     let map = |argument, strides, [heads, rows, width]: [usize; 3]| {
         TensorMap::of(argument, shapes.dtype, strides, [width, rows, heads, shapes.batch], [CHUNK; 2])
     };
