@@ -17,6 +17,9 @@ const PLAIN: EmulatedQuadratic = EmulatedQuadratic {
     wide_out: false,
 };
 
+/// As few multiprocessors as blocks that walk several blocks of rows need.
+const FEW: DeviceFacts = DeviceFacts { multiprocessors: 3, ..DeviceFacts::H200 };
+
 #[test]
 fn softmax() {
     check(&PLAIN, &cases::softmax(), &[""], &cases::FLOATS, Pass::Both);
@@ -42,7 +45,7 @@ fn mixed_chunk() {
 /// Warpgroups, in more orders: other warps first, the last tensor copy first, other lanes elected.
 #[test]
 fn warpgroups() {
-    let backend = EmulatedQuadratic { seeds: &[4, 5, 6, 7], ..PLAIN };
+    let backend = EmulatedQuadratic { facts: FEW, seeds: &[4, 5, 6, 7], ..PLAIN };
     let dtypes = [DType::F16, DType::BF16];
     check(&backend, &cases::softmax(), &["aligned"], &dtypes, Pass::Both);
     check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Both);
@@ -80,7 +83,8 @@ fn sanitized(sanitizer: Sanitizer) {
 }
 
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
-    let backend = EmulatedQuadratic { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
+    let executor = Executor::Emulator(sanitizer);
+    let backend = EmulatedQuadratic { facts: FEW, executor, seeds: &SEEDS[1..3], ..PLAIN };
     let aligned = ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window"];
     check(&backend, &cases::softmax(), &aligned, &[DType::BF16], Pass::Both);
 }

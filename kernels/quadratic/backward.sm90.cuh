@@ -17,11 +17,10 @@
 #include "../tile/pipeline.cuh"
 #include "../tile/warpgroup.cuh"
 #include "logits.cuh"
-#include "params.sm90.cuh"
+#include "schedule.sm90.cuh"
 #include "weight.cuh"
 
 namespace attn::quadratic {
-
 
 template <class E, int Width, int Others, int Stages>
 struct BackwardConfig {

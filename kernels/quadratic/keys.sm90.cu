@@ -1,9 +1,9 @@
 // Gradients of k and v, as keys.cu for softmax of plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 keys of one key head and batch entry, the first of the head first. It walks the query heads of the group
-// and, for each, the tiles of queries that see its keys. Own side k, v; other side q, d_out. While weights come of a
-// tile's scores, the product for their gradients is under way. Rows past the last query have zeros for q, d_out and
-// factors, which add nothing.
+// Block x: 128 keys of one key head and batch entry, in the order of schedule.sm90.cuh, the first keys first. It walks the
+// query heads of the group and, for each, the tiles of queries that see its keys. Own side k, v; other side q, d_out.
+// While weights come of a tile's scores, the product for their gradients is under way. Rows past the last query have zeros
+// for q, d_out and factors, which add nothing.
 
 #include "backward.sm90.cuh"
 
@@ -76,7 +76,8 @@ DEVICE void keys(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = BackwardShared<Config>::of_block();
     shared.initialise();
-    auto block = RowBlock::ascending(ptx::block_x(), problem.key_heads, problem.keys, Config::kRows);
+    auto sections = Sections::of(problem.batch, problem.key_heads, problem.keys, Config::kRows, params.section);
+    auto block = sections.of_block_ascending(ptx::block_x());
     auto tiles = OtherTiles::of_keys(problem, block.first, Config::kRows, Config::kOthers);
     int heads = tiles.first < tiles.end ? problem.group() : 0;
     if (ptx::warpgroup() == 0) {

@@ -1,6 +1,6 @@
 // The gradient of q, as queries.cu for softmax of plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 queries of one head and batch entry, the last of the head first. It walks the tiles of keys that its rows
+// Block x: 128 queries of one head and batch entry, in the order of schedule.sm90.cuh. It walks the tiles of keys that its rows
 // see. Own side q, d_out; other side k, v. While weights come of a tile's scores, the product for their gradients is
 // under way; dq runs beside the next tile's products, so that its stage is released when those scores are complete.
 
@@ -89,7 +89,8 @@ DEVICE void queries(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = BackwardShared<Config>::of_block();
     shared.initialise();
-    auto block = RowBlock::of(ptx::block_x(), problem.heads, problem.queries, Config::kRows);
+    auto sections = Sections::of(problem.batch, problem.heads, problem.queries, Config::kRows, params.section);
+    auto block = sections.of_block(ptx::block_x());
     auto tiles = OtherTiles::of_queries(problem, block.first, Config::kRows, Config::kOthers);
     bool is_empty = tiles.first >= tiles.end;
     if (ptx::warpgroup() == 0) {

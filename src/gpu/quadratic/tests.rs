@@ -199,8 +199,28 @@ fn warpgroups_take_gradients() {
 fn plans_say_what_is_copied() {
     let plan = aligned_plan(&plain(DType::BF16, Mask::Causal, 128), &DeviceFacts::H200).to_string();
     assert!(
-        plan.starts_with("quadratic_forward_sm90_bf16_128_128<<<256×1×1, 384, 163968 bytes>>> QuadraticMappedParams")
+        plan.starts_with("quadratic_forward_sm90_bf16_128_128<<<132×1×1, 384, 163968 bytes>>> QuadraticMappedParams")
     );
     let k = "k_map: K bf16 [128, 1000, 2, 8] by [256, 256000, 512000] bytes in boxes of [64, 128, 1, 1], swizzled";
     assert!(plan.contains(k), "{plan}");
+}
+
+#[test]
+fn sections_of_heads_fit_in_the_cache() {
+    let section = |plan: Plan, launch: usize| {
+        let printed = plan.launches[launch].to_string();
+        let (_, number) = printed.rsplit_once("section: ").unwrap();
+        number.trim_end_matches(" }").parse::<usize>().unwrap()
+    };
+    let of = |keys, queries| {
+        let mut problem = plain(DType::BF16, Mask::Causal, 128);
+        (problem.shapes.keys, problem.shapes.queries) = (keys, queries);
+        let forward = section(aligned_plan(&problem, &DeviceFacts::H200), 0);
+        let backward = || aligned_gradients(&problem, |_| {});
+        [forward, section(backward(), 1), section(backward(), 2)]
+    };
+    // Keys and values of 8192 positions are 4 MiB, queries of both heads of a group 8 MiB.
+    assert_eq!(of(8192, 8192), [16, 4, 16]);
+    assert_eq!(of(1000, 1000), [32, 16, 32]);
+    assert_eq!(of(1 << 16, 512), [2, 16, 2]);
 }

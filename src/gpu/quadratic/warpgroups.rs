@@ -12,6 +12,9 @@ const THREADS: u32 = 384;
 const PANEL: usize = 64;
 /// Room for the mbarriers, behind the tiles.
 const BARRIERS: usize = 128;
+/// Bytes of the other side that stay in the L2 cache while several blocks read them, for each multiprocessor: two thirds
+/// of the cache.
+const SECTION_BYTES: usize = 256 << 10;
 /// Of the factors of a row.
 const FACTORS: usize = 4 * size_of::<f32>();
 
@@ -82,13 +85,14 @@ impl<'a> Warpgroups<'a> {
     /// Adds the forward pass, unless it is better divided among more blocks.
     pub(super) fn forward(&self, plan: &mut Plan, params: &QuadraticParams) -> Option<()> {
         let tile = Tile::forward(self.shapes, self.mask)?;
-        let blocks = self.query_blocks();
+        let blocks = self.blocks(self.shapes.heads, self.shapes.queries)?;
         let tiles = params.mask.span(ROWS, self.shapes.keys).div_ceil(tile.others);
         if splits(blocks, tiles, self.facts) > 1 {
             return None;
         }
         let mapped = self.mapped(params, ROWS, tile.others)?;
-        self.launch(plan, "forward", tile, blocks, tile.shared_bytes(1, 2), &mapped);
+        let grid = blocks.min(self.facts.multiprocessors as usize);
+        self.launch(plan, "forward", tile, grid, tile.shared_bytes(1, 2), &mapped);
         Some(())
     }
 
@@ -110,18 +114,35 @@ impl<'a> Warpgroups<'a> {
         let of_keys = QuadraticMappedParams {
             d_out_map: Some(d_out(keys.others)?),
             factors_map: Some(factors),
+            section: self.key_heads_together(self.group() * shapes.queries) as i32,
             ..self.mapped(params, keys.others, ROWS)?
         };
         let of_queries =
             QuadraticMappedParams { d_out_map: Some(d_out(ROWS)?), ..self.mapped(params, ROWS, queries.others)? };
-        let key_blocks = shapes.batch * shapes.key_heads * shapes.keys.div_ceil(ROWS);
+        let key_blocks = self.blocks(shapes.key_heads, shapes.keys)?;
+        let query_blocks = self.blocks(shapes.heads, shapes.queries)?;
         self.launch(plan, "keys", keys, key_blocks, keys.backward_bytes(), &of_keys);
-        self.launch(plan, "queries", queries, self.query_blocks(), queries.backward_bytes(), &of_queries);
+        self.launch(plan, "queries", queries, query_blocks, queries.backward_bytes(), &of_queries);
         Some(())
     }
 
-    fn query_blocks(&self) -> usize {
-        self.shapes.batch * self.shapes.heads * self.shapes.queries.div_ceil(ROWS)
+    /// Query heads of a key head.
+    fn group(&self) -> usize {
+        self.shapes.heads / self.shapes.key_heads
+    }
+
+    /// Blocks of so many rows of so many heads; none if they are too many to be counted.
+    fn blocks(&self, heads: usize, rows: usize) -> Option<usize> {
+        let blocks = self.shapes.batch * heads * rows.div_ceil(ROWS);
+        (blocks <= i32::MAX as usize).then_some(blocks)
+    }
+
+    /// Key heads, over the batch, of which so many rows of the other side are read from the L2 cache together.
+    fn key_heads_together(&self, rows: usize) -> usize {
+        let shapes = self.shapes;
+        let bytes = rows * (shapes.width + shapes.value_width) * shapes.dtype.size();
+        let room = SECTION_BYTES * self.facts.multiprocessors as usize;
+        (room / bytes.max(1)).clamp(1, shapes.batch * shapes.key_heads)
     }
 
     fn launch(
@@ -134,8 +155,7 @@ impl<'a> Warpgroups<'a> {
         params: &QuadraticMappedParams,
     ) {
         let name = format!("quadratic_{role}_sm90_{}_{}_{}", self.shapes.dtype, tile.width, tile.others);
-        let blocks = blocks.try_into().expect("the operands of so many blocks fit in no memory");
-        plan.launch(name, [blocks, 1, 1], THREADS, bytes as u32, params);
+        plan.launch(name, [blocks as u32, 1, 1], THREADS, bytes as u32, params);
     }
 
     /// Parameters with maps of q, k and v in tiles of so many rows; none if the copy engine cannot have them.
@@ -152,6 +172,7 @@ impl<'a> Warpgroups<'a> {
             v_map: of_keys(Argument::V, layout.v, shapes.value_width)?,
             d_out_map: None,
             factors_map: None,
+            section: (self.key_heads_together(shapes.keys) * self.group()) as i32,
         })
     }
 

@@ -71,6 +71,10 @@ fn softmax_aligned() -> Vec<Case> {
             .heads(4, 2, 2)
             .with_lse_gradient(),
         attend("aligned, rows without a key", with(CAUSAL)).lengths(260, 120).widths(128, 128).with_lse_gradient(),
+        attend("aligned, more heads than the cache holds", with(CAUSAL))
+            .lengths(330, 750)
+            .widths(128, 128)
+            .heads(3, 3, 3),
         attend("aligned, ragged window", with(window(Some(30), Some(90)))).lengths(400, 370).widths(64, 64).std(2.0),
     ];
     let layouts = [Layout::Contiguous, Layout::Tokens].into_iter().cycle();
