@@ -49,6 +49,8 @@ fn warpgroups() {
     let dtypes = [DType::F16, DType::BF16];
     check(&backend, &cases::softmax(), &["aligned"], &dtypes, Pass::Both);
     check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Both);
+    check(&backend, &cases::gau(), &["aligned"], &dtypes, Pass::Both);
+    check(&backend, &cases::mixed_chunk(), &["aligned"], &dtypes, Pass::Both);
 }
 
 /// Rows that do not stay in shared memory, single stages.
@@ -68,6 +70,7 @@ fn outputs_in_the_type_of_sums() {
     check(&backend, &cases::softmax(), &["several tiles", "a tile and one"], &dtypes, Pass::Both);
     check(&backend, &cases::diag(), &["many blocks", "ReLU"], &dtypes, Pass::Both);
     check(&backend, &cases::gau(), &["several tiles", "key mask"], &dtypes, Pass::Both);
+    check(&backend, &cases::softmax(), &["aligned, causal", "aligned, decoding"], &dtypes, Pass::Forward);
 }
 
 /// One case for each kernel and each way through it.
@@ -85,8 +88,10 @@ fn sanitized(sanitizer: Sanitizer) {
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
     let executor = Executor::Emulator(sanitizer);
     let backend = EmulatedQuadratic { facts: FEW, executor, seeds: &SEEDS[1..3], ..PLAIN };
-    let aligned = ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window"];
+    let aligned =
+        ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window", "aligned, keys in parts"];
     check(&backend, &cases::softmax(), &aligned, &[DType::BF16], Pass::Both);
+    check(&backend, &cases::gau(), &["aligned, several tiles"], &[DType::F16], Pass::Forward);
 }
 
 #[test]

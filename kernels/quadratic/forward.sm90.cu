@@ -1,4 +1,4 @@
-// o_i = Σ_j softmax_j(s_ij) v_j, as forward.cu for plain scores (no key mask, bias or soft-cap), on warpgroups.
+// o_i = finish_i(Σ_j weight(s_ij) v_j), as forward.cu for plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
 // As many blocks as multiprocessors, each for several blocks of 128 rows of one head and batch entry. Warpgroup 0 copies; 1
 // and 2 own 64 rows each and walk the same key tiles, the last first. While a tile's scores turn into weights, the product
@@ -19,6 +19,7 @@ struct ForwardRows {
     // The warpgroup's first row in a block, the block's first among the queries.
     int row, block_first = 0;
     float factor;
+    typename Config::Weight weight;
     tile::Turn<1> q_turn;
     tile::Turn<kStages> k_turn, v_turn;
     tile::RowValues<float, 1> maximum, sum;
@@ -27,11 +28,11 @@ struct ForwardRows {
     typename Config::Weights weights;
 
     DEVICE ForwardRows(const Problem& params, const ForwardShared<Config>& shared, int row)
-        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Softmax::kUnit)) {}
+        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)), weight(params) {}
 
     DEVICE void begin(const RowBlock& block) {
         block_first = block.first;
-        maximum = tile::RowValues<float, 1>::filled(Softmax::initial_maximum<float>());
+        maximum = tile::RowValues<float, 1>::filled(Config::Weight::template initial_maximum<float>());
         sum = tile::RowValues<float, 1>::filled(0.0f);
         sums = Config::SumsTile::zero();
     }
@@ -87,7 +88,7 @@ struct ForwardRows {
         QueriesByKeys<Problem> place{params, block_first, tile * Config::kKeys};
         auto bounds = Bounds<1>::of(place, row + tile::first_row_of_warp(), Config::kKeys, false);
         scores.each_indexed([&](int m, int i, int, int column, float& x) {
-            if (!bounds.contains(m, i, column)) x = -infinity<float>();
+            if (!bounds.contains(m, i, column)) x = Config::Weight::kHidden;
         });
     }
 
@@ -105,7 +106,7 @@ struct ForwardRows {
         tile::wait_products<0>(scores);
         release_keys();
         hide(tile);
-        Softmax(params).weigh(scores, factor, maximum, sum);
+        weight.weigh(scores, factor, maximum, sum);
         weights.set(scores);
     }
 
@@ -120,7 +121,7 @@ struct ForwardRows {
         tile::wait_products<1>(scores);
         release_keys();
         hide();
-        auto rescale = Softmax(params).weigh(scores, factor, maximum, sum);
+        auto rescale = weight.weigh(scores, factor, maximum, sum);
         tile::wait_products<0>(sums);
         release_values();
         sums.scale_rows(rescale);
@@ -158,23 +159,56 @@ struct ForwardRows {
         end();
     }
 
+    // Σ x² of the rows, where the finish needs it.
+    DEVICE tile::RowValues<float, 1> squares() {
+        auto none = tile::RowValues<float, 1>::filled(0.0f);
+        if (!Config::Weight::kHasNorm || params.finish != kRmsNorm) return none;
+        auto squared = sums;
+        squared.each([](int, int, float& x) { x *= x; });
+        return squared.row_sums(none);
+    }
+
+    // What combine.cu needs of the rows.
+    DEVICE void store_parts(const RowBlock& block, const HeadColumns<Config>& place) {
+        int first = block_first + row + tile::first_row_of_warp(), width = params.value_width;
+        int64_t head = params.row(block.batch, place.head, 0) + ptx::block_z() * params.row(params.batch, 0, 0);
+        auto units = maximum;
+        units.each([this](int, float& x) { x = weight.unit(x); });
+        if constexpr (Config::Weight::kScales) sums.scale_rows(units);
+        tile::store(sums, tile::Rows<float>{params.partial_sums + head * width, width, params.queries, width}, first,
+                    place.column);
+        if (place.column > 0) return;
+        float* parts = params.partial_weights + 2 * (head + first);
+        auto all = sum.fold_lanes([](float a, float b) { return a + b; });
+        all.with(units, [](float& x, float unit) { x *= unit; });
+        all.each_once([&](int r, float x) {
+            if (first + r < params.queries) parts[2 * r + 1] = x;
+        });
+        maximum.each_once([&](int r, float x) {
+            if (first + r < params.queries) parts[2 * r] = Config::Weight::kScales ? 0.0f : x;
+        });
+    }
+
     // Finishes the rows and writes them.
     DEVICE void store(const RowBlock& block) {
+        auto place = HeadColumns<Config>::of(params, block);
+        if (params.has_partial_sums) return store_parts(block, place);
         int first = block_first + row + tile::first_row_of_warp();
-        auto all = sum.fold_lanes([](float a, float b) { return a + b; });
-        auto factors = all, statistics = all;
+        auto factors = sum.fold_lanes([](float a, float b) { return a + b; }), statistics = factors, squared = squares();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            auto finish = Finish<float>::of(params, maximum.value[0][half], all.value[0][half], 0.0f);
-            factors.value[0][half] = finish.factor, statistics.value[0][half] = finish.statistic;
+            float unit = weight.unit(maximum.value[0][half]);
+            auto finish = Finish<float>::of(params, maximum.value[0][half], factors.value[0][half] * unit,
+                                            squared.value[0][half] * unit * unit);
+            factors.value[0][half] = finish.factor * unit, statistics.value[0][half] = finish.statistic;
         }
         sums.scale_rows(factors);
-        auto out = tile::rows_of_head(static_cast<Element*>(params.out), params.out_strides, block.batch, block.head,
+        auto out = tile::rows_of_head(static_cast<Element*>(params.out), params.out_strides, block.batch, place.head,
                                       params.queries, params.value_width);
-        tile::store_vectors(sums, out, first, 0);
-        if (params.statistic == nullptr) return;
+        tile::store_vectors(sums, out, first, place.column);
+        if (params.statistic == nullptr || place.column > 0) return;
         statistics.each_once([&](int r, float statistic) {
-            if (first + r < params.queries) *params.statistic_of(block.batch, block.head, first + r) = statistic;
+            if (first + r < params.queries) *params.statistic_of(block.batch, place.head, first + r) = statistic;
         });
     }
 };
@@ -184,7 +218,8 @@ DEVICE void forward(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = ForwardShared<Config>::of_block();
     shared.initialise();
-    SectionWalk walk(Sections::of(problem.batch, problem.heads, problem.queries, Config::kRows, params.section));
+    int64_t heads = problem.heads * Config::value_tiles(problem);
+    SectionWalk walk(Sections::of(problem.batch, heads, problem.queries, Config::kRows, params.section));
     if (ptx::warpgroup() == 0) {
         ptx::setmaxnreg_dec<24>();
         if (ptx::warp() != 0 || !ptx::elect()) return;
@@ -207,15 +242,19 @@ DEVICE void forward(const typename Config::Params& params) {
 using ptx::bf16;
 using ptx::f16;
 
+template <class E, class Tile, class Edges>
+using OfSoftmax = ForwardConfig<E, SoftmaxOfRows, Tile, Edges>;
 template <class E>
-using Width64 = WarpgroupConfig<E, 64, 128, EdgesAnywhere>;
+using Width64 = OfSoftmax<E, ForwardTile<64, 64, 128>, EdgesAnywhere>;
 template <class E>
-using Width128 = WarpgroupConfig<E, 128, 128, EdgesAnywhere>;
+using Width128 = OfSoftmax<E, ForwardTile<128, 128, 128>, EdgesAnywhere>;
 // Larger tiles: there is no diagonal to waste them on.
 template <class E>
-using Width128Full = WarpgroupConfig<E, 128, 176, EdgeAtEnd>;
+using Width128Full = OfSoftmax<E, ForwardTile<128, 128, 176>, EdgeAtEnd>;
 template <class E>
-using Width256 = WarpgroupConfig<E, 256, 80, EdgesAnywhere>;
+using Width256 = OfSoftmax<E, ForwardTile<256, 256, 80>, EdgesAnywhere>;
+template <class E>
+using Rectified = ForwardConfig<E, ReluOfRows<E>, ForwardTile<128, 256, 80>, EdgesAnywhere>;
 
 }  // namespace attn::quadratic
 
@@ -225,7 +264,9 @@ ATTN_KERNEL(quadratic_forward_sm90_bf16_64_128, forward<Width64<bf16>>, Quadrati
 ATTN_KERNEL(quadratic_forward_sm90_bf16_128_128, forward<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_bf16_128_176, forward<Width128Full<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_bf16_256_80, forward<Width256<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_forward_sm90_relu_bf16_128_80, forward<Rectified<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_64_128, forward<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_128_128, forward<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_128_176, forward<Width128Full<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_256_80, forward<Width256<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_forward_sm90_relu_f16_128_80, forward<Rectified<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)

@@ -43,13 +43,13 @@ DEVICE void copy_out(const SwizzledTile<Element>& from, int row, const Rows<Elem
     }
 }
 
-// Sums of a warpgroup, rounded, into rows of `into` from `first` on, those of the warp, at its column `column`, in whole
-// 16-byte vectors where alignment allows; what lies outside is left out. The four lanes that share a row exchange numbers,
-// so that each has every fourth vector of it.
+// Sums of a warpgroup, rounded, into rows of `into`, those of the warp from `first` on, at column `column`, a multiple of 8;
+// what lies outside is left out. The four lanes that share a row exchange numbers, so that each has every fourth 16-byte
+// vector of it.
 template <class Element, int N>
 DEVICE void store_vectors(const Accumulator<float, 1, N>& sums, const Rows<Element>& into, int64_t first, int column) {
     static_assert(N % 4 == 0, "a vector for each of four lanes");
-    if (!into.is_aligned() || column % 8 != 0) return store(sums, into, first, column);
+    bool is_aligned = into.is_aligned();
     bool is_odd = ptx::lane() % 2 != 0, is_high = ptx::lane() % 4 >= 2;
     auto exchange = [](uint32_t& low, uint32_t& high, bool keeps_high, int mask) {
         uint32_t other = ptx::shuffle_xor(keeps_high ? low : high, mask);
@@ -74,7 +74,15 @@ DEVICE void store_vectors(const Accumulator<float, 1, N>& sums, const Rows<Eleme
             exchange(x[1], x[3], is_high, 2);
             int c = column + 8 * (n + ptx::lane() % 4);
             if (!is_present || c >= into.width) continue;
-            ptx::store_vector(reinterpret_cast<uint32_t*>(into.row(row) + c), vector);
+            auto* target = reinterpret_cast<uint16_t*>(into.row(row) + c);
+            if (is_aligned) {
+                ptx::store_vector(reinterpret_cast<uint32_t*>(target), vector);
+                continue;
+            }
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                if (c + i < into.width) target[i] = uint16_t(x[i / 2] >> i % 2 * 16);
+            }
         }
     }
 }
