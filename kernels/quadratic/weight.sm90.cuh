@@ -54,4 +54,32 @@ struct ReluOfRows : Relu {
     }
 };
 
+// Scores and gradients of weights in the backward pass, with the statistic and δ of RowFactors: what is kept of a score
+// until the gradient of its weight has come (0 where hidden), the gradient of the score, and the weight.
+struct SoftmaxGradients : Softmax {
+    using Softmax::Softmax;
+    // Of rows that are not there.
+    static constexpr float kNoStatistic = __builtin_huge_valf();
+
+    DEVICE float kept(float product, float factor, float statistic) const {
+        return Softmax::weight(product, factor, statistic);
+    }
+    DEVICE float d_score(float kept, float d_weight, float delta, float) const { return kept * (d_weight - delta); }
+    DEVICE float weight_of(float kept, float) const { return kept; }
+};
+
+struct SquaredReluGradients {
+    static constexpr double kUnit = 1;
+    static constexpr float kNoStatistic = 0.0f;
+
+    template <class Params>
+    DEVICE explicit SquaredReluGradients(const Params&) {}
+
+    DEVICE float kept(float product, float factor, float) const { return positive(product * factor); }
+    DEVICE float d_score(float kept, float d_weight, float delta, float of_row) const {
+        return (kept + kept) * (d_weight - delta) * of_row;
+    }
+    DEVICE float weight_of(float kept, float of_row) const { return kept * kept * of_row; }
+};
+
 }  // namespace attn::quadratic

@@ -139,6 +139,11 @@ pub fn plan_backward(
     planner.plan
 }
 
+/// Whether rows are divided by the norm of their sums.
+fn has_norm(problem: &Quadratic) -> bool {
+    matches!(problem.finish, QuadraticFinish::RmsNorm { .. })
+}
+
 /// Strides of [B, H, N, width].
 fn row_major(shapes: &QuadraticShapes, width: usize) -> [i64; 3] {
     let (heads, rows, width) = (shapes.heads as i64, shapes.queries as i64, width as i64);
@@ -225,8 +230,7 @@ impl<'a> Planner<'a> {
         let memory = config.forward_memory(shapes.width, facts);
         let (blocks, value_tiles) = (self.query_blocks(), config.panels(shapes.value_width));
         let tiles = self.params.mask.span(ROWS, shapes.keys).div_ceil(config.others);
-        let is_norm = matches!(problem.finish, QuadraticFinish::RmsNorm { .. });
-        self.divide(blocks * value_tiles, tiles, is_wide || (is_norm && value_tiles > 1));
+        self.divide(blocks * value_tiles, tiles, is_wide || (has_norm(problem) && value_tiles > 1));
         self.launch_tiled("forward", &config, memory, [blocks, value_tiles, self.params.splits as usize]);
     }
 

@@ -68,7 +68,7 @@ fn every_device_takes_every_plan() {
     for dtype in [DType::F16, DType::BF16] {
         let softmax = [(Mask::Full, 64), (Mask::Full, 128), (Mask::Causal, 128), (Mask::Causal, 256)];
         let softmax = softmax.map(|(mask, width)| plain(dtype, mask, width));
-        for problem in [softmax.as_slice(), &[rectified(dtype, 128, 1024)]].concat() {
+        for problem in [softmax.as_slice(), &[rectified(dtype, 128, 1024), rectified(dtype, 64, 128)]].concat() {
             for plan in [aligned_plan(&problem, &DeviceFacts::H200), aligned_gradients(&problem, |_| {})] {
                 plan.check(&DeviceFacts::H200).unwrap();
                 named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
@@ -244,6 +244,10 @@ fn warpgroups_take_gradients() {
     assert_eq!(of(64, |saved| saved.d_out = [0; 3]), portable);
     assert_eq!(of(64, |saved| saved.wide_out = true), portable);
     assert_eq!(of(256, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
+    let rectified = |dtype, width| names(aligned_gradients(&rectified(dtype, 128, width), |_| {}))[1].clone();
+    assert_eq!(rectified(DType::BF16, 128), "quadratic_keys_sm90_relu_bf16_128_64");
+    assert_eq!(rectified(DType::F16, 128), "quadratic_keys_relu_f16_64");
+    assert_eq!(rectified(DType::BF16, 136), "quadratic_keys_relu_bf16_64");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Plans of the kernels for sm_90a (`kernels/quadratic/*.sm90.cu`): which problems they are for, and how.
 
 use super::params::{QuadraticMappedParams, QuadraticParams};
-use super::{QuadraticLayout, QuadraticSavedLayout, row_major};
+use super::{QuadraticLayout, QuadraticSavedLayout, has_norm, row_major};
 use crate::gpu::plan::{Argument, DeviceFacts, Plan, TensorMap};
-use crate::problem::{DType, Mask, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+use crate::problem::{DType, Mask, Quadratic, QuadraticShapes, Weight};
 
 /// Rows of a block's own side.
 const ROWS: usize = 128;
@@ -35,10 +35,9 @@ impl Tile {
     fn forward(problem: &Quadratic) -> Option<Self> {
         let shapes = &problem.shapes;
         let of = |width, others| Some(Self { width, values: width, others, stages: 2 });
-        let is_norm = matches!(problem.finish, QuadraticFinish::RmsNorm { .. });
         if problem.weight != Weight::Softmax {
             let tile = Self { width: 128, values: 256, others: 80, stages: 2 };
-            return (shapes.width <= 128 && !(is_norm && shapes.value_width > 256)).then_some(tile);
+            return (shapes.width <= 128 && !(has_norm(problem) && shapes.value_width > 256)).then_some(tile);
         }
         match shapes.width.max(shapes.value_width) {
             0..=64 => of(64, 128),
@@ -49,14 +48,17 @@ impl Tile {
         }
     }
 
-    /// Of keys.sm90.cu, and of queries.sm90.cu.
-    fn backward(shapes: &QuadraticShapes) -> Option<[Self; 2]> {
+    /// Of keys.sm90.cu, and of queries.sm90.cu. Gradients of rectified weights have no room in f16, and where rows are
+    /// divided by their norms the gradients of the sums are not those of the output.
+    fn backward(problem: &Quadratic) -> Option<[Self; 2]> {
+        let shapes = &problem.shapes;
         let of = |width, others: [[usize; 2]; 2]| {
             Some(others.map(|[others, stages]| Self { width, values: width, others, stages }))
         };
+        let is_squared = problem.weight == Weight::ReluSquared && shapes.dtype == DType::BF16 && !has_norm(problem);
         match shapes.width.max(shapes.value_width) {
-            0..=64 => of(64, [[112, 4], [96, 4]]),
-            65..=128 => of(128, [[64, 4], [96, 3]]),
+            0..=64 if problem.weight == Weight::Softmax => of(64, [[112, 4], [96, 4]]),
+            0..=128 if problem.weight == Weight::Softmax || is_squared => of(128, [[64, 4], [96, 3]]),
             _ => None,
         }
     }
@@ -134,8 +136,8 @@ impl<'a> Warpgroups<'a> {
         saved: &QuadraticSavedLayout,
     ) -> Option<()> {
         let shapes = self.shapes;
-        let [keys, queries] = Tile::backward(shapes)?;
-        if self.problem.weight != Weight::Softmax || saved.wide_out || !saved.is_aligned {
+        let [keys, queries] = Tile::backward(self.problem)?;
+        if saved.wide_out || !saved.is_aligned {
             return None;
         }
         let d_out = |rows| self.query_map(Argument::DOut, saved.d_out, shapes.value_width, rows);
