@@ -46,6 +46,12 @@ DEVICE float rsqrt(float x) { return ::rsqrtf(x); }
 DEVICE double rsqrt(double x) { return ::rsqrt(x); }
 #endif
 
+// The power of two that brings numbers of this size, above 0, to between 2^exponent and twice as much.
+DEVICE float scale_to(float size, int exponent) {
+    uint32_t bits = bit_cast<uint32_t>(fminf(fmaxf(size, 0x1p-100f), 0x1p100f)) & 0x7f800000;
+    return bit_cast<float>((uint32_t(127 + exponent + 127) << 23) - bits);
+}
+
 DEVICE float abs(float x) { return ::fabsf(x); }
 DEVICE double abs(double x) { return ::fabs(x); }
 

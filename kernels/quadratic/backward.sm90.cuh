@@ -17,28 +17,32 @@
 #include "../tile/pipeline.cuh"
 #include "../tile/warpgroup.cuh"
 #include "logits.cuh"
-#include "params.sm90.cuh"
-#include "weight.cuh"
+#include "schedule.sm90.cuh"
+#include "weight.sm90.cuh"
 
 namespace attn::quadratic {
 
-
-template <class E, int Width, int Others, int Stages>
-struct BackwardConfig {
+template <class E, int Columns, int OtherRows, int StageCount>
+struct BackwardTile {
     using Element = E;
+    static constexpr int kWidth = Columns, kOthers = OtherRows, kStages = StageCount;
+};
+
+template <class Tile, class Gradients = SoftmaxGradients>
+struct BackwardConfig : Tile {
+    using E = typename Tile::Element;
+    using Weight = Gradients;
     using Params = QuadraticMappedParams<E>;
     using Problem = QuadraticParams<E>;
     static constexpr int kRows = 64 * kReaders;
-    static constexpr int kWidth = Width;
-    static constexpr int kOthers = Others;
-    static constexpr int kStages = Stages;
-    static constexpr int kPanels = Width / tile::kPanelColumns;
+    using Tile::kOthers, Tile::kStages, Tile::kWidth;
+    static constexpr int kPanels = kWidth / tile::kPanelColumns;
     // Elements.
-    static constexpr int kOwn = kRows * Width, kOther = Others * Width;
-    using Scores = tile::WarpgroupSums<Others>;
-    using SumsTile = tile::WarpgroupSums<Width>;
-    using Packed = tile::PackedRows<E, Others>;
-    using Turn = tile::Turn<Stages>;
+    static constexpr int kOwn = kRows * kWidth, kOther = kOthers * kWidth;
+    using Scores = tile::WarpgroupSums<kOthers>;
+    using SumsTile = tile::WarpgroupSums<kWidth>;
+    using Packed = tile::PackedRows<E, kOthers>;
+    using Turn = tile::Turn<kStages>;
 };
 
 template <class Config>
@@ -131,11 +135,12 @@ struct BackwardRows {
     // The warpgroup's first row in the block.
     int row;
     float factor;
+    typename Config::Weight weight;
     typename Config::Turn turn;
     typename Config::Scores scores, d_weights;
 
     DEVICE BackwardRows(const Problem& params, const BackwardShared<Config>& shared, int row)
-        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Softmax::kUnit)) {}
+        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)), weight(params) {}
 
     // step(bounds(tile)) for the tiles in order; where all rows see all of a tile it has no bounds.
     template <class Step, class BoundsOf>
@@ -156,11 +161,6 @@ struct BackwardRows {
         Columns<Config::kOthers> first(shared.other_first(turn.stage)), second(shared.other_second(turn.stage));
         tile::multiply_beside<Config::kWidth>(scores, own_first, first, false);
         tile::multiply_beside<Config::kWidth>(d_weights, own_second, second, false);
-    }
-
-    // Weights into gradients of the scores, when δ has been taken from the gradients of the weights.
-    DEVICE void finish_gradients() {
-        d_weights.with_indexed(scores, [](int, int, int, int, float& d, float& weight) { d *= weight; });
     }
 
     template <class Place>

@@ -1,9 +1,9 @@
-// Gradients of k and v, as keys.cu for softmax of plain scores (no key mask, bias or soft-cap), on warpgroups.
+// Gradients of k and v, as keys.cu for plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 keys of one key head and batch entry, the first of the head first. It walks the query heads of the group
-// and, for each, the tiles of queries that see its keys. Own side k, v; other side q, d_out. While weights come of a
-// tile's scores, the product for their gradients is under way. Rows past the last query have zeros for q, d_out and
-// factors, which add nothing.
+// Block x: 128 keys of one key head and batch entry, in the order of schedule.sm90.cuh, the first keys first. It walks the
+// query heads of the group and, for each, the tiles of queries that see its keys. Own side k, v; other side q, d_out.
+// While weights come of a tile's scores, the product for their gradients is under way. Rows past the last query have zeros
+// for q, d_out and factors, which add nothing.
 
 #include "backward.sm90.cuh"
 
@@ -13,7 +13,7 @@ template <class Config>
 struct KeyRows : BackwardRows<Config> {
     using Base = BackwardRows<Config>;
     using Problem = typename Config::Problem;
-    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights;
+    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights, Base::weight;
     int block_first;
     typename Config::SumsTile d_k, d_v;
     typename Config::Packed weights, d_scores;
@@ -36,14 +36,16 @@ struct KeyRows : BackwardRows<Config> {
         Base::multiply();
         tile::wait_products<1>(scores);
         const RowFactors<float>* factors = shared.factors_of(turn.stage);
-        scores.each([factors, factor = Base::factor](int, int column, float& x) {
-            x = Softmax::weight(x, factor, factors[column].statistic);
+        scores.each([&, factor = Base::factor](int, int column, float& x) {
+            x = weight.kept(x, factor, factors[column].statistic);
         });
         Base::hide(scores, visible);
         tile::compute_before_wait(scores);
         tile::wait_products<0>(d_weights);
-        d_weights.each([factors](int, int column, float& d) { d -= factors[column].delta; });
-        Base::finish_gradients();
+        d_weights.with_indexed(scores, [&](int, int, int, int column, float& d, float& kept) {
+            d = weight.d_score(kept, d, factors[column].delta, factors[column].statistic);
+            kept = weight.weight_of(kept, factors[column].statistic);
+        });
         Base::hide(d_weights, visible);
         weights.set(scores);
         d_scores.set(d_weights);
@@ -77,7 +79,8 @@ DEVICE void keys(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = BackwardShared<Config>::of_block();
     shared.initialise();
-    auto block = RowBlock::ascending(ptx::block_x(), problem.key_heads, problem.keys, Config::kRows);
+    auto sections = Sections::of(problem.batch, problem.key_heads, problem.keys, Config::kRows, params.section);
+    auto block = sections.of_block_ascending(ptx::block_x());
     auto tiles = OtherTiles::of_keys(problem, block.first, Config::kRows, Config::kOthers);
     int heads = tiles.first < tiles.end ? problem.group() : 0;
     if (ptx::warpgroup() == 0) {
@@ -94,9 +97,10 @@ DEVICE void keys(const typename Config::Params& params) {
 }
 
 template <class E>
-using Width64 = BackwardConfig<E, 64, 112, 4>;
+using Width64 = BackwardConfig<BackwardTile<E, 64, 112, 4>>;
 template <class E>
-using Width128 = BackwardConfig<E, 128, 64, 4>;
+using Width128 = BackwardConfig<BackwardTile<E, 128, 64, 4>>;
+using Rectified = BackwardConfig<BackwardTile<bf16, 128, 64, 4>, SquaredReluGradients>;
 
 }  // namespace attn::quadratic
 
@@ -104,5 +108,6 @@ using namespace attn::quadratic;
 
 ATTN_KERNEL(quadratic_keys_sm90_bf16_64_112, keys<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_bf16_128_64, keys<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_keys_sm90_relu_bf16_128_64, keys<Rectified>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_f16_64_112, keys<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_f16_128_64, keys<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
