@@ -30,11 +30,13 @@ struct ChunkConfig {
     static constexpr int kVectors = Width / 8, kStep = kMappers / kVectors, kRows = kChunk / kStep;
 };
 
+constexpr double kLog2E = 1.4426950408889634074;
+
 // What is kept per row of a chunk.
 struct ChunkRows {
     // Keys; rows without a key, or whose key is masked, have zero features and values.
     int present[kChunk];
-    // Log-decay summed from the chunk's start through each row, as the sum of two numbers.
+    // Logarithm to base 2 of the decay from the chunk's start through each row, as the sum of two numbers.
     float high[kChunk], low[kChunk];
     // e^{G}, and e^{G_C − G}.
     float from_start[kChunk], to_end[kChunk];
@@ -42,8 +44,8 @@ struct ChunkRows {
     float decay;
     int is_whole;
 
-    // What is left at row i of what row j adds.
-    DEVICE float decay_between(int i, int j) const { return ptx::exp((high[i] - high[j]) + (low[i] - low[j])); }
+    // What is left at row i of what row j adds; for later rows, without meaning.
+    DEVICE float decay_between(int i, int j) const { return ptx::exp2((high[i] - high[j]) + (low[i] - low[j])); }
 };
 
 // Between the warpgroups.
@@ -156,8 +158,9 @@ DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
         sum.add({i == 0 ? logs[0] : logs[1], 0.0});
-        rows.high[r + i] = float(sum.high);
-        rows.low[r + i] = float(sum.high - double(rows.high[r + i]) + sum.low);
+        double log2 = sum.high * kLog2E;
+        rows.high[r + i] = float(log2);
+        rows.low[r + i] = float(log2 - double(rows.high[r + i]) + sum.low * kLog2E);
         rows.from_start[r + i] = ptx::exp(float(sum.high));
         rows.to_end[r + i] = ptx::exp(float((all.high - sum.high) + (all.low - sum.low)));
     }

@@ -68,16 +68,14 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
             Element* at = queries.chunk(r, thread % kVectors * 8);
             auto x = ptx::load_vector<Element, 8>(at);
             float phi[8], norm = 0.0f;
-#pragma unroll
-            for (int j = 0; j < 8; ++j) phi[j] = ptx::to_float(x.value[j]);
+            tile::widen_vector(x, phi);
             map_vector(p.map, phi);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                x.value[j] = ptx::from_float<Element>(phi[j]);
-                norm += ptx::to_float(x.value[j]) * z[j];
-            }
+            x = tile::narrow_vector<Element>(phi);
             if (p.map != kIdentity) ptx::store_vector(at, x);
             if (p.finish != kNormalize) continue;
+            tile::widen_vector(x, phi);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) norm += phi[j] * z[j];
 #pragma unroll
             for (int mask = kVectors / 2; mask > 0; mask /= 2) norm += ptx::shuffle_xor(norm, mask);
             if (vector() == 0) shared.scratch->norm[r] = norm;
@@ -95,12 +93,13 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
 
     // Scores become weights; their sums per row, and what rows were scaled by.
     DEVICE void weigh(const ChunkRows& rows, Values& sum, Values& scale) {
-        scores.each([&](int row, int j, float& x) {
-            if (j > chunk_row(row)) x = 0.0f;
-        });
-        if (p.decay != kNoDecay) {
+        if (p.decay == kNoDecay) {
+            scores.each([&](int row, int j, float& x) { x = j <= chunk_row(row) ? x : 0.0f; });
+        } else {
+            // Without branches: what later rows come to is thrown away.
             scores.each([&](int row, int j, float& x) {
-                if (j <= chunk_row(row)) x *= rows.decay_between(chunk_row(row), j);
+                float weight = x * rows.decay_between(chunk_row(row), j);
+                x = j <= chunk_row(row) ? weight : 0.0f;
             });
         }
         if constexpr (kScales) {
@@ -108,10 +107,9 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
             scale.each([](int, float& x) { x = fitting_scale(x); });
             scores.scale_rows(scale);
         }
-        // Of what is multiplied with the values: else a common error of all would not cancel.
-        scores.each([](int, int, float& x) { x = ptx::to_float(ptx::from_float<Element>(x)); });
-        sum = scores.row_sums(sum);
         weights.set(scores);
+        // Of what is multiplied with the values: else a common error of all would not cancel.
+        if (p.finish == kNormalize) sum = weights.widened().row_sums(sum);
     }
 
     // The weights' product with the values on top of q̃ S, beside S ← e^{G_C} S + k̃ᵀ v.
