@@ -122,6 +122,7 @@ struct ForwardRows {
         release_keys();
         hide();
         auto rescale = weight.weigh(scores, factor, maximum, sum);
+        tile::compute_before_wait(sum);
         tile::wait_products<0>(sums);
         release_values();
         sums.scale_rows(rescale);

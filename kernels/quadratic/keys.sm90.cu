@@ -40,7 +40,7 @@ struct KeyRows : BackwardRows<Config> {
             x = weight.kept(x, factor, factors[column].statistic);
         });
         Base::hide(scores, visible);
-        tile::compute_before_wait(scores);
+        if constexpr (Config::Weight::kHasExponentials) tile::compute_before_wait(scores);
         tile::wait_products<0>(d_weights);
         d_weights.with_indexed(scores, [&](int, int, int, int column, float& d, float& kept) {
             d = weight.d_score(kept, d, factors[column].delta, factors[column].statistic);

@@ -60,7 +60,7 @@ struct QueryRows : BackwardRows<Config> {
         scores.with_rows(statistic, [&, factor = Base::factor](float& x, float statistic) {
             x = weight.kept(x, factor, statistic);
         });
-        tile::compute_before_wait(scores);
+        if constexpr (Config::Weight::kHasExponentials) tile::compute_before_wait(scores);
         tile::wait_products<0>(d_weights);
         d_weights.with_indexed(scores, [&](int m, int i, int, int, float& d, float& kept) {
             d = weight.d_score(kept, d, delta.at(m, i), statistic.at(m, i));

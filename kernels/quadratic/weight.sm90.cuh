@@ -60,6 +60,7 @@ struct SoftmaxGradients : Softmax {
     using Softmax::Softmax;
     // Of rows that are not there.
     static constexpr float kNoStatistic = __builtin_huge_valf();
+    static constexpr bool kHasExponentials = true;
 
     DEVICE float kept(float product, float factor, float statistic) const {
         return Softmax::weight(product, factor, statistic);
@@ -71,6 +72,7 @@ struct SoftmaxGradients : Softmax {
 struct SquaredReluGradients {
     static constexpr double kUnit = 1;
     static constexpr float kNoStatistic = 0.0f;
+    static constexpr bool kHasExponentials = false;
 
     template <class Params>
     DEVICE explicit SquaredReluGradients(const Params&) {}

@@ -138,6 +138,12 @@ DEVICE void compute_before_wait(Accumulator<float, 1, N>& x) {
     ptx::compute_before_wait(bits);
 }
 
+DEVICE void compute_before_wait(RowValues<float, 1>& x) {
+    uint32_t bits = 0;
+    x.each([&](int, float& x) { bits |= ptx::bit_cast<uint32_t>(x); });
+    ptx::compute_before_wait(bits);
+}
+
 // Waits until at most `Groups` of the latest groups of products are under way; `sums` are those of the others.
 template <int Groups, int... N>
 DEVICE void wait_products(Accumulator<float, 1, N>&... sums) {
