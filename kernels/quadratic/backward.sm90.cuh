@@ -1,9 +1,9 @@
-// What the two kernels of the backward pass on warpgroups share: 128 own rows of a block against tiles of the other
-// side's rows, with the products
+// What the two kernels of the backward pass on warpgroups share: own rows of a block against tiles of the other side's
+// rows, with the products
 //
 //     scores    = own first · (other first)ᵀ        d_weights = own second · (other second)ᵀ
 //
-// of each of the two warpgroups of 64 own rows. Sides are those of sides.cuh. Warpgroup 0 fills shared memory:
+// of each of the two warpgroups of 64 own rows (SharedRows: the same 64). Sides are those of sides.cuh. Warpgroup 0 fills shared memory:
 //
 //     own first, second     kRows × kWidth            once
 //     other first, second   kStages of kOthers × kWidth each
@@ -25,7 +25,13 @@ namespace attn::quadratic {
 template <class E, int Columns, int OtherRows, int StageCount>
 struct BackwardTile {
     using Element = E;
-    static constexpr int kWidth = Columns, kOthers = OtherRows, kStages = StageCount;
+    static constexpr int kWidth = Columns, kOthers = OtherRows, kStages = StageCount, kRows = 64 * kReaders;
+};
+
+// The same where both warpgroups have the same own rows.
+template <class Tile>
+struct SharedRows : Tile {
+    static constexpr int kRows = 64;
 };
 
 template <class Tile, class Gradients = SoftmaxGradients>
@@ -34,8 +40,7 @@ struct BackwardConfig : Tile {
     using Weight = Gradients;
     using Params = QuadraticMappedParams<E>;
     using Problem = QuadraticParams<E>;
-    static constexpr int kRows = 64 * kReaders;
-    using Tile::kOthers, Tile::kStages, Tile::kWidth;
+    using Tile::kOthers, Tile::kRows, Tile::kStages, Tile::kWidth;
     static constexpr int kPanels = kWidth / tile::kPanelColumns;
     // Elements.
     static constexpr int kOwn = kRows * kWidth, kOther = kOthers * kWidth;
@@ -154,13 +159,19 @@ struct BackwardRows {
         for (; tile < tiles.end; ++tile) step(bounds(tile));
     }
 
+    DEVICE void multiply_scores() {
+        shared.stages.wait(turn);
+        Columns<Config::kRows> own(shared.own_first, row);
+        Columns<Config::kOthers> other(shared.other_first(turn.stage));
+        tile::multiply_beside<Config::kWidth>(scores, own, other, false);
+    }
+
     // Scores, of which the caller awaits all but the last group of products, and gradients of the weights.
     DEVICE void multiply() {
-        shared.stages.wait(turn);
-        Columns<Config::kRows> own_first(shared.own_first, row), own_second(shared.own_second, row);
-        Columns<Config::kOthers> first(shared.other_first(turn.stage)), second(shared.other_second(turn.stage));
-        tile::multiply_beside<Config::kWidth>(scores, own_first, first, false);
-        tile::multiply_beside<Config::kWidth>(d_weights, own_second, second, false);
+        multiply_scores();
+        Columns<Config::kRows> own(shared.own_second, row);
+        Columns<Config::kOthers> other(shared.other_second(turn.stage));
+        tile::multiply_beside<Config::kWidth>(d_weights, own, other, false);
     }
 
     template <class Place>

@@ -113,6 +113,8 @@ template <class E>
 using Width64 = BackwardConfig<BackwardTile<E, 64, 96, 4>>;
 template <class E>
 using Width128 = BackwardConfig<BackwardTile<E, 128, 96, 3>>;
+template <class E>
+using Width256 = BackwardConfig<BackwardTile<E, 256, 48, 2>>;
 using Rectified = BackwardConfig<BackwardTile<bf16, 128, 96, 3>, SquaredReluGradients>;
 
 }  // namespace attn::quadratic
@@ -121,6 +123,8 @@ using namespace attn::quadratic;
 
 ATTN_KERNEL(quadratic_queries_sm90_bf16_64_96, queries<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_bf16_128_96, queries<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_queries_sm90_bf16_256_48, queries<Width256<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_relu_bf16_128_96, queries<Rectified>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_f16_64_96, queries<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_f16_128_96, queries<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_queries_sm90_f16_256_48, queries<Width256<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)

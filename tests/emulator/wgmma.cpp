@@ -32,15 +32,16 @@ struct Product {
 };
 
 struct Warpgroup {
-    Product products[64];  // those under way, in turn; the race checker follows what is allocated
+    static constexpr uint64_t most = 128;
+    Product products[most];  // those under way, in turn; the race checker follows what is allocated
     uint64_t wanted = 0;  // those before it are waited for
     uint64_t first = 0;   // number of the first of them; everyone has waited for all before
     uint64_t end = 0;
 
-    Product& at(uint64_t number) { return products[number % 64]; }
+    Product& at(uint64_t number) { return products[number % most]; }
 
     void begin(const WarpgroupProduct& what) {
-        if (end - first == 64) fail("wgmma: more than 64 under way");
+        if (end - first == most) fail("wgmma: more than %d under way", int(most));
         Product& product = at(end++);
         product.what = what;
         product.posted = product.waited = 0;

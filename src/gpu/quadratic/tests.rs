@@ -243,7 +243,8 @@ fn warpgroups_take_gradients() {
     assert_eq!(of(64, |saved| saved.is_aligned = false), portable);
     assert_eq!(of(64, |saved| saved.d_out = [0; 3]), portable);
     assert_eq!(of(64, |saved| saved.wide_out = true), portable);
-    assert_eq!(of(256, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
+    assert_eq!(of(256, |_| {}), all("keys_sm90_f16_256_64", "queries_sm90_f16_256_48"));
+    assert_eq!(of(264, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
     let rectified = |dtype, width| names(aligned_gradients(&rectified(dtype, 128, width), |_| {}))[1].clone();
     assert_eq!(rectified(DType::BF16, 128), "quadratic_keys_sm90_relu_bf16_128_64");
     assert_eq!(rectified(DType::F16, 128), "quadratic_keys_relu_f16_64");

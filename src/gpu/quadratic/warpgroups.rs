@@ -20,9 +20,11 @@ const PART: usize = 64;
 /// Of the factors of a row.
 const FACTORS: usize = 4 * size_of::<f32>();
 
-/// Sizes of an instance: columns of queries and keys, and of values, rows of the other side's tiles, and stages for these.
+/// Sizes of an instance: own rows of a block, columns of queries and keys, and of values, rows of the other side's tiles,
+/// and stages for these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tile {
+    rows: usize,
     width: usize,
     values: usize,
     others: usize,
@@ -34,9 +36,9 @@ impl Tile {
     /// values as there are.
     fn forward(problem: &Quadratic) -> Option<Self> {
         let shapes = &problem.shapes;
-        let of = |width, others| Some(Self { width, values: width, others, stages: 2 });
+        let of = |width, others| Some(Self { rows: ROWS, width, values: width, others, stages: 2 });
         if problem.weight != Weight::Softmax {
-            let tile = Self { width: 128, values: 256, others: 80, stages: 2 };
+            let tile = Self { rows: ROWS, width: 128, values: 256, others: 80, stages: 2 };
             return (shapes.width <= 128 && !(has_norm(problem) && shapes.value_width > 256)).then_some(tile);
         }
         match shapes.width.max(shapes.value_width) {
@@ -53,19 +55,23 @@ impl Tile {
     fn backward(problem: &Quadratic) -> Option<[Self; 2]> {
         let shapes = &problem.shapes;
         let of = |width, others: [[usize; 2]; 2]| {
-            Some(others.map(|[others, stages]| Self { width, values: width, others, stages }))
+            Some(others.map(|[others, stages]| Self { rows: ROWS, width, values: width, others, stages }))
         };
         let is_squared = problem.weight == Weight::ReluSquared && shapes.dtype == DType::BF16 && !has_norm(problem);
         match shapes.width.max(shapes.value_width) {
             0..=64 if problem.weight == Weight::Softmax => of(64, [[112, 4], [96, 4]]),
             0..=128 if problem.weight == Weight::Softmax || is_squared => of(128, [[64, 4], [96, 3]]),
+            // Both warpgroups of a block of keys have the same ones.
+            129..=256 if problem.weight == Weight::Softmax => {
+                of(256, [[64, 2], [48, 2]]).map(|[keys, queries]| [Self { rows: ROWS / 2, ..keys }, queries])
+            }
             _ => None,
         }
     }
 
     /// Bytes of 16-bit matrices: so many of `width` columns of the own side, and two of the other's in each stage.
     fn shared_bytes(&self, own: usize) -> usize {
-        2 * (self.width * own * ROWS + self.stages * (self.width + self.values) * self.others) + BARRIERS
+        2 * (self.width * own * self.rows + self.stages * (self.width + self.values) * self.others) + BARRIERS
     }
 
     /// With the factors of the other side's rows.
@@ -121,7 +127,7 @@ impl<'a> Warpgroups<'a> {
         let shapes = self.shapes;
         let tile = Tile::forward(self.problem)?;
         let value_tiles = shapes.value_width.div_ceil(tile.values);
-        let blocks = self.blocks(shapes.heads * value_tiles, shapes.queries)?;
+        let blocks = self.blocks(shapes.heads * value_tiles, shapes.queries, ROWS)?;
         let tiles = params.mask.span(ROWS, shapes.keys).div_ceil(PART);
         let mut mapped = self.mapped(params, ROWS, tile.others)?;
         mapped.section *= value_tiles as i32;
@@ -147,12 +153,12 @@ impl<'a> Warpgroups<'a> {
             d_out_map: Some(d_out(keys.others)?),
             factors_map: Some(factors),
             section: self.key_heads_together(self.group() * shapes.queries) as i32,
-            ..self.mapped(params, keys.others, ROWS)?
+            ..self.mapped(params, keys.others, keys.rows)?
         };
         let of_queries =
             QuadraticMappedParams { d_out_map: Some(d_out(ROWS)?), ..self.mapped(params, ROWS, queries.others)? };
-        let key_blocks = self.blocks(shapes.key_heads, shapes.keys)?;
-        let query_blocks = self.blocks(shapes.heads, shapes.queries)?;
+        let key_blocks = self.blocks(shapes.key_heads, shapes.keys, keys.rows)?;
+        let query_blocks = self.blocks(shapes.heads, shapes.queries, ROWS)?;
         self.launch(plan, "keys", keys, [key_blocks, 1, 1], keys.backward_bytes(), &of_keys);
         self.launch(plan, "queries", queries, [query_blocks, 1, 1], queries.backward_bytes(), &of_queries);
         Some(())
@@ -163,9 +169,9 @@ impl<'a> Warpgroups<'a> {
         self.shapes.heads / self.shapes.key_heads
     }
 
-    /// Blocks of so many rows of so many heads; none if they are too many to be counted.
-    fn blocks(&self, heads: usize, rows: usize) -> Option<usize> {
-        let blocks = self.shapes.batch * heads * rows.div_ceil(ROWS);
+    /// Blocks of `size` out of so many rows of so many heads; none if they are too many to be counted.
+    fn blocks(&self, heads: usize, rows: usize, size: usize) -> Option<usize> {
+        let blocks = self.shapes.batch * heads * rows.div_ceil(size);
         (blocks <= i32::MAX as usize).then_some(blocks)
     }
 
