@@ -22,7 +22,7 @@ struct FavorConfig {
     // Features of a warpgroup.
     static constexpr int kOwn = Features / 2;
     static constexpr int kReaders = 2, kMappers = 256;
-    static constexpr bool kReads = Sides == 2, kHasDecays = false;
+    static constexpr bool kReads = Sides == 2, kAbsorbs = true, kHasDecays = false;
     // Elements of queries or keys, of values, of a warpgroup's features of a chunk, its S, and its part of ω.
     static constexpr int kSide = kChunk * Width, kValues = kChunk * 64, kPhi = kChunk * kOwn, kState = kOwn * 64;
     static constexpr int kOmega = kOwn * Width;
