@@ -4,7 +4,7 @@ use super::params::LinearMappedParams;
 use super::warpgroups::{BARRIERS, CHUNK, ROWS, STAGES, maps};
 use super::{LinearLayout, Planner, grid};
 use crate::gpu::plan::TensorMap;
-use crate::problem::{DType, Decay, LinearFinish, Map};
+use crate::problem::{DType, Decay, LinearFinish, Map, Scan};
 
 /// Bytes of `FavorScratch`.
 const SCRATCH: usize = 4 * (256 + (4 + 1 + 4 + 1) * CHUNK + 2 + 8 + 2);
@@ -25,6 +25,7 @@ impl Favor {
     fn of(planner: &Planner<'_>, layout: &LinearLayout, hands_out_state: bool) -> Option<Self> {
         let (problem, shapes) = (planner.problem, planner.shapes());
         let is_performer = matches!(problem.map, Map::Favor { .. })
+            && problem.scan == Scan::Causal
             && matches!(problem.finish, LinearFinish::Normalize { .. })
             && shapes.decay == Decay::None;
         if !(is_performer && shapes.width <= CHUNK && planner.takes_chunks(layout)) {

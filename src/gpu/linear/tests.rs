@@ -210,3 +210,28 @@ fn warpgroups_take_favor_features() {
         assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
     }
 }
+
+#[test]
+fn warpgroups_read_without_scores() {
+    let plan = |sizes, map, scan, finish| {
+        let problem = problem(sizes, DType::BF16, map, scan, finish);
+        plan_forward(&problem, &contiguous(&problem), ForwardOutputs::default(), &DeviceFacts::H200)
+    };
+    let identity = Map::Plain(FeatureMap::Identity);
+    // The sums of all keys come first, though there is no more than a segment.
+    let full = plan([4, 64, 4096, 128, 128], ELU, Scan::Full, NORMALIZE);
+    let expected = [
+        ("linear_states_sm90_bf16_128_128", 256),
+        ("linear_scan_bf16", 256 * 129),
+        ("linear_full_sm90_bf16_128_128", 256),
+    ];
+    assert_eq!(launches(&full), expected);
+    let chunks = |chunk, width, map| {
+        let finish = LinearFinish::ChunkNorm { norm: GlobalNorm::Mean, chunk };
+        plan([8, 1, 8192, width, 1536], map, Scan::ChunkExclusive { chunk }, finish)
+    };
+    assert_eq!(launches(&chunks(256, 128, identity)), [("linear_exclusive_sm90_bf16_128_128", 8 * 12)]);
+    for plan in [chunks(100, 128, identity), chunks(256, 136, identity), chunks(256, 128, ELU)] {
+        assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
+    }
+}
