@@ -108,7 +108,13 @@ fn sanitized_warpgroups(sanitizer: Sanitizer) {
     );
     let stateless = EmulatedLinear { state: false, ..backend };
     check(&stateless, &cases::linear(), &["256 wide, elu"], &HALVES, Pass::Forward);
-    check(&stateless, &cases::performer(), &["key mask, 64 wide", "64 wide, 256"], &HALVES, Pass::Forward);
+    check(
+        &stateless,
+        &cases::performer(),
+        &["key mask, 64 wide", "64 wide, 256", "full, large"],
+        &HALVES,
+        Pass::Forward,
+    );
 }
 
 #[test]

@@ -199,6 +199,12 @@ fn warpgroups_take_favor_features() {
         ("linear_favor_outputs_sm90_f16_64_128", 128),
     ];
     assert_eq!(launches(&many), expected);
+    let full = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Full, false);
+    let kernels: Vec<_> = launches(&full).into_iter().map(|(kernel, _)| kernel).collect();
+    assert_eq!(
+        kernels,
+        ["linear_favor_states_sm90_bf16_64_256", "linear_scan_bf16", "linear_favor_full_sm90_bf16_64_256"]
+    );
     // The third terms of ω, for a state as exact as f32, still fit.
     let exact = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Causal, true);
     let bytes = |plan: &Plan| plan.launches[0].shared_bytes;
