@@ -88,9 +88,16 @@ fn sanitized(sanitizer: Sanitizer) {
 /// One size of each kernel for warpgroups.
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
-    let reasons =
-        ["64 wide, one chunk", "128 by 128, decay", "256 wide, elu", "256 wide, in", "64 by 128, in segments"];
+    let reasons = [
+        "64 wide, one chunk",
+        "128 by 128, decay",
+        "256 wide, elu",
+        "256 wide, in",
+        "64 by 128, in segments",
+        "full, 64 wide",
+    ];
     check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Forward);
+    check(&backend, &cases::mixed_chunk(), &["64 wide, key mask", "two blocks of values"], &HALVES, Pass::Forward);
     check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Forward);
     check(
         &backend,
@@ -101,7 +108,13 @@ fn sanitized_warpgroups(sanitizer: Sanitizer) {
     );
     let stateless = EmulatedLinear { state: false, ..backend };
     check(&stateless, &cases::linear(), &["256 wide, elu"], &HALVES, Pass::Forward);
-    check(&stateless, &cases::performer(), &["key mask, 64 wide", "64 wide, 256"], &HALVES, Pass::Forward);
+    check(
+        &stateless,
+        &cases::performer(),
+        &["key mask, 64 wide", "64 wide, 256", "full, large"],
+        &HALVES,
+        Pass::Forward,
+    );
 }
 
 #[test]

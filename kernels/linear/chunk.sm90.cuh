@@ -13,7 +13,8 @@ constexpr int kStages = 2;
 // Barrier of all warpgroups, and the first of those of one.
 constexpr int kBarrierOfAll = 1, kBarrierOfOne = 2;
 
-// D′ and value columns of a block, filled up with zeros; each warpgroup has 64 columns. Sides are the keys, and the queries.
+// D′ and value columns of a block, filled up with zeros; each warpgroup has 64 columns. Sides are the keys and the queries:
+// 0 for queries alone, which have no values either, 1 for keys, 2 for both.
 template <class E, int Width, int Columns, int Sides>
 struct ChunkConfig {
     using Element = E;
@@ -23,9 +24,9 @@ struct ChunkConfig {
     static constexpr int kMappers = 128 * kReaders;
     // Elements of queries or keys, of values, and of 64 columns of S.
     static constexpr int kSide = kChunk * Width, kValues = kChunk * Columns, kState = Width * 64;
-    static constexpr int kStage = Sides * kSide + kValues;
+    static constexpr int kStage = Sides == 0 ? kSide : Sides * kSide + kValues;
     static_assert(4 * kReaders * Width <= 1024, "scratch for the sums of features");
-    static constexpr bool kReads = Sides == 2, kHasDecays = true;
+    static constexpr bool kReads = Sides != 1, kAbsorbs = Sides != 0, kHasDecays = kAbsorbs;
     // Vectors of 8 elements: those of a row, rows between a mapping thread's, and how many it has.
     static constexpr int kVectors = Width / 8, kStep = kMappers / kVectors, kRows = kChunk / kStep;
 };
@@ -185,17 +186,20 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
                 copy(shared.queries(turn.stage), Config::kWidth / 64, params.q_map, tiles.query_at(chunk, 0),
                      tiles.query_head(0));
             }
-            copy(shared.keys(turn.stage), Config::kWidth / 64, params.k_map, tiles.key_at(chunk, 0), tiles.key_head());
+            if constexpr (Config::kAbsorbs) {
+                copy(shared.keys(turn.stage), Config::kWidth / 64, params.k_map, tiles.key_at(chunk, 0),
+                     tiles.key_head());
 #pragma unroll 1
-            for (int panel = 0; panel < Config::kColumns / 64; ++panel) {
-                const int at[4] = {tiles.place.first_column(p) + 64 * panel, int(tiles.key_at(chunk, 0)),
-                                   int(tiles.value_head()), int(tiles.place.batch)};
-                ptx::tensor_load(shared.values(turn.stage).data + panel * kChunk * 64, params.v_map,
-                                 shared.pipeline.full(turn.stage), at);
+                for (int panel = 0; panel < Config::kColumns / 64; ++panel) {
+                    const int at[4] = {tiles.place.first_column(p) + 64 * panel, int(tiles.key_at(chunk, 0)),
+                                       int(tiles.value_head()), int(tiles.place.batch)};
+                    ptx::tensor_load(shared.values(turn.stage).data + panel * kChunk * 64, params.v_map,
+                                     shared.pipeline.full(turn.stage), at);
+                }
             }
         }
         ChunkRows& rows = shared.rows[turn.stage];
-        mark_keys(tiles, chunk, rows);
+        if constexpr (Config::kAbsorbs) mark_keys(tiles, chunk, rows);
         if constexpr (Config::kHasDecays) {
             if (p.decay != kNoDecay) sum_decays(tiles, chunk, rows);
         }

@@ -12,70 +12,24 @@
 //                        outputs handed over                      warpgroup adds them up
 //     outputs            64 × 64                                  warps, on their way out
 //     ω                  D′ × D for each term                     all, once
-//     rows, scratch      favor.sm90.cuh                           the copying warp, the warpgroups
+//     rows, scratch      favor_chunk.sm90.cuh                           the copying warp, the warpgroups
 //
 // The products of a chunk: projections of k and q; k̃ᵀv on top of S; q̃k̃ᵀ and q̃S; weights · v.
-#include "favor.sm90.cuh"
-#include "outputs.sm90.cuh"
+#include "favor_reader.sm90.cuh"
 
 namespace attn::linear {
 
 template <class Config>
-struct FavorOutputs : FavorState<Config> {
-    using Base = FavorState<Config>;
+struct FavorOutputs : FavorReader<Config> {
+    using Base = FavorReader<Config>;
     using typename Base::Element;
     using typename Base::Projections;
+    using typename Base::Sums;
     using typename Base::Values;
-    using Base::kBlocks, Base::own, Base::p, Base::params, Base::shared, Base::stabilizer, Base::state, Base::tiles;
-    using Base::turn, Base::z, Base::barrier_of_all, Base::barrier_of_one, Base::chunk_row, Base::feature, Base::features;
-    using Base::first_feature;
-    static constexpr bool kScales = !ptx::is_bf16<Element>;
+    using Base::Base, Base::kBlocks, Base::kScales, Base::own, Base::p, Base::shared, Base::tiles, Base::turn;
+    using Base::barrier_of_all, Base::chunk_row;
     // Whether there are registers for projections of queries beside the keys' features.
     static constexpr bool kIsNarrow = kBlocks == 1;
-
-    using Sums = tile::WarpgroupSums<64>;
-
-    using Base::Base;
-
-    // S, z and the stabiliser of the keys before the segment.
-    DEVICE void enter() {
-        const Place& place = tiles.place;
-        EnteringSums from(p, place);
-        if (from.s) {
-            float units = 1.0f / this->unit();
-            this->each_of_state([&](int f, int column, float& x) { x = from.s[f * from.row + column] * units; });
-            int f = feature();
-            if (f < features()) z = from.z[first_feature() + f] * units;
-        }
-        if (is_stabilized(p) && p.segments > 1) {
-            stabilizer = static_cast<const float*>(p.entering_stabilizer)[place.slot(p, place.segment)];
-        } else if (is_stabilized(p) && p.state_stabilizer) {
-            const auto& strides = p.state_stabilizer_strides;
-            int64_t at = place.batch * strides.batch + place.head * strides.head;
-            stabilizer = static_cast<const float*>(p.state_stabilizer)[at];
-        }
-        publish_state();
-    }
-
-    // S, rounded, and z, to where the next queries read them.
-    DEVICE void publish_state() {
-        FavorScratch& scratch = *shared.favor;
-        float scale = publish(state, shared.state_of(own), scratch.largest_sum + 4 * own, kBarrierOfOne + own);
-        ptx::fence_proxy_async();
-        int f = feature();
-        if (kScales && f == 0) scratch.state_scale[own] = scale;
-        if (f < Config::kOwn) scratch.z[first_feature() + f] = z;
-    }
-
-    // Queries become features, rounded; what they read of z.
-    DEVICE Values map_queries(Projections& queries) {
-        this->map(queries, 1);
-        queries.each([](int, int, float& x) { x = ptx::to_float(ptx::from_float<Element>(x)); });
-        const float* before = shared.favor->z + first_feature();
-        Values norm = Values::filled(0.0f);
-        queries.each_indexed([&](int m, int i, int, int f, float& x) { norm.value[m][i / 2] += x * before[f]; });
-        return norm.fold_lanes([](float a, float b) { return a + b; });
-    }
 
     // Scores become weights; their sums per row, and what rows were scaled by.
     DEVICE void weigh(Sums& scores, Values& sum, Values& scale) {
@@ -145,54 +99,6 @@ struct FavorOutputs : FavorState<Config> {
         this->project(keys, shared.keys(next.stage));
     }
 
-    // Whether this warp finishes its rows.
-    DEVICE bool finishes() const { return ptx::warp() % 4 / 2 == own; }
-
-    // Rows of sums to the warpgroup that finishes them, or from the other one.
-    DEVICE float* handed_over(int warpgroup, int n) const {
-        auto* tile = reinterpret_cast<float*>(shared.features_of(warpgroup).data);
-        return tile + (n * 64 + tile::thread_here() % 64) * 4;
-    }
-
-    DEVICE void hand_over(const Sums& out, const Values& norm) {
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-            ptx::Vector<float, 4> x;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) x.value[i] = out.value[0][n][i];
-            ptx::store_vector(handed_over(own, n), x);
-        }
-        Values given = norm;
-        given.each_once([&](int row, float x) { shared.favor->norm[chunk_row(row)] = x; });
-    }
-
-    DEVICE void take_over(Sums& out, Values& norm) {
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-            auto x = ptx::load_vector<float, 4>(handed_over(1 - own, n));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) out.value[0][n][i] += x.value[i];
-        }
-        norm.each([&](int row, float& x) { x += shared.favor->norm[chunk_row(row)]; });
-    }
-
-    // Divides the rows and stores them, and their divisors.
-    DEVICE void finish(Range chunk, Sums& out, Values& norm) {
-        float unit = this->unit() * this->unit();
-        norm.each([&](int, float& x) { x = x * unit + float(p.epsilon); });
-        Values factor = norm;
-        factor.each([&](int, float& x) { x = unit * inverse(x); });
-        out.scale_rows(factor);
-        OutputRows<Element> rows{tiles};
-        int first = tile::first_row_of_warp();
-        rows.store(out, chunk, shared.out_tile(), first, tiles.place.first_column(p));
-        if (!p.statistic || tiles.place.value_tile != 0) return;
-        norm.each_once([&](int row, float x) {
-            int64_t query = tiles.query_at(chunk, chunk_row(row));
-            if (query >= 0 && query < p.queries) static_cast<float*>(p.statistic)[rows.first() + query] = x;
-        });
-    }
-
     DEVICE void step(Range chunk, bool is_last, Projections& keys) {
         const ChunkRows& rows = shared.rows[turn.stage];
         // Of this chunk alone, else registers would be held around the loop.
@@ -208,36 +114,25 @@ struct FavorOutputs : FavorState<Config> {
         tile::wait_products<0>(queries);
         this->tell_largest(queries, 1);
         barrier_of_all();
-        Values norm = map_queries(queries);
+        Values norm = this->map_queries(queries);
         Sums out;
         multiply(queries, out, norm);
         project_next(keys, is_last);
-        if (!finishes()) hand_over(out, norm);
-        barrier_of_all();
-        shared.pipeline.release(turn);
-        if (finishes()) {
-            take_over(out, norm);
-            finish(chunk, out, norm);
-        }
-        publish_state();
+        this->end_rows(chunk, out, norm);
+        this->publish_state();
         turn.advance();
     }
 
     DEVICE void run() {
         this->load_omega();
-        enter();
+        this->enter();
         Range segment = tiles.place.positions(p);
         Projections keys;
         shared.pipeline.wait(turn);
         this->project(keys, shared.keys(turn.stage));
         each_chunk(segment, [&](Range chunk) { step(chunk, chunk.end == segment.end, keys); });
         tile::wait_products<0>(keys);
-        if (!p.final_s || segment.end < p.positions) return;
-        int64_t head = tiles.place.state_head(p);
-        auto* final_stabilizer = static_cast<float*>(p.final_stabilizer);
-        this->store(static_cast<float*>(p.final_s) + head * p.features * p.value_width,
-                    static_cast<float*>(p.final_z) + head * p.features,
-                    final_stabilizer ? final_stabilizer + head : nullptr);
+        this->hand_out_state(segment);
     }
 };
 

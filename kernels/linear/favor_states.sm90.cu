@@ -1,7 +1,7 @@
 // Sums of the keys of each segment as states.cu, for FAVOR+ features, on warpgroups: chunks of 64 positions, S in registers.
 //
 // Block, warps and memory as in favor_outputs.sm90.cu, without queries, the rounded S and outputs.
-#include "favor.sm90.cuh"
+#include "favor_state.sm90.cuh"
 
 namespace attn::linear {
 

@@ -11,79 +11,25 @@
 //     terms              64 × D′, what keys add to S              the warpgroups; S is updated
 //
 // The products of a chunk: q̃k̃ᵀ and q̃S; weights · v, and k̃ᵀv on top of S.
-#include "outputs.sm90.cuh"
-#include "state.sm90.cuh"
+#include "reader.sm90.cuh"
 
 namespace attn::linear {
 
 template <class Config>
-struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
-    using Base = StateOfWarpgroup<Config>;
+struct OutputsOfWarpgroup : ReaderOfWarpgroup<Config> {
+    using Base = ReaderOfWarpgroup<Config>;
     using typename Base::Element;
-    using typename Base::Shared;
-    using Base::kBlocks, Base::own, Base::p, Base::params, Base::shared, Base::state, Base::tiles, Base::turn, Base::z;
-    using Base::barrier_of_all, Base::barrier_of_one, Base::chunk_row, Base::first_column, Base::vector;
-    using Values = tile::RowValues<float, 1>;
-    static constexpr int kVectors = Config::kVectors;
-    // Whether numbers must be brought into the range of the elements.
-    static constexpr bool kScales = !ptx::is_bf16<Element>;
+    using typename Base::Values;
+    using Base::Base, Base::kBlocks, Base::kScales, Base::out, Base::p, Base::shared, Base::state_scale, Base::tiles;
+    using Base::turn, Base::barrier_of_all, Base::chunk_row;
     // Whether there are registers for scores and q̃S at once.
     static constexpr bool kIsNarrow = kBlocks <= 2;
 
-    tile::WarpgroupSums<64> scores, out;
+    tile::WarpgroupSums<64> scores;
     tile::PackedRows<Element, 64> weights;
-    // 1 over that of S in shared memory.
-    float state_scale = 1.0f;
-
-    using Base::Base;
-
-    // S and z of the keys before the segment.
-    DEVICE void enter() {
-        this->clear();
-        EnteringSums from(p, tiles.place);
-        if (from.s) {
-            this->each_of_state([&](int feature, int column, float& x) { x = from.s[feature * from.row + column]; });
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                if (8 * vector() + i < p.features) z[i] = from.z[8 * vector() + i];
-            }
-        }
-        publish_state();
-    }
-
-    // S, rounded, to where the next products read it.
-    DEVICE void publish_state() {
-        state_scale = publish(state, shared.state_of(own), shared.scratch->largest + 4 * own, kBarrierOfOne + own);
-        ptx::fence_proxy_async();
-        barrier_of_one();
-    }
-
-    // φ of this thread's vectors of the queries, and what they read of z.
-    DEVICE void map_queries(const typename Shared::Tile& queries) {
-        if (p.map == kIdentity && p.finish != kNormalize) return;
-        int thread = tile::thread_here();
-#pragma unroll 2
-        for (int i = 0; i < Config::kRows; ++i) {
-            int r = thread / kVectors + i * Config::kStep;
-            Element* at = queries.chunk(r, thread % kVectors * 8);
-            auto x = ptx::load_vector<Element, 8>(at);
-            float phi[8], norm = 0.0f;
-            tile::widen_vector(x, phi);
-            map_vector(p.map, phi);
-            x = tile::narrow_vector<Element>(phi);
-            if (p.map != kIdentity) ptx::store_vector(at, x);
-            if (p.finish != kNormalize) continue;
-            tile::widen_vector(x, phi);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) norm += phi[j] * z[j];
-#pragma unroll
-            for (int mask = kVectors / 2; mask > 0; mask /= 2) norm += ptx::shuffle_xor(norm, mask);
-            if (vector() == 0) shared.scratch->norm[r] = norm;
-        }
-    }
 
     DEVICE void map(const ChunkRows& rows) {
-        map_queries(shared.queries(turn.stage));
+        this->map_queries(shared.queries(turn.stage));
         this->map_keys(shared.keys(turn.stage), rows);
         if (!rows.is_whole) this->clear_values(shared.values(turn.stage), rows);
         ptx::fence_proxy_async();
@@ -120,54 +66,17 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
         tile::wait_products<0>(out);
     }
 
-    DEVICE void read_state() {
-        tile::AlongColumns<Element, kChunk> queries(shared.queries(turn.stage).data);
-        tile::AlongRows<Element, Config::kWidth> before(shared.state_of(own).data);
-        tile::multiply_beside<Config::kWidth>(out, queries, before, false);
-    }
-
-    // Σ o² of the rows over all columns of the block.
-    DEVICE Values squares() {
-        auto squared = out;
-        squared.each([](int, int, float& x) { x *= x; });
-        auto sum = squared.row_sums(Values::filled(0.0f));
-        if constexpr (Config::kReaders == 1) return sum;
-        auto& all = shared.scratch->squares;
-        sum.each_once([&](int row, float x) { all[own][chunk_row(row)] = x; });
-        barrier_of_all();
-        sum.each([&](int row, float& x) { x = all[0][chunk_row(row)] + all[1][chunk_row(row)]; });
-        return sum;
-    }
-
-    DEVICE OutputRows<Element> rows_out() const { return {tiles}; }
-
-    // Divides the rows, whose weights sum up to `sum`, and stores the divisors.
-    DEVICE void finish(Range chunk, const ChunkRows& rows, const Values& sum, const Values& scale) {
-        Values factor = scale, divisor = Values::filled(1.0f);
-        if constexpr (kScales) factor.each([](int, float& x) { x = 1.0f / x; });
+    // Rows whose weights sum up to `sum`, all of which was multiplied by `scale`.
+    DEVICE void finish(Range chunk, const ChunkRows& rows, Values& sum, Values& scale) {
+        if constexpr (kScales) scale.each([](int, float& x) { x = 1.0f / x; });
         if (p.finish == kNormalize) {
-            divisor = sum;
-            divisor.with(factor, [](float& x, float unit) { x *= unit; });
-            divisor.each([&](int row, float& x) {
-                int i = chunk_row(row);
-                float before = shared.scratch->norm[i];
-                x += (p.decay == kNoDecay ? before : before * rows.from_start[i]) + float(p.epsilon);
+            sum.with(scale, [](float& x, float unit) { x *= unit; });
+            sum.each([&](int row, float& x) {
+                float before = shared.scratch->norm[chunk_row(row)];
+                x += p.decay == kNoDecay ? before : before * rows.from_start[chunk_row(row)];
             });
-            factor.with(divisor, [](float& x, float y) { x *= inverse(y); });
-        } else if (p.finish == kRmsNorm) {
-            if constexpr (kScales) out.scale_rows(factor);
-            divisor = squares();
-            divisor.each([&](int, float& x) { x = ptx::sqrt(x / float(p.value_width) + float(p.epsilon)); });
-            factor = divisor;
-            factor.each([](int, float& x) { x = 1.0f / x; });
         }
-        out.scale_rows(factor);
-        bool has_statistic = p.statistic && (p.finish == kNormalize || p.finish == kRmsNorm);
-        if (!has_statistic || own != 0 || tiles.place.value_tile != 0) return;
-        divisor.each_once([&](int row, float x) {
-            int64_t query = tiles.query_at(chunk, chunk_row(row));
-            if (query >= 0 && query < p.queries) static_cast<float*>(p.statistic)[rows_out().first() + query] = x;
-        });
+        Base::finish(chunk, scale, sum);
     }
 
     DEVICE void step(Range chunk) {
@@ -179,11 +88,11 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
         tile::AlongColumns<Element, kChunk> queries(shared.queries(turn.stage).data);
         tile::AlongColumns<Element, kChunk> keys(shared.keys(turn.stage).data);
         tile::multiply_beside<Config::kWidth>(scores, queries, keys, false);
-        if constexpr (kIsNarrow) read_state();
+        if constexpr (kIsNarrow) this->read_state();
         tile::wait_products<kIsNarrow>(scores);
         Values sum = Values::filled(0.0f), scale = Values::filled(kScales ? 0.0f : 1.0f);
         weigh(rows, sum, scale);
-        if constexpr (!kIsNarrow) read_state();
+        if constexpr (!kIsNarrow) this->read_state();
         tile::wait_products<0>(out);
         if (kScales || p.decay != kNoDecay) {
             Values left = scale;
@@ -194,20 +103,13 @@ struct OutputsOfWarpgroup : StateOfWarpgroup<Config> {
         }
         multiply_values(rows);
         finish(chunk, rows, sum, scale);
-        rows_out().store(out, chunk, shared.out_of(own), tile::first_row_of_warp(), first_column());
-        publish_state();
+        this->publish_state();
         shared.pipeline.release(turn);
         turn.advance();
     }
 
     DEVICE void run() {
-        enter();
-        Range segment = tiles.place.positions(p);
-        each_chunk(segment, [&](Range chunk) { step(chunk); });
-        if (!p.final_s || segment.end < p.positions) return;
-        int64_t head = tiles.place.state_head(p);
-        Base::store(static_cast<float*>(p.final_s) + head * p.features * p.value_width,
-                    static_cast<float*>(p.final_z) + head * p.features);
+        this->walk([&](Range chunk) { step(chunk); });
     }
 };
 

@@ -13,8 +13,9 @@ struct EnteringSums {
     int64_t row;
 
     DEVICE EnteringSums(const LinearParams& p, const Place& place) : row(p.value_width) {
-        if (p.segments > 1) {
-            int64_t slot = place.slot(p, place.segment);
+        if (p.segments > 1 || is_full(p)) {
+            // A full scan reads the sums of all keys.
+            int64_t slot = place.slot(p, is_full(p) ? p.segments : place.segment);
             s = static_cast<const float*>(p.segment_s) + slot * p.features * p.value_width;
             z = static_cast<const float*>(p.segment_z) + slot * p.features;
         } else if (p.state_s) {

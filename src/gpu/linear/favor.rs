@@ -4,15 +4,16 @@ use super::params::LinearMappedParams;
 use super::warpgroups::{BARRIERS, CHUNK, ROWS, STAGES, maps};
 use super::{LinearLayout, Planner, grid};
 use crate::gpu::plan::TensorMap;
-use crate::problem::{DType, Decay, LinearFinish, Map};
+use crate::problem::{DType, Decay, LinearFinish, Map, Scan};
 
 /// Bytes of `FavorScratch`.
 const SCRATCH: usize = 4 * (256 + (4 + 1 + 4 + 1) * CHUNK + 2 + 8 + 2);
 /// Two warpgroups of half of the features each, and one whose first warp copies.
 const THREADS: u32 = 384;
 
-/// An instance: D and features of a block, filled up, and tiles of what keys add to S.
+/// An instance: the kernel that reads S, D and features of a block, filled up, and tiles of what keys add to S.
 pub(super) struct Favor {
+    reader: &'static str,
     width: usize,
     features: usize,
     key_terms: usize,
@@ -30,6 +31,11 @@ impl Favor {
         if !(is_performer && shapes.width <= CHUNK && planner.takes_chunks(layout)) {
             return None;
         }
+        let reader = match problem.scan {
+            Scan::Causal => "outputs",
+            Scan::Full => "full",
+            Scan::ChunkExclusive { .. } => return None,
+        };
         let features = match problem.feature_width() {
             1..=128 => 128,
             129..=256 => 256,
@@ -41,14 +47,16 @@ impl Favor {
             (true, _) => 2,
             (false, _) => 1,
         };
-        let favor = Self { width: CHUNK, features, key_terms, maps: maps(shapes, layout)? };
-        (favor.shared_bytes(true) <= planner.facts.shared_bytes_per_block as usize).then_some(favor)
+        let favor = Self { reader, width: CHUNK, features, key_terms, maps: maps(shapes, layout)? };
+        (favor.shared_bytes(reader) <= planner.facts.shared_bytes_per_block as usize).then_some(favor)
     }
 
-    /// As `FavorShared` on the device, of a kernel that reads the sums or not.
-    fn shared_bytes(&self, reads: bool) -> usize {
+    /// As `FavorShared` on the device, of a kernel that reads the sums, or takes up keys, or both.
+    fn shared_bytes(&self, kernel: &str) -> usize {
         let &Self { width, features, key_terms, .. } = self;
-        let stages = STAGES * CHUNK * ((1 + usize::from(reads)) * width + CHUNK);
+        let (reads, absorbs) = (kernel != "states", kernel != "full");
+        let sides = usize::from(reads) + usize::from(absorbs);
+        let stages = STAGES * CHUNK * (sides * width + if absorbs { CHUNK } else { 0 });
         let own = features * CHUNK + if reads { (features + CHUNK) * CHUNK } else { 0 };
         let small = SCRATCH + STAGES * (ROWS + BARRIERS);
         2 * (stages + own) + small.next_multiple_of(1024) + 2 * key_terms.max(2) * features * width
@@ -62,10 +70,10 @@ impl Planner<'_> {
         self.params.set_value_tile(CHUNK);
         let (blocks, processors) = (self.blocks(), self.facts.multiprocessors as usize);
         self.cut_into(if 3 * blocks >= 2 * processors { 1 } else { processors / blocks });
-        if self.params.segments > 1 {
+        if self.params.segments > 1 || self.problem.scan == Scan::Full {
             self.entering_states(|planner| planner.launch_favor("states", &favor));
         }
-        self.launch_favor("outputs", &favor);
+        self.launch_favor(favor.reader, &favor);
         Some(())
     }
 
@@ -74,7 +82,7 @@ impl Planner<'_> {
         let params =
             LinearMappedParams { problem: self.params, q_map, k_map, v_map, key_terms: favor.key_terms as i32 };
         let name = format!("linear_favor_{kernel}_sm90_{}_{}_{}", self.shapes().dtype, favor.width, favor.features);
-        let shared = favor.shared_bytes(kernel == "outputs") as u32;
+        let shared = favor.shared_bytes(kernel) as u32;
         let blocks = self.blocks() * self.params.segments as usize;
         self.plan.launch(name, [grid(blocks), 1, 1], THREADS, shared, &params);
     }

@@ -212,6 +212,12 @@ fn warpgroups_take_favor_features() {
         ("linear_favor_outputs_sm90_f16_64_128", 128),
     ];
     assert_eq!(launches(&many), expected);
+    let full = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Full, false);
+    let kernels: Vec<_> = launches(&full).into_iter().map(|(kernel, _)| kernel).collect();
+    assert_eq!(
+        kernels,
+        ["linear_favor_states_sm90_bf16_64_256", "linear_scan_bf16", "linear_favor_full_sm90_bf16_64_256"]
+    );
     // The third terms of ω, for a state as exact as f32, still fit.
     let exact = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Causal, true);
     let bytes = |plan: &Plan| plan.launches[0].shared_bytes;
@@ -220,6 +226,31 @@ fn warpgroups_take_favor_features() {
         [(favor(FavorMap::Hyperbolic, 129), 64, Scan::Causal), (FAVOR, 128, Scan::Causal), (FAVOR, 64, Scan::Full)]
     {
         let plan = plan([4, 64, 4096, width, 64], bf16, map, scan, false);
+        assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
+    }
+}
+
+#[test]
+fn warpgroups_read_without_scores() {
+    let plan = |sizes, map, scan, finish| {
+        let problem = problem(sizes, DType::BF16, map, scan, finish);
+        plan_forward(&problem, &contiguous(&problem), ForwardOutputs::default(), &DeviceFacts::H200)
+    };
+    let identity = Map::Plain(FeatureMap::Identity);
+    // The sums of all keys come first, though there is no more than a segment.
+    let full = plan([4, 64, 4096, 128, 128], ELU, Scan::Full, NORMALIZE);
+    let expected = [
+        ("linear_states_sm90_bf16_128_128", 256),
+        ("linear_scan_bf16", 256 * 129),
+        ("linear_full_sm90_bf16_128_128", 256),
+    ];
+    assert_eq!(launches(&full), expected);
+    let chunks = |chunk, width, map| {
+        let finish = LinearFinish::ChunkNorm { norm: GlobalNorm::Mean, chunk };
+        plan([8, 1, 8192, width, 1536], map, Scan::ChunkExclusive { chunk }, finish)
+    };
+    assert_eq!(launches(&chunks(256, 128, identity)), [("linear_exclusive_sm90_bf16_128_128", 8 * 12)]);
+    for plan in [chunks(100, 128, identity), chunks(256, 136, identity), chunks(256, 128, ELU)] {
         assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
     }
 }

@@ -203,6 +203,12 @@ fn warpgroups() -> Vec<Case> {
             .heads(1, 1, 1),
         case("128 by 128, in segments", normalized(), 128, 128).lengths(600, 600).heads(1, 1, 1),
         case("key mask, in segments", masked(normalized(), Extra::SomeKeys), 64, 64).lengths(600, 600).heads(1, 1, 1),
+        case("full, 64 wide", full(EluPlusOne), 64, 64).lengths(130, 200),
+        case("full, 64 by 128, key mask", masked(full(EluPlusOne), Extra::SomeKeys), 64, 128).batch(2).lengths(70, 140),
+        case("full, 128 by 64, after a state", raw(full(Silu)), 128, 64).after(33),
+        case("full, 128 by 128, in segments", full(Relu), 128, 128).lengths(600, 600).heads(1, 1, 1),
+        case("full, 256 wide, more queries than keys", full(EluPlusOne), 256, 72).lengths(200, 70).heads(1, 1, 1),
+        case("full, all keys masked, 64 wide", masked(full(EluPlusOne), Extra::NoKeys), 64, 64).batch(2),
         case("large sums", normalized(), 64, 64).std(20.0).lengths(300, 300).heads(1, 1, 1),
     ]
 }

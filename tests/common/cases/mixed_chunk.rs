@@ -61,5 +61,15 @@ pub fn mixed_chunk() -> Vec<Case> {
         case("aligned, the paper's chunk", causal(256, Mean)).lengths(600, 600).widths(64, 128),
         case("aligned, full, ragged chunks", full(100, Length)).lengths(230, 230).widths(128, 64).heads(2, 2, 2),
     ]);
-    [cases, aligned].concat()
+    // Sizes of the kernels of compute capability 9.0; the global branch is wider by 3.
+    let warpgroups = in_whole_vectors(vec![
+        case("64 by 128, chunks of 64", causal(64, Mean)).widths(61, 128).lengths(200, 200).batch(2),
+        case("64 by 40, chunks of 128", causal(128, Chunk)).widths(61, 40).lengths(300, 300).heads(2, 2, 2),
+        case("128 wide, two blocks of values", causal(64, Length)).widths(125, 136).lengths(150, 150),
+        case("40 wide, the paper's chunk, in segments", causal(256, Mean)).widths(37, 64).lengths(1100, 1100),
+        case("64 wide, key mask", masked(causal(64, Mean), Extra::SomeKeys)).widths(61, 64).batch(2).lengths(200, 200),
+        case("64 wide, full", full(64, Mean)).widths(61, 64).lengths(90, 150),
+        case("128 wide, full, norm 1/C", full(128, Chunk)).widths(125, 128).lengths(300, 300),
+    ]);
+    [cases, aligned, warpgroups].concat()
 }

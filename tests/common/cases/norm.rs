@@ -45,6 +45,8 @@ fn warpgroups() -> Vec<Case> {
         case("128 by 104", causal(EluPlusOne), 128, 104),
         case("two blocks of values", causal(Silu), 64, 136),
         case("64 by 128, all heads", together(causal(EluPlusOne)), 64, 128).batch(2),
+        case("full, 64 by 128", full(EluPlusOne), 64, 128).lengths(70, 140),
+        case("full, two blocks of values", full(Silu), 64, 136).after(9),
         case("64 by 64, decay per token", decayed(EluPlusOne, Extra::PerToken), 64, 64).after(9),
     ]
 }

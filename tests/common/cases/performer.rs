@@ -130,6 +130,17 @@ fn warpgroups() -> Vec<Case> {
             .heads(1, 1, 1)
             .after(20),
         case("ReLU features in segments, after a state", 50, causal(Relu)).lengths(600, 600).heads(1, 1, 1).after(20),
+        case("full, 64 wide, 256 features", 256, full(Positive)).std(0.5).lengths(130, 200),
+        case("full, hyperbolic, after a state", 40, full(Hyperbolic)).widths(40, 64).after(30),
+        case("full, large entries, key mask", 64, masked(full(Positive), Extra::SomeKeys))
+            .std(2.0)
+            .batch(2)
+            .lengths(70, 140),
+        case("full, ReLU features, in segments", 50, full(Relu)).lengths(600, 600).heads(1, 1, 1),
+        case("full, in segments, two blocks of values", 200, full(Positive))
+            .widths(64, 72)
+            .lengths(500, 300)
+            .heads(1, 1, 1),
         case("ε 0, 64 wide", 64, PerformerOptions { epsilon: 0.0, ..causal(Positive) }).lengths(70, 70),
         case("large ε, 64 wide", 64, PerformerOptions { epsilon: 1.0, ..causal(Positive) }).lengths(70, 70),
     ]
