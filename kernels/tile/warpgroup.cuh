@@ -22,6 +22,12 @@ DEVICE float (&registers_of(Accumulator<float, 1, N>& sums))[4 * N] {
     return reinterpret_cast<float(&)[4 * N]>(sums.value);
 }
 
+// Columns 64 i … 64 i + 63 of sums.
+template <int N>
+DEVICE const WarpgroupSums<64>& columns_of(const Accumulator<float, 1, N>& sums, int i) {
+    return reinterpret_cast<const WarpgroupSums<64>&>(sums.value[0][8 * i]);
+}
+
 // An operand whose inner dimension runs along the columns of a tile of `Rows` rows: the left one from row `row` on, or the
 // right one, stored as its transpose.
 template <class E, int Rows>
@@ -77,6 +83,17 @@ struct PackedRows {
             value[n / 2][n % 2 * 2] = ptx::pack<Element>(x[0], x[1]);
             value[n / 2][n % 2 * 2 + 1] = ptx::pack<Element>(x[2], x[3]);
         }
+    }
+
+    DEVICE WarpgroupSums<N> widened() const {
+        WarpgroupSums<N> sums;
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n) {
+            float(&x)[4] = sums.value[0][n];
+            ptx::unpack<Element>(value[n / 2][n % 2 * 2], x[0], x[1]);
+            ptx::unpack<Element>(value[n / 2][n % 2 * 2 + 1], x[2], x[3]);
+        }
+        return sums;
     }
 };
 

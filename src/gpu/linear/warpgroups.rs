@@ -15,17 +15,17 @@ const ROWS: usize = 4 * (5 * CHUNK + 2);
 const BARRIERS: usize = 16;
 
 /// An instance: D′ and value columns of a block, and tiles of what keys add to S.
-struct Chunks {
+pub(super) struct Chunks {
     width: usize,
     columns: usize,
     key_terms: usize,
     /// Of q, k and v.
-    maps: [TensorMap; 3],
+    pub(super) maps: [TensorMap; 3],
 }
 
 impl Chunks {
     /// The narrowest instance that is wide enough, if there is one for the problem.
-    fn of(planner: &Planner<'_>, layout: &LinearLayout, hands_out_state: bool) -> Option<Self> {
+    pub(super) fn of(planner: &Planner<'_>, layout: &LinearLayout, hands_out_state: bool) -> Option<Self> {
         let (problem, shapes) = (planner.problem, planner.shapes());
         let Map::Plain(map) = problem.map else { return None };
         let is_plain = planner.facts.runs_sm90a
@@ -96,10 +96,16 @@ impl Planner<'_> {
         self.params.set_value_tile(chunks.columns);
         self.cut_into(chunks.pieces(self.blocks(), self.facts.multiprocessors as usize));
         if self.params.segments > 1 {
-            self.entering_states(|planner| planner.launch_chunks("states", &chunks));
+            self.entering_chunks(&chunks);
         }
         self.outputs(|planner| planner.launch_chunks("outputs", &chunks));
         Some(())
+    }
+
+    /// The sums of the segments that the positions are cut into, and from them what enters each.
+    pub(super) fn entering_chunks(&mut self, chunks: &Chunks) {
+        self.params.set_value_tile(chunks.columns);
+        self.entering_states(|planner| planner.launch_chunks("states", chunks));
     }
 
     fn launch_chunks(&mut self, kernel: &str, chunks: &Chunks) {
