@@ -6,6 +6,7 @@ mod memory;
 mod params;
 #[cfg(feature = "gpu")]
 mod run;
+mod sweeps;
 mod warpgroups;
 
 pub use backward::{SavedLayout, plan_backward};
@@ -18,7 +19,7 @@ use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Scan};
 use crate::transnormer::NormScope;
 use describe::{Finish, describe, to_i64};
 use memory::{Memory, block_multiple, wide_row};
-use params::{GatherParams, LinearMappedParams, LinearParams, Piece};
+use params::{GatherParams, LinearMappedParams, LinearParams, LinearSweepParams, Piece};
 
 /// Positions of a tile, and the granularity of its columns.
 const TILE: usize = 32;
@@ -75,7 +76,7 @@ pub struct ForwardOutputs {
 
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![LinearParams::TYPE, LinearMappedParams::TYPE, GatherParams::TYPE]
+    vec![LinearParams::TYPE, LinearMappedParams::TYPE, LinearSweepParams::TYPE, GatherParams::TYPE]
 }
 
 /// Output, statistic and final state. Everything that is asked for is overwritten.

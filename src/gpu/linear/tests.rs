@@ -39,8 +39,14 @@ const LAYOUT: LinearLayout = LinearLayout {
     state: None,
     is_aligned: false,
 };
-const SAVED: SavedLayout =
-    SavedLayout { out: [0; 3], d_out: [0; 3], statistic: [0; 3], wide_out: false, d_log_decay: false };
+const SAVED: SavedLayout = SavedLayout {
+    out: [0; 3],
+    d_out: [0; 3],
+    statistic: [0; 3],
+    wide_out: false,
+    d_log_decay: false,
+    is_aligned: false,
+};
 
 fn forward(problem: &Linear, facts: &DeviceFacts) -> Plan {
     plan_forward(problem, &LAYOUT, ForwardOutputs { statistic: true, state: true, wide_out: false }, facts)
