@@ -86,10 +86,10 @@ fn sanitized(sanitizer: Sanitizer) {
 /// One size of each kernel for warpgroups.
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
-    let reasons =
-        ["64 wide, one chunk", "128 by 128, decay", "256 wide, elu", "256 wide, in", "64 by 128, in segments"];
-    check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Forward);
-    check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Forward);
+    let reasons = ["64 wide, one chunk", "128 by 128, decay", "256 wide, in", "64 by 128, in segments", "shared q, k"];
+    check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Both);
+    check(&backend, &cases::linear(), &["256 wide, elu"], &HALVES, Pass::Forward);
+    check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Both);
     let stateless = EmulatedLinear { state: false, ..backend };
     check(&stateless, &cases::linear(), &["256 wide, elu"], &HALVES, Pass::Forward);
 }

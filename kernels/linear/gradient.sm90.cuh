@@ -1,234 +1,45 @@
 // A warpgroup of a sweep of the backward pass: 64 columns of the output, and 64 rows of the state in registers.
 #pragma once
 
-#include "../ptx/barrier.cuh"
-#include "../tile/packed.cuh"
-#include "state.cuh"
-#include "state.sm90.cuh"
-#include "sweep.sm90.cuh"
+#include "sweep_state.sm90.cuh"
 
 namespace attn::linear {
 
-// f(map) with the number of an elementwise map as a constant: one choice for all that f does.
-template <int Map>
-struct MapNumber {
-    static constexpr int value = Map;
-};
-
-template <class F>
-DEVICE void with_map(int map, F f) {
-    switch (map) {
-        case kEluPlusOne: return f(MapNumber<kEluPlusOne>{});
-        case kRelu: return f(MapNumber<kRelu>{});
-        case kReluSquared: return f(MapNumber<kReluSquared>{});
-        case kSilu: return f(MapNumber<kSilu>{});
-        case kExp: return f(MapNumber<kExp>{});
-        default: return f(MapNumber<kIdentity>{});
+// φ and φ′ as map_element and map_slope, in code of a size that bears to be repeated for each number.
+DEVICE void map_with_slope(int map, float x, float& phi, float& slope) {
+    float positive = ptx::max(x, 0.0f);
+    phi = x, slope = 1.0f;
+    if (map == kRelu) phi = positive, slope = x > 0.0f ? 1.0f : 0.0f;
+    if (map == kReluSquared) phi = positive * positive, slope = 2.0f * positive;
+    if (map != kEluPlusOne && map != kExp && map != kSilu) return;
+    float power = ptx::exp(map == kSilu ? -x : x);
+    if (map == kSilu) {
+        float sigmoid = 1.0f / (1.0f + power);
+        phi = x / (1.0f + power), slope = sigmoid * (1.0f + x * (1.0f - sigmoid));
+    } else {
+        bool is_linear = map == kEluPlusOne && x >= 0.0f;
+        phi = is_linear ? x + 1.0f : power, slope = is_linear ? 1.0f : power;
     }
 }
 
 template <class Config, Gradient G>
-struct SweepOfWarpgroup {
-    using Element = typename Config::Element;
-    using Shared = SweepShared<Config>;
-    using Tile = typename Shared::Tile;
+struct SweepOfWarpgroup : StateOfSweep<Config, G> {
+    using Base = StateOfSweep<Config, G>;
+    using typename Base::Element;
+    using typename Base::Tile;
     using Values = tile::RowValues<float, 1>;
-    static constexpr bool kIsOfFeatures = G != Gradient::d_values;
-    // Whether numbers must be brought into the range of the elements.
-    static constexpr bool kScales = !ptx::is_bf16<Element>;
+    using Base::before, Base::first_column, Base::own, Base::p, Base::params, Base::shared, Base::state;
+    using Base::barrier_of_all, Base::chunk_row, Base::has_norm, Base::is_exact, Base::kIsOfFeatures, Base::kScales;
+    using Base::state_scale, Base::tiles, Base::turn;
     // Whether there are registers for scores and x stateᵀ at once.
     static constexpr bool kIsNarrow = Config::kInner <= 128;
 
-    const LinearSweepParams& params;
-    const Shared& shared;
-    // First column of the block's output.
-    int first;
-    Tiles<Element> tiles;
-    int own;
-    const LinearParams& p;
-    tile::Turn<kStages> turn;
-    // Which of the two z is that before the chunk.
-    int before = 0;
-    // What the state is multiplied by, and 1 over that of the rounded one.
-    float unit = 1.0f, state_scale = 1.0f;
-    tile::WarpgroupSums<Config::kInner> state;
     tile::WarpgroupSums<64> scores, out;
     tile::PackedRows<Element, 64> weights;
+    // ⟨φ, dφ⟩ per row, of this warpgroup's columns.
+    Values along;
 
-    DEVICE SweepOfWarpgroup(const LinearSweepParams& params, const Shared& shared, int first)
-        : params(params),
-          shared(shared),
-          first(first),
-          tiles(params.problem),
-          own(ptx::warpgroup()),
-          p(params.problem) {}
-
-    DEVICE void barrier_of_all() const { ptx::barrier_sync(kBarrierOfAll, Config::kMappers); }
-    DEVICE void barrier_of_one() const { ptx::barrier_sync(kBarrierOfOne + own, 128); }
-    // Row of the chunk of a row of this warp.
-    DEVICE int chunk_row(int row) const { return tile::first_row_of_warp() + row; }
-    DEVICE int first_column() const { return first + 64 * own; }
-    DEVICE bool has_norm() const { return kIsOfFeatures && p.finish == kNormalize; }
-
-    // f(feature, value column, number) for those of the state that exist.
-    template <class F>
-    DEVICE void each_of_state(F f) {
-        state.each([&](int row, int column, float& x) {
-            int outer = first_column() + chunk_row(row);
-            int feature = kIsOfFeatures ? outer : column, value = kIsOfFeatures ? column : outer;
-            if (feature < p.features && value < p.value_width) f(feature, value, x);
-        });
-    }
-
-    // S and z of the keys before the segment, or R and r of the queries after it.
-    DEVICE void enter() {
-        const float *from_s = nullptr, *from_z = nullptr;
-        int64_t stride = p.value_width;
-        const Place& place = tiles.place;
-        if (p.segments > 1) {
-            int64_t slot = place.slot(p, place.segment);
-            auto all_s = static_cast<const float*>(is_backward<G> ? p.segment_d_s : p.segment_s);
-            auto all_z = static_cast<const float*>(is_backward<G> ? p.segment_d_z : p.segment_z);
-            from_s = all_s + slot * p.features * p.value_width, from_z = all_z + slot * p.features;
-        } else if (p.state_s && !is_backward<G>) {
-            const auto &s = p.state_s_strides, &z = p.state_z_strides;
-            from_s = static_cast<const float*>(p.state_s) + place.batch * s.batch + place.head * s.head;
-            from_z = static_cast<const float*>(p.state_z) + place.batch * z.batch + place.head * z.head;
-            stride = s.row;
-        }
-        state = tile::WarpgroupSums<Config::kInner>::zero();
-        if (from_s) each_of_state([&](int feature, int value, float& x) { x = from_s[feature * stride + value]; });
-        if (int f = ptx::thread(); f < Config::kOuter) {
-            shared.scratch->z[before][f] = from_z && first + f < p.features ? from_z[first + f] : 0.0f;
-        }
-        publish_state();
-    }
-
-    // The state, rounded, to where the next products read it.
-    DEVICE void publish_state() {
-        float scale = 1.0f;
-        if constexpr (kScales) {
-            float largest = 0.0f;
-            state.each([&](int, int, float& x) { largest = ptx::max(largest, ptx::abs(x)); });
-            largest = warp_max(largest);
-            float* all = shared.scratch->largest + 4 * own;
-            if (ptx::lane() == 0) all[ptx::warp() % 4] = largest;
-            barrier_of_one();
-            scale = fitting_scale(ptx::max(ptx::max(all[0], all[1]), ptx::max(all[2], all[3])));
-        }
-        state_scale = 1.0f / (scale * unit);
-#pragma unroll
-        for (int i = 0; i < Config::kInner / 64; ++i) {
-            tile::PackedRows<Element, 64> packed;
-            auto columns = tile::columns_of(state, i);
-            if constexpr (kScales) columns.each([&](int, int, float& x) { x *= scale; });
-            packed.set(columns);
-            Tile panel{shared.state_of(own).data + i * 64 * 64, 64};
-            tile::store(panel, tile::first_row_of_warp(), packed);
-        }
-        ptx::fence_proxy_async();
-        barrier_of_one();
-    }
-
-    // f(row, column, eight elements) for this thread's vectors of a tile.
-    template <int Columns, class F>
-    DEVICE void each_vector(const Tile& tile, F f) const {
-        constexpr int kAcross = Columns / 8, kDown = Config::kMappers / kAcross;
-        int thread = tile::thread_here();
-#pragma unroll 2
-        for (int i = 0; i < kChunk / kDown; ++i) {
-            int r = thread / kAcross + i * kDown, column = thread % kAcross * 8;
-            f(r, column, tile.chunk(r, column));
-        }
-    }
-
-    // φ of a vector, of which `there` elements are features.
-    DEVICE void map_features(float (&x)[8], int there) const {
-        map_vector(p.map, x);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            if (j >= there) x[j] = 0.0f;
-        }
-    }
-
-    DEVICE void widen(const Element* at, float (&x)[8]) const {
-        auto vector = ptx::load_vector<Element, 8>(at);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] = ptx::to_float(vector.value[j]);
-    }
-
-    DEVICE void narrow(Element* at, const float (&x)[8]) const {
-        ptx::Vector<Element, 8> vector;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) vector.value[j] = ptx::from_float<Element>(x[j]);
-        ptx::store_vector(at, vector);
-    }
-
-    // φ of z, its rows as the state takes them up, and their sums.
-    DEVICE void map_z(const SweepRows& rows) {
-        constexpr int kAcross = Config::kOuter / 8;
-        float sums[8] = {};
-        bool is_mapped = kIsOfFeatures && (p.map != kIdentity || (!is_backward<G> && !rows.is_whole));
-        if (!is_mapped && !params.has_term && !has_norm()) return;
-        Tile terms = shared.term();
-        each_vector<Config::kOuter>(shared.z(turn.stage), [&](int r, int column, Element* at) {
-            float x[8];
-            widen(at, x);
-            if constexpr (kIsOfFeatures) {
-                bool is_there = is_backward<G> || rows.present[r];
-                map_features(x, is_there ? p.features - first - column : 0);
-                if (is_mapped) narrow(at, x);
-#pragma unroll
-                for (int j = 0; j < 8; ++j) sums[j] += x[j] * rows.sum[r];
-            }
-            if (!params.has_term) return;
-#pragma unroll
-            for (int j = 0; j < 8; ++j) x[j] *= rows.term[r];
-            narrow(terms.chunk(r, column), x);
-        });
-        if (!has_norm()) return;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int mask = kAcross; mask < 32; mask *= 2) sums[j] += ptx::shuffle_xor(sums[j], mask);
-            int column = ptx::thread() % kAcross * 8 + j;
-            if (ptx::lane() < kAcross) shared.scratch->sums[ptx::warp() * Config::kOuter + column] = sums[j];
-        }
-    }
-
-    DEVICE void map(const SweepRows& rows) {
-        map_z(rows);
-        if constexpr (G == Gradient::d_values) {
-            if (p.map != kIdentity) {
-                auto in_place = [&](int, int column, Element* at) {
-                    float x[8];
-                    widen(at, x);
-                    map_features(x, p.features - column);
-                    narrow(at, x);
-                };
-                each_vector<Config::kInner>(shared.x(turn.stage), in_place);
-                each_vector<Config::kInner>(shared.y(turn.stage), in_place);
-            }
-        }
-        // Values of rows without a key become zeros, whatever they were.
-        if (G == Gradient::d_queries && !rows.is_whole) {
-            each_vector<Config::kInner>(shared.y(turn.stage), [&](int r, int, Element* at) {
-                if (!rows.present[r]) ptx::store_vector(at, ptx::Vector<Element, 8>{});
-            });
-        }
-        ptx::fence_proxy_async();
-        barrier_of_all();
-        add_features(rows);
-    }
-
-    // z or r after the chunk.
-    DEVICE void add_features(const SweepRows& rows) {
-        int f = ptx::thread();
-        if (!has_norm() || f >= Config::kOuter) return;
-        float sum = (p.decay == kNoDecay ? 1.0f : rows.decay) * shared.scratch->z[before][f];
-        for (int warp = 0; warp < 4 * Config::kGroups; ++warp) sum += shared.scratch->sums[warp * Config::kOuter + f];
-        shared.scratch->z[before ^ 1][f] = sum;
-    }
+    using Base::Base;
 
     // Products of rows of x and y become weights, and what these are scaled by.
     DEVICE void weigh(const SweepRows& rows, Values& scale) {
@@ -238,12 +49,12 @@ struct SweepOfWarpgroup {
                 f(query, key, x);
             });
         };
-        each_pair([&](int query, int key, float& x) {
-            x = key <= query ? x * rows.factor[query] + rows.d_norm[query] : 0.0f;
-        });
-        if (p.decay != kNoDecay) {
+        auto weight = [&](int query, float x) { return x * rows.factor[query] + rows.d_norm[query]; };
+        if (p.decay == kNoDecay) {
+            each_pair([&](int query, int key, float& x) { x = key <= query ? weight(query, x) : 0.0f; });
+        } else {
             each_pair([&](int query, int key, float& x) {
-                if (key <= query) x *= rows.decay_between(query, key);
+                x = key <= query ? weight(query, x) * rows.decay_between(query, key) : 0.0f;
             });
         }
         if constexpr (kScales) {
@@ -260,8 +71,42 @@ struct SweepOfWarpgroup {
         tile::multiply_beside<Config::kInner>(out, x, rows, false);
     }
 
+    DEVICE void read_rest() {
+        tile::AlongColumns<Element, kChunk> x(shared.x(turn.stage).data);
+        tile::AlongColumns<Element, 64> rows(shared.rest_of(own).data);
+        tile::multiply_beside<Config::kInner>(out, x, rows, true);
+        tile::wait_products<0>(out);
+    }
+
+    // ⟨φ, dφ⟩ of what was read of the state, less what `unmap` adds for it. Of the features it takes what the state of the
+    // sweep the other way is made of: then sums over all queries and over all keys cancel but for roundings of f32.
+    DEVICE void begin_log(const SweepRows& rows) {
+        auto x = own_rows();
+        auto of_row = [&](const float (&all)[kChunk]) {
+            Values values = Values::filled(0.0f);
+            values.each([&](int row, float& x) { x = all[chunk_row(row)]; });
+            return values;
+        };
+        Values back = of_row(rows.back), left = of_row(rows.left), extra = of_row(rows.extra);
+        float unit = is_backward<G> ? 1.0f : 1.0f / rows.unit;
+        const float* z = shared.scratch->z[before] + 64 * own;
+        out.with_indexed(x, [&](int m, int i, int, int column, float& read, float& x) {
+            float phi, slope;
+            map_with_slope(p.map, x, phi, slope);
+            float rounded = ptx::to_float(ptx::from_float<Element>(phi));
+            float term = unit * ptx::to_float(ptx::from_float<Element>(phi * back.at(m, i)));
+            float d = (term - rounded * left.at(m, i)) * state_scale * read;
+            if (has_norm()) d += (phi - rounded) * extra.at(m, i) * z[column];
+            along.value[m][i / 2] += d;
+        });
+    }
+
     // What was read of the state, and of z, at each row.
     DEVICE void decay_out(const SweepRows& rows, const Values& scale) {
+        along = Values::filled(0.0f);
+        if constexpr (kIsOfFeatures) {
+            if (is_exact()) begin_log(rows);
+        }
         Values left = scale, extra = scale;
         left.each([&](int row, float& x) { x *= state_scale * rows.left[chunk_row(row)]; });
         out.scale_rows(left);
@@ -271,20 +116,10 @@ struct SweepOfWarpgroup {
         out.each_indexed([&](int m, int i, int, int column, float& x) { x += extra.at(m, i) * z[column]; });
     }
 
-    // Adds zᵀ y to the state, beside the threads.
-    DEVICE void add_to_state(const SweepRows& rows) {
-        float left = (p.decay == kNoDecay ? 1.0f : rows.decay) * (rows.unit / unit);
-        unit = rows.unit;
-        if (left != 1.0f) state.each([&](int, int, float& x) { x *= left; });
-        const Element* added = params.has_term ? shared.term().data : shared.z(turn.stage).data;
-        tile::AlongRows<Element, kChunk> z(added, 64 * own), y(shared.y(turn.stage).data);
-        tile::multiply_beside<kChunk>(state, z, y, true);
-    }
-
     DEVICE void step(Range chunk) {
         const SweepRows& rows = shared.rows[turn.stage];
         shared.pipeline.wait(turn);
-        map(rows);
+        this->map(rows);
         tile::AlongColumns<Element, kChunk> x(shared.x(turn.stage).data), y(shared.y(turn.stage).data);
         tile::multiply_beside<Config::kInner>(scores, x, y, false);
         if constexpr (kIsNarrow) read_state();
@@ -293,10 +128,11 @@ struct SweepOfWarpgroup {
         weigh(rows, scale);
         if constexpr (!kIsNarrow) read_state();
         tile::wait_products<0>(out);
+        if (is_exact()) read_rest();
         decay_out(rows, scale);
         tile::AlongRows<Element, kChunk> z(shared.z(turn.stage).data, 64 * own);
         tile::multiply_beside(out, weights, z, true);
-        add_to_state(rows);
+        this->add_to_state(rows);
         tile::wait_products<1>(out);
         if constexpr (kScales) {
             scale.each([](int, float& x) { x = 1.0f / x; });
@@ -310,27 +146,32 @@ struct SweepOfWarpgroup {
         shared.pipeline.release(turn);
         turn.advance();
         before ^= 1;
-        publish_state();
+        this->publish_state();
     }
 
-    // From dφ of the rows to their own gradient, and ⟨φ, dφ⟩.
-    DEVICE void unmap(Range chunk, const SweepRows& rows, const Tile& panel) {
+    // 64 columns of what the gradient is of, and then of the gradient itself.
+    DEVICE Tile own_panel() const { return {shared.own(turn.stage).data + own * kChunk * 64, kChunk}; }
+
+    DEVICE tile::WarpgroupSums<64> own_rows() const {
         tile::PackedRows<Element, 64> packed;
-        tile::load(panel, tile::first_row_of_warp(), packed);
-        auto x = packed.widened();
-        Values along = Values::filled(0.0f);
-        with_map(p.map, [&](auto map) {
-            out.with_indexed(x, [&](int m, int i, int, int, float& d, float& x) {
-                float phi = map_element(map.value, x);
-                along.value[m][i / 2] += ptx::to_float(ptx::from_float<Element>(phi)) * d;
-                d *= map_slope(map.value, x, phi);
-            });
+        tile::load(own_panel(), tile::first_row_of_warp(), packed);
+        return packed.widened();
+    }
+
+    // From dφ of the rows to their own gradient, and the rest of ⟨φ, dφ⟩.
+    DEVICE void unmap(Range chunk, const SweepRows& rows) {
+        auto x = own_rows();
+        out.with_indexed(x, [&](int m, int i, int, int, float& d, float& x) {
+            float phi, slope;
+            map_with_slope(p.map, x, phi, slope);
+            along.value[m][i / 2] += ptx::to_float(ptx::from_float<Element>(phi)) * d;
+            d *= slope;
         });
-        if (p.d_log) store_log(chunk, rows, along);
+        if (p.d_log) store_log(chunk, rows);
     }
 
     // ⟨φ(q), dφ(q)⟩ − ⟨φ(k), dφ(k)⟩, the latter by the later kernel.
-    DEVICE void store_log(Range chunk, const SweepRows& rows, Values& along) {
+    DEVICE void store_log(Range chunk, const SweepRows& rows) {
         along = along.fold_lanes([](float a, float b) { return a + b; });
         auto& all = shared.scratch->along;
         along.each_once([&](int row, float x) { all[own][chunk_row(row)] = x; });
@@ -345,9 +186,8 @@ struct SweepOfWarpgroup {
     }
 
     DEVICE void store(Range chunk, const SweepRows& rows) {
-        Tile panel{shared.own(turn.stage).data + own * kChunk * 64, kChunk};
         if constexpr (kIsOfFeatures) {
-            if (params.has_own) unmap(chunk, rows, panel);
+            if (params.has_own) unmap(chunk, rows);
         }
         if constexpr (is_backward<G>) {
             if (!rows.is_whole) {
@@ -362,9 +202,9 @@ struct SweepOfWarpgroup {
         tile::PackedRows<Element, 64> packed;
         packed.set(out);
         ptx::warp_sync();
-        tile::store(panel, row, packed);
+        tile::store(own_panel(), row, packed);
         ptx::warp_sync();
-        tile::copy_out(panel, row, rows_of<Element>(), first_row, first_column());
+        tile::copy_out(own_panel(), row, rows_of<Element>(), first_row, first_column());
     }
 
     // In the type of sums: parts of the gradient of what several heads share.
@@ -389,34 +229,15 @@ struct SweepOfWarpgroup {
     }
 
     DEVICE void run() {
-        enter();
+        this->enter();
         each_chunk_of_sweep<is_backward<G>>(tiles.place.positions(p), [&](Range chunk) { step(chunk); });
     }
 };
 
-// What the last warp of a block does, and what its warpgroups do, for the block's output from column `first` on.
-template <class Config, Gradient G>
-DEVICE void copy_for_sweep(const LinearSweepParams& params, const SweepShared<Config>& shared, int first) {
-    SweepCopies<Config, G>{params, shared, first, Tiles<typename Config::Element>(params.problem), {}}.run();
-}
-
-template <class Config, Gradient G>
+// What the warpgroups of a block do for its output from column `first` on.
+template <Gradient G, class Config>
 DEVICE void run_sweep(const LinearSweepParams& params, const SweepShared<Config>& shared, int first) {
     SweepOfWarpgroup<Config, G>(params, shared, first).run();
-}
-
-// The block's own warps and the others, whose number of registers is theirs from here on.
-template <class Config, class Copy, class Run>
-DEVICE void divide_block(Copy copy, Run run) {
-    auto shared = SweepShared<Config>::of_block();
-    shared.initialise();
-    if (ptx::warpgroup() == Config::kGroups) {
-        if constexpr (Config::kGroups == 2) ptx::setmaxnreg_dec<56>();
-        if (ptx::warp() == 4 * Config::kGroups) copy(shared);
-    } else {
-        if constexpr (Config::kGroups == 2) ptx::setmaxnreg_inc<224>();
-        run(shared);
-    }
 }
 
 }  // namespace attn::linear

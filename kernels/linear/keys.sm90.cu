@@ -25,12 +25,12 @@ DEVICE void keys(const LinearSweepParams& params) {
     int first = (is_of_keys ? index : index - of_keys) * Config::kOuter;
     divide_block<Config>(
         [&](const auto& shared) {
-            if (is_of_keys) return copy_for_sweep<Config, Gradient::d_keys>(params, shared, first);
-            copy_for_sweep<Config, Gradient::d_values>(params, shared, first);
+            if (is_of_keys) return copy_chunks<Gradient::d_keys>(params, shared, first);
+            copy_chunks<Gradient::d_values>(params, shared, first);
         },
         [&](const auto& shared) {
-            if (is_of_keys) return run_sweep<Config, Gradient::d_keys>(params, shared, first);
-            run_sweep<Config, Gradient::d_values>(params, shared, first);
+            if (is_of_keys) return run_sweep<Gradient::d_keys>(params, shared, first);
+            run_sweep<Gradient::d_values>(params, shared, first);
         });
 }
 

@@ -18,8 +18,8 @@ template <class Config>
 DEVICE void queries(const LinearSweepParams& params) {
     constexpr Gradient kOf = Gradient::d_queries;
     int first = Place::of_block(params.problem).value_tile * Config::kOuter;
-    divide_block<Config>([&](const auto& shared) { copy_for_sweep<Config, kOf>(params, shared, first); },
-                         [&](const auto& shared) { run_sweep<Config, kOf>(params, shared, first); });
+    divide_block<Config>([&](const auto& shared) { copy_chunks<kOf>(params, shared, first); },
+                         [&](const auto& shared) { run_sweep<kOf>(params, shared, first); });
 }
 
 using ptx::bf16;

@@ -11,7 +11,8 @@ namespace attn::linear {
 //   d_queries   dT     v      φ(k)   S          in order
 //   d_keys      v      dT     φ(q)   R          from the end
 //   d_values    φ(k)   φ(q)   dT     Rᵀ         from the end
-enum class Gradient { d_queries, d_keys, d_values };
+//   d_states           dT     φ(q)   R          from the end, only the state
+enum class Gradient { d_queries, d_keys, d_values, d_states };
 
 template <Gradient G>
 constexpr bool is_backward = G != Gradient::d_queries;
@@ -32,9 +33,9 @@ struct SweepRows : ChunkRows {
     float factor[kChunk], d_norm[kChunk];
     // Of rows of x stateᵀ, and of z or r, in the output.
     float left[kChunk], extra[kChunk];
-    // Of rows of z in the state, and in z or r.
-    float term[kChunk], sum[kChunk];
-    // What R of this chunk and the earlier ones is multiplied by, so that factors come to about 1.
+    // Of rows of z in the state, and in z or r; of rows of the output in the state of the sweep the other way.
+    float term[kChunk], sum[kChunk], back[kChunk];
+    // What R of this chunk is multiplied by, so that factors come to about 1.
     float unit;
 };
 
@@ -58,6 +59,8 @@ struct SweepShared {
     SweepRows* rows;
     SweepScratch* scratch;
     Stages pipeline;
+    // What rounding leaves of the state.
+    Element* rest;
 
     // src/gpu/linear/sweeps.rs adds up the same.
     DEVICE static SweepShared of_block() {
@@ -66,8 +69,14 @@ struct SweepShared {
         Element* terms = state + Config::kOuter * Config::kInner;
         auto* scratch = reinterpret_cast<SweepScratch*>(terms + Config::kNarrow);
         auto* rows = reinterpret_cast<SweepRows*>(scratch + 1);
-        return {stages, state, terms, rows, scratch, {reinterpret_cast<ptx::Mbarrier*>(rows + kStages)}};
+        auto* barriers = reinterpret_cast<ptx::Mbarrier*>(rows + kStages);
+        auto* rest = reinterpret_cast<Element*>(ptx::shared_memory<char>() + kBase);
+        return {stages, state, terms, rows, scratch, {barriers}, rest};
     }
+    static constexpr int kTiles = kStages * Config::kStage + Config::kOuter * Config::kInner + Config::kNarrow;
+    static constexpr int kSmall = sizeof(SweepScratch) + kStages * sizeof(SweepRows) + 8 * Stages::kBarriers;
+    // Bytes before the rest.
+    static constexpr int kBase = (kTiles * 2 + kSmall + 1023) / 1024 * 1024;
 
     DEVICE Tile x(int stage) const { return {stages + stage * Config::kStage, kChunk}; }
     DEVICE Tile y(int stage) const { return {x(stage).data + Config::kWide, kChunk}; }
@@ -76,6 +85,7 @@ struct SweepShared {
     DEVICE Tile term() const { return {terms, kChunk}; }
     // Rounded, 64 rows of a warpgroup.
     DEVICE Tile state_of(int warpgroup) const { return {state + warpgroup * 64 * Config::kInner, 64}; }
+    DEVICE Tile rest_of(int warpgroup) const { return {rest + warpgroup * 64 * Config::kInner, 64}; }
 
     DEVICE void initialise() const {
         if (ptx::thread() == 0) {
@@ -146,6 +156,8 @@ struct SweepCopies {
         } else if constexpr (G == Gradient::d_keys) {
             v(shared.x(stage)), d_sums(shared.y(stage), kInner, 0), q(shared.z(stage), kOuter, first);
             if (params.has_own) k(shared.own(stage), kOuter, first);
+        } else if constexpr (G == Gradient::d_states) {
+            d_sums(shared.y(stage), kInner, 0), q(shared.z(stage), kOuter, first);
         } else {
             k(shared.x(stage), kInner, 0), q(shared.y(stage), kInner, 0), d_sums(shared.z(stage), kOuter, first);
         }
@@ -162,7 +174,7 @@ struct SweepCopies {
             largest = ptx::max(largest, factor);
         }
         float unit = 1.0f;
-        if (is_backward<G> && p.finish != kNone) {
+        if (p.finish != kNone) {
             // The power of two below 1 over the largest.
             largest = ptx::min(ptx::max(warp_max(largest), 0x1p-100f), 0x1p100f);
             uint32_t exponent = ptx::bit_cast<uint32_t>(largest) & 0x7f800000;
@@ -175,6 +187,7 @@ struct SweepCopies {
             float of_query = from_start * rows.factor[r], of_norm = from_start * rows.d_norm[r];
             rows.left[r] = is_backward<G> ? to_end : of_query, rows.extra[r] = is_backward<G> ? to_end : of_norm;
             rows.term[r] = is_backward<G> ? of_query * unit : to_end, rows.sum[r] = is_backward<G> ? of_norm : to_end;
+            rows.back[r] = is_backward<G> ? to_end : of_query * unit;
         }
         if (ptx::lane() == 0) rows.unit = unit;
     }
@@ -192,11 +205,13 @@ struct SweepCopies {
     }
 
     DEVICE void run() {
-        int bytes = Config::kStage - (params.has_own && G != Gradient::d_values ? 0 : Config::kNarrow);
+        constexpr bool kHasX = G != Gradient::d_states;
+        bool has_own = params.has_own && kHasX && G != Gradient::d_values;
+        int count = (1 + kHasX) * Config::kWide + (1 + has_own) * Config::kNarrow;
         each_chunk_of_sweep<is_backward<G>>(tiles.place.positions(p), [&](Range chunk) {
             tile::wait_for_phase(shared.pipeline.empty(turn.stage), turn.parity ^ 1);
             if (ptx::elect()) {
-                ptx::mbarrier_arrive_expect_tx(shared.pipeline.full(turn.stage), bytes * sizeof(Element));
+                ptx::mbarrier_arrive_expect_tx(shared.pipeline.full(turn.stage), count * sizeof(Element));
                 copy_tiles(chunk);
             }
             SweepRows& rows = shared.rows[turn.stage];
@@ -209,5 +224,10 @@ struct SweepCopies {
         });
     }
 };
+
+template <Gradient G, class Config>
+DEVICE void copy_chunks(const LinearSweepParams& params, const SweepShared<Config>& shared, int first) {
+    SweepCopies<Config, G>{params, shared, first, Tiles<typename Config::Element>(params.problem), {}}.run();
+}
 
 }  // namespace attn::linear

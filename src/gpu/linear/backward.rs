@@ -46,7 +46,7 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
     planner.whole_rows();
     planner.launch_sweep("queries", &QUERIES);
     if planner.params.segments > 1 {
-        planner.entering_gradients();
+        planner.entering_gradients(Planner::sweep_d_states);
         planner.whole_rows();
     }
     planner.launch_sweep("keys", &KEYS);
@@ -154,9 +154,14 @@ impl Planner<'_> {
         self.params.set_value_tile(block_multiple(self.shapes().value_width));
     }
 
-    /// The gradients of S and z of the segments, and from them what enters each.
-    pub(super) fn entering_gradients(&mut self) {
+    /// The gradients of S and z of the segments, which `launch` adds a kernel for, and from them what enters each.
+    pub(super) fn entering_gradients(&mut self, launch: impl FnOnce(&mut Self)) {
         (self.params.segment_d_s, self.params.segment_d_z) = self.segment_sums();
+        launch(self);
+        self.launch("d_scan", self.scan_blocks(), 0);
+    }
+
+    fn sweep_d_states(&mut self) {
         let needs_keys = self.problem.map.is_stabilized() && self.problem.scan == Scan::Causal;
         let pieces: Vec<Piece> = D_STATES
             .into_iter()
@@ -164,7 +169,6 @@ impl Planner<'_> {
             .collect();
         self.tile_values(&pieces);
         self.launch_sweep("d_states", &pieces);
-        self.launch("d_scan", self.scan_blocks(), 0);
     }
 
     /// Gradients of what several heads share, and of the log-decay, from their parts.

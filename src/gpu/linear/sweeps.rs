@@ -7,13 +7,14 @@ use super::{LinearLayout, Planner, THREADS, grid, to_i64};
 use crate::gpu::plan::{Argument, DeviceFacts, TensorMap};
 use crate::linear::FeatureMap;
 use crate::problem::{Decay, LinearFinish, Map, Scan};
+use crate::transnormer::NormScope;
 
 /// Positions of a chunk, and columns of a warpgroup and of a box, which are 128 bytes.
 const CHUNK: usize = 64;
 const STAGES: usize = 2;
 /// Bytes of `SweepScratch`, of `SweepRows` and of the mbarriers of a stage.
 const SCRATCH: usize = 4 * (8 * 128 + 2 * 128 + 8 + 2 * CHUNK);
-const ROWS: usize = 4 * (11 * CHUNK + 3);
+const ROWS: usize = 4 * (12 * CHUNK + 3);
 const BARRIERS: usize = 16;
 /// Elements of a vector, to whole ones of which rows of a workspace are filled up.
 const VECTOR: usize = 8;
@@ -23,18 +24,20 @@ const VECTOR: usize = 8;
 struct Sweep {
     inner: usize,
     outer: usize,
+    /// Whether the state is read as the sum of two numbers.
+    is_exact: bool,
 }
 
 impl Sweep {
-    /// The narrowest instance that is wide enough.
-    fn of(width: usize, facts: &DeviceFacts) -> Option<Self> {
+    /// The narrowest instance that is wide enough, if it has room; exact ones have none for more than 128 columns.
+    fn of(width: usize, is_exact: bool, facts: &DeviceFacts) -> Option<Self> {
         let [inner, outer] = match width {
             0..=64 => [64, 64],
             65..=128 => [128, 128],
             129..=256 => [256, 64],
             _ => return None,
         };
-        let sweep = Self { inner, outer };
+        let sweep = Self { inner, outer, is_exact };
         (sweep.shared_bytes() <= facts.shared_bytes_per_block as usize).then_some(sweep)
     }
 
@@ -45,10 +48,10 @@ impl Sweep {
 
     /// As `SweepShared` on the device.
     fn shared_bytes(self) -> usize {
-        let Self { inner, outer } = self;
-        2 * (STAGES * 2 * CHUNK * (inner + outer) + outer * inner + CHUNK * outer)
-            + SCRATCH
-            + STAGES * (ROWS + BARRIERS)
+        let Self { inner, outer, is_exact } = self;
+        let tiles = 2 * (STAGES * 2 * CHUNK * (inner + outer) + outer * inner + CHUNK * outer);
+        let small = SCRATCH + STAGES * (ROWS + BARRIERS);
+        (tiles + small).next_multiple_of(1024) + if is_exact { 2 * outer * inner } else { 0 }
     }
 
     /// Segments for a device with so many multiprocessors and as many blocks of queries; there are twice as many of keys
@@ -64,7 +67,7 @@ impl Planner<'_> {
     pub(super) fn sweep_chunks(&mut self, layout: &LinearLayout, saved: &SavedLayout) -> Option<()> {
         let map = self.swept_map(saved)?;
         let shapes = self.shapes();
-        let sweep = Sweep::of(shapes.width.max(shapes.value_width), self.facts)?;
+        let sweep = Sweep::of(shapes.width.max(shapes.value_width), saved.d_log_decay, self.facts)?;
         let chunks = Chunks::of(self, layout, false)?;
         let [q_map, k_map, v_map] = chunks.maps;
         let d_out_map = self.d_sums_map(Argument::DOut, saved.d_out);
@@ -91,7 +94,10 @@ impl Planner<'_> {
         };
         self.launch_chunk_sweep("queries", sweep, of_features, |problem| mapped(problem, decays));
         if self.params.segments > 1 {
-            self.entering_gradients();
+            let has_term = decays || self.problem.finish != LinearFinish::None;
+            self.entering_gradients(|planner| {
+                planner.launch_chunk_sweep("d_states", sweep, of_features, |problem| mapped(problem, has_term));
+            });
         }
         let has_factors = self.problem.finish != LinearFinish::None;
         let blocks = of_features + of_values;
@@ -127,7 +133,10 @@ impl Planner<'_> {
         if self.problem.finish == LinearFinish::None {
             return d_out_map;
         }
-        self.deltas();
+        // The norm of a head is dealt with row by row, below.
+        if !matches!(self.problem.finish, LinearFinish::RmsNorm { scope: NormScope::Head, .. }) {
+            self.deltas();
+        }
         if !self.is_normed() {
             return d_out_map;
         }

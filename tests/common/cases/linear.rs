@@ -192,6 +192,17 @@ fn warpgroups() -> Vec<Case> {
             .heads(1, 1, 1),
         case("128 by 128, in segments", normalized(), 128, 128).lengths(600, 600).heads(1, 1, 1),
         case("key mask, in segments", masked(normalized(), Extra::SomeKeys), 64, 64).lengths(600, 600).heads(1, 1, 1),
+        case(
+            "decay per token, in segments, not normalised, key mask",
+            masked(raw(decayed(Silu, Extra::PerToken)), Extra::SomeKeys),
+            64,
+            40,
+        )
+        .lengths(600, 600)
+        .heads(1, 1, 1),
+        case("shared q, k and v", raw(decayed(Silu, Extra::PerHead)), 64, 128).heads(1, 1, 4),
+        case("256 by 200, masked", masked(normalized(), Extra::SomeKeys), 256, 200).heads(1, 1, 1),
+        case("64 by 256, decay per token", raw(decayed(Relu, Extra::PerToken)), 64, 256).heads(1, 1, 1),
         case("large sums", normalized(), 64, 64).std(20.0).lengths(300, 300).heads(1, 1, 1),
     ]
 }

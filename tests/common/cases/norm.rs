@@ -46,6 +46,10 @@ fn warpgroups() -> Vec<Case> {
         case("two blocks of values", causal(Silu), 64, 136),
         case("64 by 128, all heads", together(causal(EluPlusOne)), 64, 128).batch(2),
         case("64 by 64, decay per token", decayed(EluPlusOne, Extra::PerToken), 64, 64).after(9),
+        case("64 by 64, decay per head, in segments", decayed(EluPlusOne, Extra::PerHead), 64, 64)
+            .lengths(600, 600)
+            .heads(1, 1, 1),
+        case("40 by 56, all heads, shared q", together(causal(Relu)), 40, 56).heads(2, 1, 2),
     ]
 }
 
