@@ -187,15 +187,15 @@ struct StateOfSweep {
     DEVICE void map(const SweepRows& rows) {
         map_z(rows);
         if constexpr (G == Gradient::d_values) {
-            if (p.map != kIdentity) {
-                auto in_place = [&](int, int column, Element* at) {
+#pragma unroll 1
+            for (int side = 0; side < 2 && p.map != kIdentity; ++side) {
+                Tile tile = side == 0 ? shared.x(turn.stage) : shared.y(turn.stage);
+                each_vector<Config::kInner>(tile, [&](int, int column, Element* at) {
                     float x[8];
                     widen(at, x);
                     map_features(x, p.features - column);
                     narrow(at, x);
-                };
-                each_vector<Config::kInner>(shared.x(turn.stage), in_place);
-                each_vector<Config::kInner>(shared.y(turn.stage), in_place);
+                });
             }
         }
         // Values of rows without a key become zeros, whatever they were.
