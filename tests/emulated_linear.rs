@@ -88,17 +88,11 @@ fn sanitized(sanitizer: Sanitizer) {
 /// One size of each kernel for warpgroups.
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
-    let reasons = [
-        "64 wide, one chunk",
-        "128 by 128, decay",
-        "256 wide, elu",
-        "256 wide, in",
-        "64 by 128, in segments",
-        "full, 64 wide",
-    ];
-    check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Forward);
+    let reasons = ["64 wide, one chunk", "128 by 128, decay", "256 wide, in", "64 by 128, in segments", "shared q, k"];
+    check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Both);
+    check(&backend, &cases::linear(), &["256 wide, elu", "full, 64 wide"], &HALVES, Pass::Forward);
     check(&backend, &cases::mixed_chunk(), &["64 wide, key mask", "two blocks of values"], &HALVES, Pass::Forward);
-    check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Forward);
+    check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Both);
     check(
         &backend,
         &cases::performer(),

@@ -73,6 +73,8 @@ struct LinearParams {
     void* raw;
     // ⟨d_out, out⟩ per row, laid out as the statistic.
     void* deltas;
+    // Gradients of the sums of a norm, but for its divisor: elements, in rows of E filled up to whole 8.
+    void* d_sums;
     // Per state head and segment, and one more at the end: [.., D', E] and [.., D'].
     void* segment_s;
     void* segment_z;

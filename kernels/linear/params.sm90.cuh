@@ -14,4 +14,15 @@ struct LinearMappedParams {
     int32_t key_terms;
 };
 
+// What the kernels of the backward pass are given.
+struct LinearSweepParams {
+    LinearParams problem;
+    // As above; the last one of gradients of sums, all but for a factor of each row.
+    ptx::TensorMap q_map, k_map, v_map, d_sums_map;
+    // Whether the features that the state takes up need a tile of their own: they have weights.
+    int32_t has_term;
+    // Whether a block also needs the rows that it gives the gradients of.
+    int32_t has_own;
+};
+
 }  // namespace attn::linear

@@ -106,7 +106,13 @@ fn check_qkv<T: Operand>(function: &'static str, q: &T, k: &T, v: &T) -> Result<
     for (argument, operand) in [("q", q), ("k", k), ("v", v)] {
         let dims = operand.dims();
         ensure_value(dims[1] > 0, function, argument, format_args!("a tensor of shape {dims:?}"), "at least one head")?;
-        ensure_value(dims[3] > 0, function, argument, format_args!("a tensor of shape {dims:?}"), "a width of at least 1")?;
+        ensure_value(
+            dims[3] > 0,
+            function,
+            argument,
+            format_args!("a tensor of shape {dims:?}"),
+            "a width of at least 1",
+        )?;
     }
     let [q, k, v] = [q, k, v].map(|operand| operand.dims());
     let heads = q[1].max(k[1]).max(v[1]);

@@ -19,6 +19,8 @@ pub struct SavedLayout {
     pub wide_out: bool,
     /// Whether the gradient of the log-decay per token is wanted.
     pub d_log_decay: bool,
+    /// Whether the gradient of the output starts at a multiple of 16 bytes.
+    pub is_aligned: bool,
 }
 
 /// Gradients of q, k, v and, if wanted, of the log-decay per token, contiguous. Everything is overwritten.
@@ -29,6 +31,9 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
         return planner.plan;
     }
     planner.save(saved);
+    if planner.sweep_chunks(layout, saved).is_some() {
+        return planner.plan;
+    }
     planner.directions();
     planner.deltas();
     planner.cut(planner.state_heads());
@@ -41,14 +46,11 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
     planner.whole_rows();
     planner.launch_sweep("queries", &QUERIES);
     if planner.params.segments > 1 {
-        planner.entering_gradients();
+        planner.entering_gradients(Planner::sweep_d_states);
         planner.whole_rows();
     }
     planner.launch_sweep("keys", &KEYS);
-    shared.into_iter().for_each(|gather| planner.gather(gather));
-    if saved.d_log_decay {
-        planner.sum_logs();
-    }
+    planner.sum_gradients(shared, saved);
     planner.plan
 }
 
@@ -96,7 +98,7 @@ impl Planner<'_> {
     }
 
     /// ⟨d_out, out⟩ where the way back from the outputs needs it.
-    fn deltas(&mut self) {
+    pub(super) fn deltas(&mut self) {
         let rows = self.problem.statistic_len();
         if rows > 0 {
             self.params.deltas = self.workspace(rows);
@@ -105,7 +107,7 @@ impl Planner<'_> {
     }
 
     /// Where gradients go: to the results, or, for operands that several heads share, to parts that are summed afterwards.
-    fn gradients(&mut self) -> Vec<GatherParams> {
+    pub(super) fn gradients(&mut self) -> Vec<GatherParams> {
         let shapes = self.shapes();
         let (heads, state_heads) = (shapes.heads(), shapes.state_heads());
         let mut shared = Vec::new();
@@ -134,7 +136,7 @@ impl Planner<'_> {
     }
 
     /// Memory for what the two sweeps tell each other and the gradient of the log-decay.
-    fn log_gradients(&mut self, saved: &SavedLayout) {
+    pub(super) fn log_gradients(&mut self, saved: &SavedLayout) {
         let shapes = self.shapes();
         if self.problem.map.is_stabilized() {
             let tiles = (self.params.positions as usize).div_ceil(super::TILE);
@@ -152,9 +154,14 @@ impl Planner<'_> {
         self.params.set_value_tile(block_multiple(self.shapes().value_width));
     }
 
-    /// The gradients of S and z of the segments, and from them what enters each.
-    fn entering_gradients(&mut self) {
+    /// The gradients of S and z of the segments, which `launch` adds a kernel for, and from them what enters each.
+    pub(super) fn entering_gradients(&mut self, launch: impl FnOnce(&mut Self)) {
         (self.params.segment_d_s, self.params.segment_d_z) = self.segment_sums();
+        launch(self);
+        self.launch("d_scan", self.scan_blocks(), 0);
+    }
+
+    fn sweep_d_states(&mut self) {
         let needs_keys = self.problem.map.is_stabilized() && self.problem.scan == Scan::Causal;
         let pieces: Vec<Piece> = D_STATES
             .into_iter()
@@ -162,7 +169,14 @@ impl Planner<'_> {
             .collect();
         self.tile_values(&pieces);
         self.launch_sweep("d_states", &pieces);
-        self.launch("d_scan", self.scan_blocks(), 0);
+    }
+
+    /// Gradients of what several heads share, and of the log-decay, from their parts.
+    pub(super) fn sum_gradients(&mut self, shared: Vec<GatherParams>, saved: &SavedLayout) {
+        shared.into_iter().for_each(|gather| self.gather(gather));
+        if saved.d_log_decay {
+            self.sum_logs();
+        }
     }
 
     /// The gradient of the log-decay, which is in the type of sums.

@@ -112,6 +112,7 @@ pub fn describe(problem: &Linear, layout: &LinearLayout) -> LinearParams {
         directions: none,
         raw: none,
         deltas: none,
+        d_sums: none,
         segment_s: none,
         segment_z: none,
         segment_stabilizer: none,

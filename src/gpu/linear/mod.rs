@@ -8,6 +8,7 @@ mod params;
 #[cfg(feature = "gpu")]
 mod run;
 mod step;
+mod sweeps;
 mod warpgroups;
 
 pub use backward::{SavedLayout, plan_backward};
@@ -20,7 +21,7 @@ use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Scan};
 use crate::transnormer::NormScope;
 use describe::{Finish, describe, to_i64};
 use memory::{Memory, block_multiple, wide_row};
-use params::{GatherParams, LinearMappedParams, LinearParams, Piece};
+use params::{GatherParams, LinearMappedParams, LinearParams, LinearSweepParams, Piece};
 
 /// Positions of a tile, and the granularity of its columns.
 const TILE: usize = 32;
@@ -77,7 +78,7 @@ pub struct ForwardOutputs {
 
 /// The parameter structs of the engine's kernels.
 pub(super) fn parameters() -> Vec<Type> {
-    vec![LinearParams::TYPE, LinearMappedParams::TYPE, GatherParams::TYPE]
+    vec![LinearParams::TYPE, LinearMappedParams::TYPE, LinearSweepParams::TYPE, GatherParams::TYPE]
 }
 
 /// Output, statistic and final state. Everything that is asked for is overwritten.

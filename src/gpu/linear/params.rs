@@ -47,6 +47,7 @@ kernel_params! {
         pub(super) directions: Pointer,
         pub(super) raw: Pointer,
         pub(super) deltas: Pointer,
+        pub(super) d_sums: Pointer,
         pub(super) segment_s: Pointer,
         pub(super) segment_z: Pointer,
         pub(super) segment_stabilizer: Pointer,
@@ -120,6 +121,19 @@ kernel_params! {
         pub(super) k_map: TensorMap,
         pub(super) v_map: TensorMap,
         pub(super) key_terms: i32,
+    }
+}
+
+kernel_params! {
+    /// Parameters of the kernels of the backward pass with tensor copies, as in kernels/linear/params.sm90.cuh.
+    pub(super) struct LinearSweepParams {
+        pub(super) problem: LinearParams,
+        pub(super) q_map: TensorMap,
+        pub(super) k_map: TensorMap,
+        pub(super) v_map: TensorMap,
+        pub(super) d_sums_map: TensorMap,
+        pub(super) has_term: i32,
+        pub(super) has_own: i32,
     }
 }
 

@@ -71,18 +71,19 @@ pub fn backward(
         [batch, row] => [*batch as i64, 0, *row as i64],
         _ => strides(statistic),
     });
+    let mut arguments = Arguments::new(device);
+    read_inputs(&mut arguments, inputs);
+    arguments.read(Argument::Out, &saved.out);
+    arguments.read(Argument::DOut, &saved.d_out);
     let saved_layout = SavedLayout {
         out: strides(&saved.out),
         d_out: strides(&saved.d_out),
         statistic,
         wide_out: saved.out.dtype() != problem.shapes.dtype,
         d_log_decay: gradients.log_decay.is_some(),
+        is_aligned: arguments.are_aligned(&[Argument::DOut]),
     };
-    let mut arguments = Arguments::new(device);
-    read_inputs(&mut arguments, inputs);
     let plan = plan_backward(problem, &layout(inputs, &arguments), &saved_layout, device.facts());
-    arguments.read(Argument::Out, &saved.out);
-    arguments.read(Argument::DOut, &saved.d_out);
     if let Some(statistic) = &saved.statistic {
         arguments.read(Argument::Statistic, statistic);
     }

@@ -39,8 +39,14 @@ const LAYOUT: LinearLayout = LinearLayout {
     state: None,
     is_aligned: false,
 };
-const SAVED: SavedLayout =
-    SavedLayout { out: [0; 3], d_out: [0; 3], statistic: [0; 3], wide_out: false, d_log_decay: false };
+const SAVED: SavedLayout = SavedLayout {
+    out: [0; 3],
+    d_out: [0; 3],
+    statistic: [0; 3],
+    wide_out: false,
+    d_log_decay: false,
+    is_aligned: false,
+};
 
 fn forward(problem: &Linear, facts: &DeviceFacts) -> Plan {
     plan_forward(problem, &LAYOUT, ForwardOutputs { statistic: true, state: true, wide_out: false }, facts)
@@ -253,4 +259,64 @@ fn warpgroups_read_without_scores() {
     for plan in [chunks(100, 128, identity), chunks(256, 136, identity), chunks(256, 128, ELU)] {
         assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
     }
+}
+
+#[test]
+fn warpgroups_take_gradients() {
+    let rms = |scope| LinearFinish::RmsNorm { epsilon: 1e-6, scope };
+    let identity = Map::Plain(FeatureMap::Identity);
+    let plan = |sizes: [usize; 5], dtype, map, finish, change: fn(&mut SavedLayout)| {
+        let problem = problem(sizes, dtype, map, Scan::Causal, finish);
+        let [_, heads, rows, _, width] = sizes;
+        let d_out = [heads * rows * width, rows * width, width].map(to_i64);
+        let mut saved = SavedLayout { out: d_out, d_out, is_aligned: true, ..SAVED };
+        change(&mut saved);
+        let plan = plan_backward(&problem, &contiguous(&problem), &saved, &DeviceFacts::H200);
+        assert_eq!(plan.check(&DeviceFacts::H200), Ok(()), "{plan}");
+        launches(&plan).into_iter().map(|(kernel, blocks)| (kernel.to_string(), blocks)).collect::<Vec<_>>()
+    };
+    let expected = |launches: &[(&str, u32)]| {
+        launches.iter().map(|&(kernel, blocks)| (kernel.to_string(), blocks)).collect::<Vec<_>>()
+    };
+    let usual = |change| plan([4, 32, 4096, 128, 128], DType::BF16, ELU, NORMALIZE, change);
+    assert_eq!(
+        usual(|_| ()),
+        expected(&[
+            ("linear_deltas_bf16", 1 << 17),
+            ("linear_queries_sm90_bf16_128", 128),
+            ("linear_keys_sm90_bf16_128", 256)
+        ])
+    );
+    assert_eq!(
+        plan([1, 8, 8192, 64, 64], DType::F16, identity, LinearFinish::None, |_| ()),
+        expected(&[
+            ("linear_states_sm90_f16_64_64", 256),
+            ("linear_scan_f16", 8 * 33),
+            ("linear_queries_sm90_f16_64", 256),
+            ("linear_d_states_sm90_f16_64", 256),
+            ("linear_d_scan_f16", 8 * 33),
+            ("linear_keys_sm90_f16_64", 512)
+        ])
+    );
+    // Features in four blocks, and values in three.
+    assert_eq!(
+        plan([8, 32, 2048, 256, 192], DType::BF16, ELU, rms(NormScope::Head), |saved| saved.is_aligned = false),
+        expected(&[
+            ("linear_unfinish_sm90_bf16", 1 << 17),
+            ("linear_queries_sm90_bf16_256", 1024),
+            ("linear_keys_sm90_bf16_256", 7 * 256)
+        ])
+    );
+    let joint = plan([8, 32, 2048, 64, 128], DType::F16, ELU, rms(NormScope::AllHeads), |_| ());
+    let kernels: Vec<_> = joint.iter().map(|(kernel, _)| kernel.as_str()).collect();
+    let norm = ["linear_deltas_f16", "linear_unfinish_sm90_f16"];
+    assert_eq!(kernels, [norm, ["linear_queries_sm90_f16_128", "linear_keys_sm90_f16_128"]].concat());
+    let is_portable = |launches: Vec<(String, u32)>| launches.iter().all(|(kernel, _)| !kernel.contains("sm90"));
+    assert!(is_portable(usual(|saved| saved.wide_out = true)));
+    assert!(is_portable(usual(|saved| saved.is_aligned = false)));
+    let with_decay = |saved: &mut SavedLayout| saved.d_log_decay = true;
+    assert!(!is_portable(usual(with_decay)));
+    assert!(is_portable(plan([4, 32, 4096, 256, 64], DType::BF16, ELU, NORMALIZE, with_decay)));
+    assert!(is_portable(plan([4, 32, 4096, 64, 264], DType::BF16, ELU, NORMALIZE, |_| ())));
+    assert!(is_portable(plan([4, 32, 4096, 64, 64], DType::BF16, FAVOR, NORMALIZE, |_| ())));
 }

@@ -34,6 +34,10 @@ fn has_many_heads(case: &Case) -> bool {
     case.batch * case.state_heads() > MANY_HEADS
 }
 
+fn is_aligned(operand: &Operand) -> bool {
+    Tensor::of(Argument::Q, operand).start.is_multiple_of(16)
+}
+
 impl Backend for EmulatedLinear {
     fn name(&self) -> String {
         format!("{}/linear", self.executor.name())
@@ -135,6 +139,7 @@ impl Call<'_> {
             statistic: if per_head { [heads * queries, queries, 1] } else { [queries, 0, 1] },
             wide_out,
             d_log_decay: log_decay.is_some(),
+            is_aligned: is_aligned(&d_out),
         };
         let plan = plan_backward(problem, &self.layout(), &saved, &self.backend.facts);
         let mut inputs = self.inputs();
@@ -173,7 +178,7 @@ impl Call<'_> {
                 stabilizer: stabilizer.as_ref().map_or([0; 2], Operand::outer_strides),
                 position: self.data.position,
             }),
-            is_aligned: [q, k, v].iter().all(|operand| Tensor::of(Argument::Q, operand).start.is_multiple_of(16)),
+            is_aligned: [q, k, v].into_iter().all(is_aligned),
         }
     }
 

@@ -209,6 +209,17 @@ fn warpgroups() -> Vec<Case> {
         case("full, 128 by 128, in segments", full(Relu), 128, 128).lengths(600, 600).heads(1, 1, 1),
         case("full, 256 wide, more queries than keys", full(EluPlusOne), 256, 72).lengths(200, 70).heads(1, 1, 1),
         case("full, all keys masked, 64 wide", masked(full(EluPlusOne), Extra::NoKeys), 64, 64).batch(2),
+        case(
+            "decay per token, in segments, not normalised, key mask",
+            masked(raw(decayed(Silu, Extra::PerToken)), Extra::SomeKeys),
+            64,
+            40,
+        )
+        .lengths(600, 600)
+        .heads(1, 1, 1),
+        case("shared q, k and v", raw(decayed(Silu, Extra::PerHead)), 64, 128).heads(1, 1, 4),
+        case("256 by 200, masked", masked(normalized(), Extra::SomeKeys), 256, 200).heads(1, 1, 1),
+        case("64 by 256, decay per token", raw(decayed(Relu, Extra::PerToken)), 64, 256).heads(1, 1, 1),
         case("large sums", normalized(), 64, 64).std(20.0).lengths(300, 300).heads(1, 1, 1),
     ]
 }

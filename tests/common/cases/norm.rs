@@ -48,6 +48,10 @@ fn warpgroups() -> Vec<Case> {
         case("full, 64 by 128", full(EluPlusOne), 64, 128).lengths(70, 140),
         case("full, two blocks of values", full(Silu), 64, 136).after(9),
         case("64 by 64, decay per token", decayed(EluPlusOne, Extra::PerToken), 64, 64).after(9),
+        case("64 by 64, decay per head, in segments", decayed(EluPlusOne, Extra::PerHead), 64, 64)
+            .lengths(600, 600)
+            .heads(1, 1, 1),
+        case("40 by 56, all heads, shared q", together(causal(Relu)), 40, 56).heads(2, 1, 2),
     ]
 }
 
