@@ -2,8 +2,8 @@
 # Runs a bundle (scripts/gpu-bundle.sh): all checks of the kernels on this machine's first usable GPU, then the benches.
 #
 #     run.sh [OUTPUT_FOLDER]     $OUT, or out/ beside this script, by default
-#     PEERS='--recipes A,D --minutes 8' run.sh     only the times beside other libraries, with options of peers/gpu.py;
-#                                                  goes on where it was stopped
+#     STEPS='primitives,cases-*' run.sh            only these steps, by patterns of their names
+#     STEPS=peers PEERS='--recipes A,D --minutes 8' run.sh     with options of peers/gpu.py, which goes on where it stopped
 #
 # Logs, JSON and a table go to the output folder. The status is 0 if everything passed, 3 if there is no usable GPU.
 set -uo pipefail
@@ -15,10 +15,22 @@ tar -xJf "$here/payload.tar.xz" -C "$bin" || { echo "payload.tar.xz cannot be un
 export ATTN_PRIMITIVES=$bin/primitives
 : >"$out/steps.tsv"
 failed=0
+IFS=, read -ra chosen <<<"${STEPS:-*}"
 
-# step NAME SECONDS COMMAND...: runs it within the time, keeps its output, and notes how it ended.
+# is_chosen NAME: whether the step is to run.
+is_chosen() {
+    local pattern
+    for pattern in "${chosen[@]}"; do
+        # shellcheck disable=SC2053
+        [[ $1 == $pattern ]] && return
+    done
+    return 1
+}
+
+# step NAME SECONDS COMMAND...: if it is chosen, runs it within the time, keeps its output, and notes how it ended.
 step() {
     local name=$1 seconds=$2 start=$SECONDS status
+    is_chosen "$name" || return 0
     shift 2
     printf '== %s\n' "$name"
     (cd "$out" && timeout -k 10 "$seconds" "$@") >"$out/$name.log" 2>&1
@@ -35,6 +47,7 @@ step() {
 # What tests skip they say, and pass.
 on_gpu() { step "$1" "$2" "$bin/tests" --exact --nocapture "${@:3}"; }
 
+chosen+=(info)
 step info 60 "$bin/tests" --exact --nocapture on_gpu::info
 cat "$bin/commit" "$out/info.log" | grep -v -e '^running' -e '^test ' -e '^$'
 if grep -q '^no GPU is used' "$out/info.log"; then
@@ -43,12 +56,12 @@ if grep -q '^no GPU is used' "$out/info.log"; then
     exit 3
 fi
 
-checks_and_benches() {
+checks() {
     on_gpu primitives 120 primitives::gpu
     for operation in softmax diag gau linear performer norm mixed_chunk; do
         on_gpu "cases-$operation" 900 "on_gpu::$operation"
     done
-    if [ -f "$bin/tests-candle" ]; then
+    if is_chosen cases-candle && [ -f "$bin/tests-candle" ]; then
         # Beside the driver it needs CUDA's libraries, which PyTorch, for one, brings.
         libraries=$(python3 -c 'import glob, nvidia; print(*glob.glob(nvidia.__path__[0] + "/**/lib", recursive=True), sep=":")' 2>/dev/null)
         export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries
@@ -63,9 +76,12 @@ checks_and_benches() {
             step "$tool" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 \
                 "$bin/tests" --exact --nocapture on_gpu::smallest primitives::gpu
         done
-    else
+    elif is_chosen memcheck; then
         printf 'compute-sanitizer\tnot there\t0 s\n' >>"$out/steps.tsv"
     fi
+}
+
+benches() {
     validate=("$bin/validate" --json "$out/validate.json")
     "$bin/validate" --help | grep -q -- --device && validate+=(--device gpu)
     step validate 600 "${validate[@]}"
@@ -81,6 +97,7 @@ checks_and_benches() {
 # Other libraries beside ours; wheels may lie beside this script. What is absent is named in the results.
 peers() {
     local python=${PYTHON:-python3} wheel
+    is_chosen peers || return 0
     if "$python" -c 'import torch' 2>/dev/null; then
         for wheel in "$here"/*.whl; do
             [ -f "$wheel" ] && "$python" -m zipfile -e "$wheel" "$bin/wheels"
@@ -92,7 +109,8 @@ peers() {
     fi
 }
 
-[ -n "${PEERS+set}" ] || checks_and_benches
+checks
+benches
 peers
 
 printf '\n'

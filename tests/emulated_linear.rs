@@ -35,8 +35,10 @@ fn warpgroups() {
     let stateless = EmulatedLinear { state: false, ..PLAIN };
     check(&stateless, &only(cases::linear()), &[""], &HALVES, Pass::Forward);
     check(&stateless, &only(cases::norm()), &[""], &HALVES, Pass::Forward);
+    check(&stateless, &only(cases::performer()), &[""], &HALVES, Pass::Forward);
     let wide = EmulatedLinear { wide_out: true, ..PLAIN };
     check(&wide, &only(cases::linear()), &["128 by 128", "two blocks"], &HALVES, Pass::Forward);
+    check(&wide, &only(cases::performer()), &["two blocks"], &HALVES, Pass::Forward);
 }
 
 #[test]
@@ -88,10 +90,25 @@ fn sanitized_warpgroups(sanitizer: Sanitizer) {
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
     let reasons = ["64 wide, one chunk", "128 by 128, decay", "256 wide, in", "64 by 128, in segments", "shared q, k"];
     check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Both);
-    check(&backend, &cases::linear(), &["256 wide, elu"], &HALVES, Pass::Forward);
+    check(&backend, &cases::linear(), &["256 wide, elu", "full, 64 wide"], &HALVES, Pass::Forward);
+    check(&backend, &cases::mixed_chunk(), &["64 wide, key mask", "two blocks of values"], &HALVES, Pass::Forward);
     check(&backend, &cases::norm(), &["128 by 104"], &HALVES, Pass::Both);
+    check(
+        &backend,
+        &cases::performer(),
+        &["a chunk and a bit", "two blocks", "256 features in"],
+        &HALVES,
+        Pass::Forward,
+    );
     let stateless = EmulatedLinear { state: false, ..backend };
     check(&stateless, &cases::linear(), &["256 wide, elu"], &HALVES, Pass::Forward);
+    check(
+        &stateless,
+        &cases::performer(),
+        &["key mask, 64 wide", "64 wide, 256", "full, large"],
+        &HALVES,
+        Pass::Forward,
+    );
 }
 
 #[test]

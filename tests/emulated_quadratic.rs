@@ -17,6 +17,9 @@ const PLAIN: EmulatedQuadratic = EmulatedQuadratic {
     wide_out: false,
 };
 
+/// As few multiprocessors as blocks that walk several blocks of rows need.
+const FEW: DeviceFacts = DeviceFacts { multiprocessors: 3, ..DeviceFacts::H200 };
+
 #[test]
 fn softmax() {
     check(&PLAIN, &cases::softmax(), &[""], &cases::FLOATS, Pass::Both);
@@ -42,10 +45,12 @@ fn mixed_chunk() {
 /// Warpgroups, in more orders: other warps first, the last tensor copy first, other lanes elected.
 #[test]
 fn warpgroups() {
-    let backend = EmulatedQuadratic { seeds: &[4, 5, 6, 7], ..PLAIN };
+    let backend = EmulatedQuadratic { facts: FEW, seeds: &[4, 5, 6, 7], ..PLAIN };
     let dtypes = [DType::F16, DType::BF16];
     check(&backend, &cases::softmax(), &["aligned"], &dtypes, Pass::Both);
     check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Both);
+    check(&backend, &cases::gau(), &["aligned"], &dtypes, Pass::Both);
+    check(&backend, &cases::mixed_chunk(), &["aligned"], &dtypes, Pass::Both);
 }
 
 /// Rows that do not stay in shared memory, single stages.
@@ -65,6 +70,7 @@ fn outputs_in_the_type_of_sums() {
     check(&backend, &cases::softmax(), &["several tiles", "a tile and one"], &dtypes, Pass::Both);
     check(&backend, &cases::diag(), &["many blocks", "ReLU"], &dtypes, Pass::Both);
     check(&backend, &cases::gau(), &["several tiles", "key mask"], &dtypes, Pass::Both);
+    check(&backend, &cases::softmax(), &["aligned, causal", "aligned, decoding"], &dtypes, Pass::Forward);
 }
 
 /// One case for each kernel and each way through it.
@@ -80,9 +86,12 @@ fn sanitized(sanitizer: Sanitizer) {
 }
 
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
-    let backend = EmulatedQuadratic { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
-    let aligned = ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window"];
+    let executor = Executor::Emulator(sanitizer);
+    let backend = EmulatedQuadratic { facts: FEW, executor, seeds: &SEEDS[1..3], ..PLAIN };
+    let aligned =
+        ["aligned, causal", "aligned, ragged", "aligned, widest tile", "aligned, window", "aligned, keys in parts"];
     check(&backend, &cases::softmax(), &aligned, &[DType::BF16], Pass::Both);
+    check(&backend, &cases::gau(), &["aligned, several tiles"], &[DType::F16], Pass::Forward);
 }
 
 #[test]

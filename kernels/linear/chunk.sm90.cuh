@@ -13,7 +13,8 @@ constexpr int kStages = 2;
 // Barrier of all warpgroups, and the first of those of one.
 constexpr int kBarrierOfAll = 1, kBarrierOfOne = 2;
 
-// D′ and value columns of a block, filled up with zeros; each warpgroup has 64 columns. Sides are the keys, and the queries.
+// D′ and value columns of a block, filled up with zeros; each warpgroup has 64 columns. Sides are the keys and the queries:
+// 0 for queries alone, which have no values either, 1 for keys, 2 for both.
 template <class E, int Width, int Columns, int Sides>
 struct ChunkConfig {
     using Element = E;
@@ -23,18 +24,20 @@ struct ChunkConfig {
     static constexpr int kMappers = 128 * kReaders;
     // Elements of queries or keys, of values, and of 64 columns of S.
     static constexpr int kSide = kChunk * Width, kValues = kChunk * Columns, kState = Width * 64;
-    static constexpr int kStage = Sides * kSide + kValues;
+    static constexpr int kStage = Sides == 0 ? kSide : Sides * kSide + kValues;
     static_assert(4 * kReaders * Width <= 1024, "scratch for the sums of features");
-    static constexpr bool kReads = Sides == 2;
+    static constexpr bool kReads = Sides != 1, kAbsorbs = Sides != 0, kHasDecays = kAbsorbs;
     // Vectors of 8 elements: those of a row, rows between a mapping thread's, and how many it has.
     static constexpr int kVectors = Width / 8, kStep = kMappers / kVectors, kRows = kChunk / kStep;
 };
+
+constexpr double kLog2E = 1.4426950408889634074;
 
 // What is kept per row of a chunk.
 struct ChunkRows {
     // Keys; rows without a key, or whose key is masked, have zero features and values.
     int present[kChunk];
-    // Log-decay summed from the chunk's start through each row, as the sum of two numbers.
+    // Logarithm to base 2 of the decay from the chunk's start through each row, as the sum of two numbers.
     float high[kChunk], low[kChunk];
     // e^{G}, and e^{G_C − G}.
     float from_start[kChunk], to_end[kChunk];
@@ -42,8 +45,8 @@ struct ChunkRows {
     float decay;
     int is_whole;
 
-    // What is left at row i of what row j adds.
-    DEVICE float decay_between(int i, int j) const { return ptx::exp((high[i] - high[j]) + (low[i] - low[j])); }
+    // What is left at row i of what row j adds; for later rows, without meaning.
+    DEVICE float decay_between(int i, int j) const { return ptx::exp2((high[i] - high[j]) + (low[i] - low[j])); }
 };
 
 // Between the warpgroups.
@@ -156,8 +159,9 @@ DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
         sum.add({i == 0 ? logs[0] : logs[1], 0.0});
-        rows.high[r + i] = float(sum.high);
-        rows.low[r + i] = float(sum.high - double(rows.high[r + i]) + sum.low);
+        double log2 = sum.high * kLog2E;
+        rows.high[r + i] = float(log2);
+        rows.low[r + i] = float(log2 - double(rows.high[r + i]) + sum.low * kLog2E);
         rows.from_start[r + i] = ptx::exp(float(sum.high));
         rows.to_end[r + i] = ptx::exp(float((all.high - sum.high) + (all.low - sum.low)));
     }
@@ -182,18 +186,23 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
                 copy(shared.queries(turn.stage), Config::kWidth / 64, params.q_map, tiles.query_at(chunk, 0),
                      tiles.query_head(0));
             }
-            copy(shared.keys(turn.stage), Config::kWidth / 64, params.k_map, tiles.key_at(chunk, 0), tiles.key_head());
+            if constexpr (Config::kAbsorbs) {
+                copy(shared.keys(turn.stage), Config::kWidth / 64, params.k_map, tiles.key_at(chunk, 0),
+                     tiles.key_head());
 #pragma unroll 1
-            for (int panel = 0; panel < Config::kColumns / 64; ++panel) {
-                const int at[4] = {tiles.place.first_column(p) + 64 * panel, int(tiles.key_at(chunk, 0)),
-                                   int(tiles.value_head()), int(tiles.place.batch)};
-                ptx::tensor_load(shared.values(turn.stage).data + panel * kChunk * 64, params.v_map,
-                                 shared.pipeline.full(turn.stage), at);
+                for (int panel = 0; panel < Config::kColumns / 64; ++panel) {
+                    const int at[4] = {tiles.place.first_column(p) + 64 * panel, int(tiles.key_at(chunk, 0)),
+                                       int(tiles.value_head()), int(tiles.place.batch)};
+                    ptx::tensor_load(shared.values(turn.stage).data + panel * kChunk * 64, params.v_map,
+                                     shared.pipeline.full(turn.stage), at);
+                }
             }
         }
         ChunkRows& rows = shared.rows[turn.stage];
-        mark_keys(tiles, chunk, rows);
-        if (p.decay != kNoDecay) sum_decays(tiles, chunk, rows);
+        if constexpr (Config::kAbsorbs) mark_keys(tiles, chunk, rows);
+        if constexpr (Config::kHasDecays) {
+            if (p.decay != kNoDecay) sum_decays(tiles, chunk, rows);
+        }
         ptx::warp_sync();
         if (ptx::lane() == 0) ptx::mbarrier_arrive(shared.pipeline.full(turn.stage));
         turn.advance();
@@ -203,7 +212,7 @@ DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Conf
 // A block: its last warp copies, each of its warpgroups runs the `Work` of 64 value columns.
 template <class Config, class Work>
 DEVICE void run_block(const LinearMappedParams& params) {
-    auto shared = ChunkShared<Config>::of_block();
+    auto shared = Work::Shared::of_block();
     shared.initialise();
     if (ptx::warpgroup() == Config::kReaders) {
         if constexpr (Config::kReaders == 2) ptx::setmaxnreg_dec<40>();

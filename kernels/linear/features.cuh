@@ -94,30 +94,37 @@ DEVICE void taylor_row(const LinearParams& p, Real* row) {
     });
 }
 
-// φ of the tile's rows for which keep(row); zeros for others, and in the columns past D′. x is where `x_tile` put it;
-// not for exponential FAVOR+ features.
+// Whether each feature is that of one number: of x, or of a projection.
+DEVICE bool is_by_number(const LinearParams& p) { return is_elementwise(p) || p.map == kReluFeatures; }
+
+template <class Real>
+DEVICE Real map_number(const LinearParams& p, Real x) {
+    if (p.map != kReluFeatures) return map_element(p.map, x);
+    return ptx::max(x, Real(0)) / ptx::sqrt(Real(ptx::max(p.directions_count, 1))) + Real(kReluOffset);
+}
+
+// φ of a row, by a warp; zeros unless kept, and in the columns past D′. x is where `x_tile` put it; not for exponential
+// FAVOR+ features.
+template <class Real>
+DEVICE void map_row(const LinearParams& p, Real* row, bool is_kept) {
+    if (is_by_number(p)) each_column(p.features, [&](int c) { row[c] = map_number(p, row[c]); });
+    if (p.map == kSoftmax) softmax_row(p, row);
+    if (p.map == kCosine) cosine_row(p, row);
+    if (p.map == kTaylor) taylor_row(p, row);
+    if ((p.map == kCosine || p.map == kTaylor) && ptx::lane() == 0) row[0] = Real(1);
+    ptx::warp_sync();
+    each_column(p.features_padded, [&](int c) {
+        if (c >= p.features || !is_kept) row[c] = Real(0);
+    });
+}
+
+// The same for the tile's rows, kept where keep(row).
 template <class Real, class Keep>
 DEVICE void map_rows(const LinearParams& p, const WideTile<Real>& phi, Keep keep) {
-    if (is_elementwise(p) || p.map == kReluFeatures) {
-        Real factor = Real(1) / ptx::sqrt(Real(ptx::max(p.directions_count, 1)));
-        each_element(kTile, p.features_padded, [&](int r, int c) {
-            Real x = phi.at(r, c);
-            Real y = p.map == kReluFeatures ? ptx::max(x, Real(0)) * factor + Real(kReluOffset) : map_element(p.map, x);
-            phi.at(r, c) = c < p.features && keep(r) ? y : Real(0);
-        });
-        return;
-    }
-    each_row([&](int r) {
-        Real* row = &phi.at(r, 0);
-        bool is_kept = keep(r);
-        if (p.map == kSoftmax) softmax_row(p, row);
-        if (p.map == kCosine) cosine_row(p, row);
-        if (p.map == kTaylor) taylor_row(p, row);
-        if (ptx::lane() == 0 && p.map != kSoftmax) row[0] = Real(1);
-        ptx::warp_sync();
-        for (int c = ptx::lane(); c < p.features_padded; c += 32) {
-            if (c >= p.features || !is_kept) row[c] = Real(0);
-        }
+    if (!is_by_number(p)) return each_row([&](int r) { map_row(p, &phi.at(r, 0), keep(r)); });
+    each_element(kTile, p.features_padded, [&](int r, int c) {
+        Real y = map_number(p, phi.at(r, c));
+        phi.at(r, c) = c < p.features && keep(r) ? y : Real(0);
     });
 }
 

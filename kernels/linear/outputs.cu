@@ -7,6 +7,7 @@
 // One block: a segment of the positions of a state head, for a tile of value columns and all output heads that read it.
 // Pieces: rows, z, S [D′ × columns], φ(k) and φ(q) [32 × D′], values and sums [32 × columns], weights [32 × 32], for
 // FAVOR+ x [32 × D]. All warps work on the same step; a barrier ends each.
+#include "finish.cuh"
 #include "state.cuh"
 
 namespace attn::linear {
@@ -33,7 +34,10 @@ struct Outputs {
             sum();
             ptx::barrier_sync();
             each_row([&](int r) {
-                if (tiles.has_query(tile, r)) finish_row(reader, tile, r);
+                if (!tiles.has_query(tile, r)) return;
+                finish_row<Element>(
+                    p, tiles.place, tiles.reader_head(reader), tiles.query_at(tile, r), tile.start + r,
+                    [&] { return norm(r); }, [&](int c) { return sums.at(r, c); });
             });
             ptx::barrier_sync();
         }
@@ -60,34 +64,6 @@ struct Outputs {
         if (!is_inclusive(p)) return before;
         Real inside = row_sum<Real>(kTile, [&](int j) { return tiles.weights.at(r, j); });
         return (decays(p) ? before * tiles.rows->from_start[r] : before) + inside;
-    }
-
-    // Turns a row of sums into outputs and stores it, by a warp.
-    DEVICE void finish_row(int64_t reader, Range tile, int r) {
-        int columns = tiles.place.columns(p);
-        int64_t query = tiles.query_at(tile, r), head = tiles.reader_head(reader);
-        Real factor = Real(1), divisor = Real(1);
-        if (p.finish == kNormalize) {
-            divisor = norm(r) + Real(p.epsilon);
-            factor = inverse(divisor);
-        }
-        if (p.finish == kRmsNorm) {
-            Real square = row_sum<Real>(columns, [&](int c) { return sums.at(r, c) * sums.at(r, c); });
-            divisor = ptx::sqrt(square / Real(columns) + Real(p.epsilon));
-            factor = Real(1) / divisor;
-        }
-        if (p.finish == kChunkNorm) factor = chunk_norm<Real>(p, tile.start + r);
-        int64_t row = (tiles.place.batch * p.heads + head) * p.queries + query;
-        bool is_raw = p.finish == kRaw;
-        void* to = is_raw ? p.raw : p.out;
-        int64_t first = row * p.value_width + tiles.place.first_column(p);
-        each_column(columns, [&](int c) {
-            store_as<Element>(to, first + c, sums.at(r, c) * factor, is_raw || p.is_out_wide);
-        });
-        bool has_statistic = p.statistic && (p.finish == kNormalize || p.finish == kRmsNorm);
-        if (has_statistic && tiles.place.value_tile == 0 && ptx::lane() == 0) {
-            static_cast<Real*>(p.statistic)[row] = divisor;
-        }
     }
 
     DEVICE void run() {

@@ -7,18 +7,19 @@
 
 namespace attn::linear {
 
-// φ of a vector, for the elementwise maps; one choice for all of it.
+// φ of a vector, for the elementwise maps; one choice for all of it. To a few ulp of f32, without branches.
 DEVICE void map_vector(int map, float (&x)[8]) {
     auto each = [&](auto phi) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[i] = phi(x[i]);
     };
+    auto exp = [](float x) { return ptx::exp2(x * float(kLog2E)); };
     switch (map) {
-        case kEluPlusOne: return each([](float x) { return map_element(kEluPlusOne, x); });
+        case kEluPlusOne: return each([exp](float x) { return x >= 0.0f ? x + 1.0f : exp(x); });
         case kRelu: return each([](float x) { return map_element(kRelu, x); });
         case kReluSquared: return each([](float x) { return map_element(kReluSquared, x); });
-        case kSilu: return each([](float x) { return map_element(kSilu, x); });
-        case kExp: return each([](float x) { return map_element(kExp, x); });
+        case kSilu: return each([exp](float x) { return x * ptx::reciprocal(1.0f + exp(-x)); });
+        case kExp: return each(exp);
     }
 }
 
@@ -79,27 +80,27 @@ struct StateOfWarpgroup {
             auto x = ptx::load_vector<Element, 8>(at);
             float to_end = p.decay == kNoDecay ? 1.0f : rows.to_end[r], rest[8];
             int there = rows.present[r] ? p.features - column : 0;
-#pragma unroll
-            for (int j = 0; j < 8; ++j) rest[j] = ptx::to_float(x.value[j]);
+            tile::widen_vector(x, rest);
             map_vector(p.map, rest);
 #pragma unroll
+            for (int j = 0; j < 8; ++j) rest[j] = j < there ? rest[j] : 0.0f;
+            if (is_mapped) ptx::store_vector(at, tile::narrow_vector<Element>(rest));
+#pragma unroll
             for (int j = 0; j < 8; ++j) {
-                if (j >= there) rest[j] = 0.0f;
-                x.value[j] = ptx::from_float<Element>(rest[j]);
                 rest[j] *= to_end;
                 sums[j] += rest[j];
             }
-            if (is_mapped) ptx::store_vector(at, x);
 #pragma unroll 1
             for (int term = 0; term < params.key_terms; ++term) {
-#pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    x.value[j] = ptx::from_float<Element>(rest[j]);
-                    rest[j] -= ptx::to_float(x.value[j]);
-                }
+                float rounded[8];
+                x = tile::narrow_vector<Element>(rest);
                 ptx::store_vector(shared.term(term).chunk(r, column), x);
+                tile::widen_vector(x, rounded);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) rest[j] -= rounded[j];
             }
         }
+        if (!has_features()) return;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
 #pragma unroll
@@ -118,8 +119,12 @@ struct StateOfWarpgroup {
         }
     }
 
+    // Whether anybody asks for z.
+    DEVICE bool has_features() const { return p.finish == kNormalize || p.final_z; }
+
     // Adds the warps' sums of the chunk's features to z.
     DEVICE void add_features(const ChunkRows& rows) {
+        if (!has_features()) return;
         float decay = p.decay == kNoDecay ? 1.0f : rows.decay;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {

@@ -203,8 +203,8 @@ template <class T>
 DEVICE void elementary(const Params& params) {
     const T* values = input<T>(params) + 3 * index();
     T x = values[0], y = values[1], z = values[2];
-    T all[12] = {exp2(x),  log2(x), exp(x), log(x),    tanh(x),   sqrt(x),
-                 rsqrt(x), abs(x),  x,      max(x, y), min(x, y), fma(x, y, z)};
+    T all[12] = {exp2(x),  log2(x), exp(x),        log(x),    tanh(x),   sqrt(x),
+                 rsqrt(x), abs(x),  reciprocal(x), max(x, y), min(x, y), fma(x, y, z)};
     for (int j = 0; j < 12; ++j) output<T>(params)[12 * index() + j] = all[j];
 }
 

@@ -1,5 +1,5 @@
-// Elementary functions on float and double. exp2(float) is the fast instruction (PTX ISA: ex2.approx.ftz, 2 ulp,
-// subnormals flushed); the others are the accurate library functions.
+// Elementary functions on float and double. exp2(float) and reciprocal(float) are the fast instructions (PTX ISA:
+// ex2.approx.ftz, 2 ulp, and rcp.approx.ftz, 1 ulp; subnormals flushed); the others are the accurate library functions.
 #pragma once
 
 #include "device.cuh"
@@ -23,6 +23,19 @@ DEVICE float exp2(float x) {
 
 DEVICE double exp2(double x) { return ::exp2(x); }
 
+DEVICE float reciprocal(float x) {
+#ifdef ATTN_EMULATOR
+    float result = 1.0f / x;
+    return std::fabs(result) < 0x1p-126f ? std::copysign(0.0f, x) : result;
+#else
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#endif
+}
+
+DEVICE double reciprocal(double x) { return 1.0 / x; }
+
 DEVICE float log2(float x) { return ::log2f(x); }
 DEVICE double log2(double x) { return ::log2(x); }
 
@@ -45,6 +58,12 @@ inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 DEVICE float rsqrt(float x) { return ::rsqrtf(x); }
 DEVICE double rsqrt(double x) { return ::rsqrt(x); }
 #endif
+
+// The power of two that brings numbers of this size, above 0, to between 2^exponent and twice as much.
+DEVICE float scale_to(float size, int exponent) {
+    uint32_t bits = bit_cast<uint32_t>(fminf(fmaxf(size, 0x1p-100f), 0x1p100f)) & 0x7f800000;
+    return bit_cast<float>((uint32_t(127 + exponent + 127) << 23) - bits);
+}
 
 DEVICE float abs(float x) { return ::fabsf(x); }
 DEVICE double abs(double x) { return ::fabs(x); }

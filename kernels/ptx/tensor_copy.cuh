@@ -27,9 +27,11 @@ DEVICE void tensor_load(void* shared, const TensorMap& map, Mbarrier* barrier, c
 }
 
 // Before the thread's ordinary writes to shared memory are read by the copy engine or by wgmma, which a barrier must
-// follow (fence.proxy.async). The emulator does not notice when it is missing.
+// follow (fence.proxy.async).
 DEVICE void fence_proxy_async() {
-#ifndef ATTN_EMULATOR
+#ifdef ATTN_EMULATOR
+    emulator::fence_proxy_async();
+#else
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }

@@ -23,6 +23,7 @@ template <class T, int N>
 DEVICE void store_vector(T* target, const Vector<T, N>& vector) {
 #ifdef ATTN_EMULATOR
     emulator::check_aligned(target, sizeof(Vector<T, N>), "store_vector");
+    emulator::wrote(target, sizeof(Vector<T, N>));
 #endif
     *reinterpret_cast<Vector<T, N>*>(target) = vector;
 }

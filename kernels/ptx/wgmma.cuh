@@ -146,6 +146,16 @@ DEVICE void wgmma_wait() {
 #endif
 }
 
+// What `bits` is made of, whose highest is 0 but for NaN, is computed before what is waited for behind this; otherwise the
+// assembler moves the wait up. A fence that is not executed.
+DEVICE void compute_before_wait(uint32_t bits) {
+#ifdef ATTN_EMULATOR
+    (void)bits;
+#else
+    asm volatile("{\n.reg .pred is_set;\nsetp.lt.s32 is_set, %0, 0;\n@is_set membar.cta;\n}" ::"r"(bits) : "memory");
+#endif
+}
+
 // No instruction: keeps accesses to a register of a product on their side of the fence or wait beside this.
 template <int Count>
 DEVICE void wgmma_registers(float (&d)[Count]) {

@@ -1,9 +1,9 @@
-// What the two kernels of the backward pass on warpgroups share: 128 own rows of a block against tiles of the other
-// side's rows, with the products
+// What the two kernels of the backward pass on warpgroups share: own rows of a block against tiles of the other side's
+// rows, with the products
 //
 //     scores    = own first · (other first)ᵀ        d_weights = own second · (other second)ᵀ
 //
-// of each of the two warpgroups of 64 own rows. Sides are those of sides.cuh. Warpgroup 0 fills shared memory:
+// of each of the two warpgroups of 64 own rows (SharedRows: the same 64). Sides are those of sides.cuh. Warpgroup 0 fills shared memory:
 //
 //     own first, second     kRows × kWidth            once
 //     other first, second   kStages of kOthers × kWidth each
@@ -17,28 +17,37 @@
 #include "../tile/pipeline.cuh"
 #include "../tile/warpgroup.cuh"
 #include "logits.cuh"
-#include "params.sm90.cuh"
-#include "weight.cuh"
+#include "schedule.sm90.cuh"
+#include "weight.sm90.cuh"
 
 namespace attn::quadratic {
 
-
-template <class E, int Width, int Others, int Stages>
-struct BackwardConfig {
+template <class E, int Columns, int OtherRows, int StageCount>
+struct BackwardTile {
     using Element = E;
+    static constexpr int kWidth = Columns, kOthers = OtherRows, kStages = StageCount, kRows = 64 * kReaders;
+};
+
+// The same where both warpgroups have the same own rows.
+template <class Tile>
+struct SharedRows : Tile {
+    static constexpr int kRows = 64;
+};
+
+template <class Tile, class Gradients = SoftmaxGradients>
+struct BackwardConfig : Tile {
+    using E = typename Tile::Element;
+    using Weight = Gradients;
     using Params = QuadraticMappedParams<E>;
     using Problem = QuadraticParams<E>;
-    static constexpr int kRows = 64 * kReaders;
-    static constexpr int kWidth = Width;
-    static constexpr int kOthers = Others;
-    static constexpr int kStages = Stages;
-    static constexpr int kPanels = Width / tile::kPanelColumns;
+    using Tile::kOthers, Tile::kRows, Tile::kStages, Tile::kWidth;
+    static constexpr int kPanels = kWidth / tile::kPanelColumns;
     // Elements.
-    static constexpr int kOwn = kRows * Width, kOther = Others * Width;
-    using Scores = tile::WarpgroupSums<Others>;
-    using SumsTile = tile::WarpgroupSums<Width>;
-    using Packed = tile::PackedRows<E, Others>;
-    using Turn = tile::Turn<Stages>;
+    static constexpr int kOwn = kRows * kWidth, kOther = kOthers * kWidth;
+    using Scores = tile::WarpgroupSums<kOthers>;
+    using SumsTile = tile::WarpgroupSums<kWidth>;
+    using Packed = tile::PackedRows<E, kOthers>;
+    using Turn = tile::Turn<kStages>;
 };
 
 template <class Config>
@@ -131,11 +140,12 @@ struct BackwardRows {
     // The warpgroup's first row in the block.
     int row;
     float factor;
+    typename Config::Weight weight;
     typename Config::Turn turn;
     typename Config::Scores scores, d_weights;
 
     DEVICE BackwardRows(const Problem& params, const BackwardShared<Config>& shared, int row)
-        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Softmax::kUnit)) {}
+        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)), weight(params) {}
 
     // step(bounds(tile)) for the tiles in order; where all rows see all of a tile it has no bounds.
     template <class Step, class BoundsOf>
@@ -149,18 +159,19 @@ struct BackwardRows {
         for (; tile < tiles.end; ++tile) step(bounds(tile));
     }
 
-    // Scores, of which the caller awaits all but the last group of products, and gradients of the weights.
-    DEVICE void multiply() {
+    DEVICE void multiply_scores() {
         shared.stages.wait(turn);
-        Columns<Config::kRows> own_first(shared.own_first, row), own_second(shared.own_second, row);
-        Columns<Config::kOthers> first(shared.other_first(turn.stage)), second(shared.other_second(turn.stage));
-        tile::multiply_beside<Config::kWidth>(scores, own_first, first, false);
-        tile::multiply_beside<Config::kWidth>(d_weights, own_second, second, false);
+        Columns<Config::kRows> own(shared.own_first, row);
+        Columns<Config::kOthers> other(shared.other_first(turn.stage));
+        tile::multiply_beside<Config::kWidth>(scores, own, other, false);
     }
 
-    // Weights into gradients of the scores, when δ has been taken from the gradients of the weights.
-    DEVICE void finish_gradients() {
-        d_weights.with_indexed(scores, [](int, int, int, int, float& d, float& weight) { d *= weight; });
+    // Scores, of which the caller awaits all but the last group of products, and gradients of the weights.
+    DEVICE void multiply() {
+        multiply_scores();
+        Columns<Config::kRows> own(shared.own_second, row);
+        Columns<Config::kOthers> other(shared.other_second(turn.stage));
+        tile::multiply_beside<Config::kWidth>(d_weights, own, other, false);
     }
 
     template <class Place>

@@ -1,104 +1,13 @@
-// o_i = Σ_j softmax_j(s_ij) v_j, as forward.cu for plain scores (no key mask, bias or soft-cap), on warpgroups.
+// o_i = finish_i(Σ_j weight(s_ij) v_j), as forward.cu for plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 rows of one head and batch entry, the last of the head first. Warpgroup 0 copies; 1 and 2 own 64 rows each
-// and walk the same key tiles, the last first. While a tile's scores turn into weights, the product of the weights before
-// with their values is under way.
-//
-//     shared memory      size                      filled by copies, and released
-//     q                  kRows × kWidth            once
-//     k                  2 stages kKeys × kWidth   a tile ahead; after its scores
-//     v                  2 stages kKeys × kWidth   a step behind k; after its product
-//     mbarriers          q, and full and empty for each stage
-//
-// Columns past the widths are zeros that the copy engine fills in; so are rows past the end.
+// As many blocks as multiprocessors, each for several blocks of 128 rows of one head and batch entry. Warpgroup 0 copies; 1
+// and 2 own 64 rows each and walk the same key tiles, the last first. While a tile's scores turn into weights, the product
+// of the weights before with their values is under way, and then the other warpgroup's products are. The next rows' first
+// tiles are copied while these are finished.
 
-#include "../ptx/barrier.cuh"
-#include "../tile/pipeline.cuh"
-#include "../tile/warpgroup.cuh"
-#include "logits.cuh"
-#include "params.sm90.cuh"
-#include "weight.cuh"
+#include "forward.sm90.cuh"
 
 namespace attn::quadratic {
-
-constexpr int kStages = 2;
-
-// Where tiles can be that only some rows see: at the end of the keys, or anywhere.
-struct EdgeAtEnd {};
-struct EdgesAnywhere {};
-
-template <class E, int Width, int Keys, class WhereEdges>
-struct WarpgroupConfig {
-    using Element = E;
-    using Params = QuadraticMappedParams<E>;
-    using Edges = WhereEdges;
-    static constexpr int kRows = 64 * kReaders;
-    static constexpr int kWidth = Width;
-    static constexpr int kKeys = Keys;
-    static constexpr int kPanels = Width / tile::kPanelColumns;
-    // Elements, and bytes of a copy.
-    static constexpr int kOwn = kRows * Width, kOther = Keys * Width;
-    using Scores = tile::WarpgroupSums<Keys>;
-    using SumsTile = tile::WarpgroupSums<Width>;
-    using Weights = tile::PackedRows<E, Keys>;
-};
-
-template <class Config>
-struct ForwardShared {
-    using Element = typename Config::Element;
-    using Stages = tile::Pipeline<kStages>;
-    Element *q, *k, *v;
-    ptx::Mbarrier* q_full;
-    Stages k_stages, v_stages;
-
-    DEVICE static ForwardShared of_block() {
-        Element* q = ptx::shared_memory<Element>();
-        Element* k = q + Config::kOwn;
-        Element* v = k + kStages * Config::kOther;
-        auto* barriers = reinterpret_cast<ptx::Mbarrier*>(v + kStages * Config::kOther);
-        return {q, k, v, barriers, {barriers + 1}, {barriers + 1 + Stages::kBarriers}};
-    }
-
-    DEVICE void initialise() const {
-        if (ptx::thread() == 0) {
-            ptx::mbarrier_init(q_full, 1);
-            k_stages.initialise(kReaders);
-            v_stages.initialise(kReaders);
-            ptx::fence_mbarrier_init();
-        }
-        ptx::barrier_sync();
-    }
-
-    DEVICE Element* k_tile(int stage) const { return k + stage * Config::kOther; }
-    DEVICE Element* v_tile(int stage) const { return v + stage * Config::kOther; }
-};
-
-// By one thread.
-template <class Config>
-DEVICE void load_tiles(const typename Config::Params& params, const ForwardShared<Config>& shared,
-                       const RowBlock& block, const OtherTiles& tiles) {
-    using Tile = tile::SwizzledTile<typename Config::Element>;
-    constexpr int kBytes = sizeof(typename Config::Element) * Config::kOther;
-    int key_head = block.head / params.problem.group();
-    tile::Turn<kStages> k_turn, v_turn;
-    auto load_values = [&](int tile) {
-        auto* full = shared.v_stages.fill(v_turn, kBytes);
-        tile::load_panels(Tile{shared.v_tile(v_turn.stage), Config::kKeys}, Config::kPanels, params.v_map,
-                          tile * Config::kKeys, key_head, block.batch, full);
-        v_turn.advance();
-    };
-    ptx::mbarrier_arrive_expect_tx(shared.q_full, sizeof(typename Config::Element) * Config::kOwn);
-    tile::load_panels(Tile{shared.q, Config::kRows}, Config::kPanels, params.q_map, block.first, block.head,
-                      block.batch, shared.q_full);
-    for (int tile = tiles.end - 1; tile >= tiles.first; --tile) {
-        auto* full = shared.k_stages.fill(k_turn, kBytes);
-        tile::load_panels(Tile{shared.k_tile(k_turn.stage), Config::kKeys}, Config::kPanels, params.k_map,
-                          tile * Config::kKeys, key_head, block.batch, full);
-        k_turn.advance();
-        if (tile + 1 < tiles.end) load_values(tile + 1);
-    }
-    load_values(tiles.first);
-}
 
 // Rows of a warpgroup on their way through the keys.
 template <class Config>
@@ -107,20 +16,44 @@ struct ForwardRows {
     using Element = typename Config::Element;
     const Problem& params;
     const ForwardShared<Config>& shared;
-    // The warpgroup's first row in the block, the block's first among the queries.
-    int row, block_first;
+    // The warpgroup's first row in a block, the block's first among the queries.
+    int row, block_first = 0;
     float factor;
+    typename Config::Weight weight;
+    tile::Turn<1> q_turn;
     tile::Turn<kStages> k_turn, v_turn;
     tile::RowValues<float, 1> maximum, sum;
     typename Config::SumsTile sums;
     typename Config::Scores scores;
     typename Config::Weights weights;
 
-    DEVICE ForwardRows(const Problem& params, const ForwardShared<Config>& shared, int row, int block_first)
-        : params(params), shared(shared), row(row), block_first(block_first),
-          factor(float(params.scale) * float(Softmax::kUnit)),
-          maximum(tile::RowValues<float, 1>::filled(Softmax::initial_maximum<float>())),
-          sum(tile::RowValues<float, 1>::filled(0.0f)), sums(Config::SumsTile::zero()) {}
+    DEVICE ForwardRows(const Problem& params, const ForwardShared<Config>& shared, int row)
+        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)), weight(params) {}
+
+    DEVICE void begin(const RowBlock& block) {
+        block_first = block.first;
+        maximum = tile::RowValues<float, 1>::filled(Config::Weight::template initial_maximum<float>());
+        sum = tile::RowValues<float, 1>::filled(0.0f);
+        sums = Config::SumsTile::zero();
+    }
+
+    // Turns at products: barrier 1 + i lets warpgroup i of the two go on, when the other one's are under way.
+    DEVICE void wait_for_turn() const {
+        if constexpr (Config::kTakesTurns) ptx::barrier_sync(1 + row / 64, 256);
+    }
+
+    DEVICE void pass_turn() const {
+        if constexpr (Config::kTakesTurns) ptx::barrier_arrive(2 - row / 64, 256);
+    }
+
+    // Before all blocks of rows, and after them: the first warpgroup has the first turn, and takes the last one back.
+    DEVICE void open_turns() const {
+        if (row > 0) pass_turn();
+    }
+
+    DEVICE void close_turns() const {
+        if (row == 0) wait_for_turn();
+    }
 
     // Tiles that all of the warpgroup's rows see whole, those past the last query left out.
     DEVICE Range whole_tiles(const OtherTiles& tiles) const {
@@ -130,7 +63,6 @@ struct ForwardRows {
     }
 
     DEVICE void multiply_keys() {
-        shared.k_stages.wait(k_turn);
         tile::AlongColumns<Element, Config::kRows> q(shared.q, row);
         tile::AlongColumns<Element, Config::kKeys> k(shared.k_tile(k_turn.stage));
         tile::multiply_beside<Config::kWidth>(scores, q, k, false);
@@ -156,29 +88,41 @@ struct ForwardRows {
         QueriesByKeys<Problem> place{params, block_first, tile * Config::kKeys};
         auto bounds = Bounds<1>::of(place, row + tile::first_row_of_warp(), Config::kKeys, false);
         scores.each_indexed([&](int m, int i, int, int column, float& x) {
-            if (!bounds.contains(m, i, column)) x = -infinity<float>();
+            if (!bounds.contains(m, i, column)) x = Config::Weight::kHidden;
         });
+    }
+
+    // When the last scores are complete.
+    DEVICE void release_queries() {
+        shared.q_stage.release(q_turn);
+        q_turn.advance();
     }
 
     // Scores and weights of the first tile.
     DEVICE void start(int tile) {
+        shared.q_stage.wait(q_turn);
+        shared.k_stages.wait(k_turn);
         multiply_keys();
         tile::wait_products<0>(scores);
         release_keys();
         hide(tile);
-        Softmax(params).weigh(scores, factor, maximum, sum);
+        weight.weigh(scores, factor, maximum, sum);
         weights.set(scores);
     }
 
     // Scores and weights of a tile, beside the values of the one before. `hide` is for what not all rows see.
     template <class Hide>
     DEVICE void step(Hide hide) {
+        shared.k_stages.wait(k_turn);
+        wait_for_turn();
         multiply_keys();
         multiply_values();
+        pass_turn();
         tile::wait_products<1>(scores);
         release_keys();
         hide();
-        auto rescale = Softmax(params).weigh(scores, factor, maximum, sum);
+        auto rescale = weight.weigh(scores, factor, maximum, sum);
+        tile::compute_before_wait(sum);
         tile::wait_products<0>(sums);
         release_values();
         sums.scale_rows(rescale);
@@ -187,6 +131,7 @@ struct ForwardRows {
 
     // Values of the last tile.
     DEVICE void end() {
+        release_queries();
         multiply_values();
         tile::wait_products<0>(sums);
         release_values();
@@ -210,29 +155,61 @@ struct ForwardRows {
     }
 
     DEVICE void walk(const OtherTiles& tiles) {
-        tile::wait_for_phase(shared.q_full, 0);
         start(tiles.end - 1);
         walk_down(tiles, typename Config::Edges{});
         end();
     }
 
+    // Σ x² of the rows, where the finish needs it.
+    DEVICE tile::RowValues<float, 1> squares() {
+        auto none = tile::RowValues<float, 1>::filled(0.0f);
+        if (!Config::Weight::kHasNorm || params.finish != kRmsNorm) return none;
+        auto squared = sums;
+        squared.each([](int, int, float& x) { x *= x; });
+        return squared.row_sums(none);
+    }
+
+    // What combine.cu needs of the rows.
+    DEVICE void store_parts(const RowBlock& block, const HeadColumns<Config>& place) {
+        int first = block_first + row + tile::first_row_of_warp(), width = params.value_width;
+        int64_t head = params.row(block.batch, place.head, 0) + ptx::block_z() * params.row(params.batch, 0, 0);
+        auto units = maximum;
+        units.each([this](int, float& x) { x = weight.unit(x); });
+        if constexpr (Config::Weight::kScales) sums.scale_rows(units);
+        tile::store(sums, tile::Rows<float>{params.partial_sums + head * width, width, params.queries, width}, first,
+                    place.column);
+        if (place.column > 0) return;
+        float* parts = params.partial_weights + 2 * (head + first);
+        auto all = sum.fold_lanes([](float a, float b) { return a + b; });
+        all.with(units, [](float& x, float unit) { x *= unit; });
+        all.each_once([&](int r, float x) {
+            if (first + r < params.queries) parts[2 * r + 1] = x;
+        });
+        maximum.each_once([&](int r, float x) {
+            if (first + r < params.queries) parts[2 * r] = Config::Weight::kScales ? 0.0f : x;
+        });
+    }
+
     // Finishes the rows and writes them.
     DEVICE void store(const RowBlock& block) {
+        auto place = HeadColumns<Config>::of(params, block);
+        if (params.has_partial_sums) return store_parts(block, place);
         int first = block_first + row + tile::first_row_of_warp();
-        auto all = sum.fold_lanes([](float a, float b) { return a + b; });
-        auto factors = all, statistics = all;
+        auto factors = sum.fold_lanes([](float a, float b) { return a + b; }), statistics = factors, squared = squares();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            auto finish = Finish<float>::of(params, maximum.value[0][half], all.value[0][half], 0.0f);
-            factors.value[0][half] = finish.factor, statistics.value[0][half] = finish.statistic;
+            float unit = weight.unit(maximum.value[0][half]);
+            auto finish = Finish<float>::of(params, maximum.value[0][half], factors.value[0][half] * unit,
+                                            squared.value[0][half] * unit * unit);
+            factors.value[0][half] = finish.factor * unit, statistics.value[0][half] = finish.statistic;
         }
         sums.scale_rows(factors);
-        auto out = tile::rows_of_head(static_cast<Element*>(params.out), params.out_strides, block.batch, block.head,
+        auto out = tile::rows_of_head(static_cast<Element*>(params.out), params.out_strides, block.batch, place.head,
                                       params.queries, params.value_width);
-        tile::store(sums, out, first, 0);
-        if (params.statistic == nullptr) return;
+        tile::store_vectors(sums, out, first, place.column);
+        if (params.statistic == nullptr || place.column > 0) return;
         statistics.each_once([&](int r, float statistic) {
-            if (first + r < params.queries) *params.statistic_of(block.batch, block.head, first + r) = statistic;
+            if (first + r < params.queries) *params.statistic_of(block.batch, place.head, first + r) = statistic;
         });
     }
 };
@@ -242,32 +219,43 @@ DEVICE void forward(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = ForwardShared<Config>::of_block();
     shared.initialise();
-    auto block = RowBlock::of(ptx::block_x(), problem.heads, problem.queries, Config::kRows);
-    auto tiles = OtherTiles::of_queries(problem, block.first, Config::kRows, Config::kKeys);
-    bool is_empty = tiles.first >= tiles.end;
+    int64_t heads = problem.heads * Config::value_tiles(problem);
+    SectionWalk walk(Sections::of(problem.batch, heads, problem.queries, Config::kRows, params.section));
     if (ptx::warpgroup() == 0) {
         ptx::setmaxnreg_dec<24>();
-        if (!is_empty && ptx::warp() == 0 && ptx::elect()) load_tiles(params, shared, block, tiles);
+        if (ptx::warp() != 0 || !ptx::elect()) return;
+        ForwardCopies<Config> copies{params, shared, {}, {}, {}};
+        walk.each([&](const RowBlock& block) { copies.load(block); });
     } else {
         ptx::setmaxnreg_inc<240>();
-        ForwardRows<Config> rows(problem, shared, 64 * (ptx::warpgroup() - 1), block.first);
-        if (!is_empty) rows.walk(tiles);
-        rows.store(block);
+        ForwardRows<Config> rows(problem, shared, 64 * (ptx::warpgroup() - 1));
+        rows.open_turns();
+        walk.each([&](const RowBlock& block) {
+            auto tiles = tiles_of<Config>(params, block);
+            rows.begin(block);
+            if (tiles.first < tiles.end) rows.walk(tiles);
+            rows.store(block);
+        });
+        rows.close_turns();
     }
 }
 
 using ptx::bf16;
 using ptx::f16;
 
+template <class E, class Tile, class Edges>
+using OfSoftmax = ForwardConfig<E, SoftmaxOfRows, Tile, Edges>;
 template <class E>
-using Width64 = WarpgroupConfig<E, 64, 128, EdgesAnywhere>;
+using Width64 = OfSoftmax<E, ForwardTile<64, 64, 128>, EdgesAnywhere>;
 template <class E>
-using Width128 = WarpgroupConfig<E, 128, 128, EdgesAnywhere>;
+using Width128 = OfSoftmax<E, ForwardTile<128, 128, 128>, EdgesAnywhere>;
 // Larger tiles: there is no diagonal to waste them on.
 template <class E>
-using Width128Full = WarpgroupConfig<E, 128, 176, EdgeAtEnd>;
+using Width128Full = OfSoftmax<E, ForwardTile<128, 128, 176>, EdgeAtEnd>;
 template <class E>
-using Width256 = WarpgroupConfig<E, 256, 80, EdgesAnywhere>;
+using Width256 = OfSoftmax<E, ForwardTile<256, 256, 80>, EdgesAnywhere>;
+template <class E>
+using Rectified = ForwardConfig<E, ReluOfRows<E>, ForwardTile<128, 256, 80>, EdgesAnywhere>;
 
 }  // namespace attn::quadratic
 
@@ -277,7 +265,9 @@ ATTN_KERNEL(quadratic_forward_sm90_bf16_64_128, forward<Width64<bf16>>, Quadrati
 ATTN_KERNEL(quadratic_forward_sm90_bf16_128_128, forward<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_bf16_128_176, forward<Width128Full<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_bf16_256_80, forward<Width256<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_forward_sm90_relu_bf16_128_80, forward<Rectified<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_64_128, forward<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_128_128, forward<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_128_176, forward<Width128Full<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_forward_sm90_f16_256_80, forward<Width256<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_forward_sm90_relu_f16_128_80, forward<Rectified<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)

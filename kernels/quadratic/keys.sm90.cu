@@ -1,19 +1,30 @@
-// Gradients of k and v, as keys.cu for softmax of plain scores (no key mask, bias or soft-cap), on warpgroups.
+// Gradients of k and v, as keys.cu for plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 keys of one key head and batch entry, the first of the head first. It walks the query heads of the group
-// and, for each, the tiles of queries that see its keys. Own side k, v; other side q, d_out. While weights come of a
-// tile's scores, the product for their gradients is under way. Rows past the last query have zeros for q, d_out and
-// factors, which add nothing.
+// Block x: 128 keys of one key head and batch entry, in the order of schedule.sm90.cuh, the first keys first; 64 at width
+// 256, where one warpgroup has dk and the other dv. It walks the query heads of the group and, for each, the tiles of
+// queries that see its keys. Own side k, v; other side q, d_out. While weights come of a tile's scores, the product for
+// their gradients is under way. Rows past the last query have zeros for q, d_out and factors, which add nothing.
 
 #include "backward.sm90.cuh"
 
 namespace attn::quadratic {
 
-template <class Config>
+// What a warpgroup has the gradients of.
+struct OfBoth {
+    static constexpr bool kHasKeys = true, kHasValues = true;
+};
+struct OfKeys {
+    static constexpr bool kHasKeys = true, kHasValues = false;
+};
+struct OfValues {
+    static constexpr bool kHasKeys = false, kHasValues = true;
+};
+
+template <class Config, class Parts>
 struct KeyRows : BackwardRows<Config> {
     using Base = BackwardRows<Config>;
     using Problem = typename Config::Problem;
-    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights;
+    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights, Base::weight;
     int block_first;
     typename Config::SumsTile d_k, d_v;
     typename Config::Packed weights, d_scores;
@@ -31,24 +42,35 @@ struct KeyRows : BackwardRows<Config> {
         return tiles.whole(upper, lower, Config::kOthers);
     }
 
+    // Gradients of the scores; what was kept of these becomes weights.
+    template <class Visible>
+    DEVICE void finish_gradients(const RowFactors<float>* factors, const Visible& visible) {
+        if constexpr (Config::Weight::kHasExponentials) tile::compute_before_wait(scores);
+        tile::wait_products<0>(d_weights);
+        d_weights.with_indexed(scores, [&](int, int, int, int column, float& d, float& kept) {
+            d = weight.d_score(kept, d, factors[column].delta, factors[column].statistic);
+            kept = weight.weight_of(kept, factors[column].statistic);
+        });
+        Base::hide(d_weights, visible);
+    }
+
     template <class Visible>
     DEVICE void step(const Visible& visible) {
-        Base::multiply();
-        tile::wait_products<1>(scores);
+        if constexpr (Parts::kHasKeys) Base::multiply();
+        else Base::multiply_scores();
+        tile::wait_products<Parts::kHasKeys>(scores);
         const RowFactors<float>* factors = shared.factors_of(turn.stage);
-        scores.each([factors, factor = Base::factor](int, int column, float& x) {
-            x = Softmax::weight(x, factor, factors[column].statistic);
+        scores.each([&, factor = Base::factor](int, int column, float& x) {
+            x = weight.kept(x, factor, factors[column].statistic);
         });
         Base::hide(scores, visible);
-        tile::wait_products<0>(d_weights);
-        d_weights.each([factors](int, int column, float& d) { d -= factors[column].delta; });
-        Base::finish_gradients();
-        Base::hide(d_weights, visible);
-        weights.set(scores);
-        d_scores.set(d_weights);
-        tile::multiply_beside(d_v, weights, Base::second_rows(), true);
-        tile::multiply_beside(d_k, d_scores, Base::first_rows(), true);
-        tile::wait_products<0>(d_v, d_k);
+        if constexpr (Parts::kHasKeys) finish_gradients(factors, visible);
+        if constexpr (Parts::kHasValues) weights.set(scores);
+        if constexpr (Parts::kHasKeys) d_scores.set(d_weights);
+        if constexpr (Parts::kHasValues) tile::multiply_beside(d_v, weights, Base::second_rows(), true);
+        if constexpr (Parts::kHasKeys) tile::multiply_beside(d_k, d_scores, Base::first_rows(), true);
+        if constexpr (Parts::kHasValues) tile::wait_products<0>(d_v);
+        if constexpr (Parts::kHasKeys) tile::wait_products<0>(d_k);
         shared.stages.release(turn);
         turn.advance();
     }
@@ -66,8 +88,17 @@ struct KeyRows : BackwardRows<Config> {
 
     DEVICE void store(const RowBlock& block) {
         int64_t head = int64_t(block.batch) * params.key_heads + block.head;
-        Base::store(d_v, params.d_v, head, params.keys, params.value_width, block_first, 1.0f);
-        Base::store(d_k, params.d_k, head, params.keys, params.width, block_first, float(params.scale));
+        if constexpr (Parts::kHasValues) {
+            Base::store(d_v, params.d_v, head, params.keys, params.value_width, block_first, 1.0f);
+        }
+        if constexpr (Parts::kHasKeys) {
+            Base::store(d_k, params.d_k, head, params.keys, params.width, block_first, float(params.scale));
+        }
+    }
+
+    DEVICE void run(const RowBlock& block, const OtherTiles& tiles, int heads) {
+        if (heads > 0) walk(tiles, heads);
+        store(block);
     }
 };
 
@@ -76,7 +107,8 @@ DEVICE void keys(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = BackwardShared<Config>::of_block();
     shared.initialise();
-    auto block = RowBlock::ascending(ptx::block_x(), problem.key_heads, problem.keys, Config::kRows);
+    auto sections = Sections::of(problem.batch, problem.key_heads, problem.keys, Config::kRows, params.section);
+    auto block = sections.of_block_ascending(ptx::block_x());
     auto tiles = OtherTiles::of_keys(problem, block.first, Config::kRows, Config::kOthers);
     int heads = tiles.first < tiles.end ? problem.group() : 0;
     if (ptx::warpgroup() == 0) {
@@ -86,16 +118,24 @@ DEVICE void keys(const typename Config::Params& params) {
         if (heads > 0 && ptx::warp() == 0 && ptx::elect()) copy_tiles(shared, copies);
     } else {
         ptx::setmaxnreg_inc<232>();
-        KeyRows<Config> rows(problem, shared, 64 * (ptx::warpgroup() - 1), block.first);
-        if (heads > 0) rows.walk(tiles, heads);
-        rows.store(block);
+        if constexpr (Config::kRows == 128) {
+            KeyRows<Config, OfBoth>(problem, shared, 64 * (ptx::warpgroup() - 1), block.first).run(block, tiles, heads);
+        } else if (ptx::warpgroup() == 1) {
+            KeyRows<Config, OfKeys>(problem, shared, 0, block.first).run(block, tiles, heads);
+        } else {
+            KeyRows<Config, OfValues>(problem, shared, 0, block.first).run(block, tiles, heads);
+        }
     }
 }
 
 template <class E>
-using Width64 = BackwardConfig<E, 64, 112, 4>;
+using Width64 = BackwardConfig<BackwardTile<E, 64, 112, 4>>;
 template <class E>
-using Width128 = BackwardConfig<E, 128, 64, 4>;
+using Width128 = BackwardConfig<BackwardTile<E, 128, 64, 4>>;
+// Gradients of both would be 256 registers.
+template <class E>
+using Width256 = BackwardConfig<SharedRows<BackwardTile<E, 256, 64, 2>>>;
+using Rectified = BackwardConfig<BackwardTile<bf16, 128, 64, 4>, SquaredReluGradients>;
 
 }  // namespace attn::quadratic
 
@@ -103,5 +143,8 @@ using namespace attn::quadratic;
 
 ATTN_KERNEL(quadratic_keys_sm90_bf16_64_112, keys<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_bf16_128_64, keys<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_keys_sm90_bf16_256_64, keys<Width256<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_keys_sm90_relu_bf16_128_64, keys<Rectified>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_f16_64_112, keys<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_keys_sm90_f16_128_64, keys<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_keys_sm90_f16_256_64, keys<Width256<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)

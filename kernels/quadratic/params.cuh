@@ -118,13 +118,6 @@ struct RowBlock {
         unsigned unit = unsigned(x) / blocks;
         return {int(unit / unsigned(heads)), int(unit % unsigned(heads)), int(blocks - 1 - unsigned(x) % blocks) * rows};
     }
-
-    // The same with the first rows first: a causal mask has most queries see the first keys.
-    DEVICE static RowBlock ascending(int64_t x, int64_t heads, int64_t count, int rows) {
-        RowBlock block = of(x, heads, count, rows);
-        block.first = int((count - 1) / rows) * rows - block.first;
-        return block;
-    }
 };
 
 // Rows of the keys or values that a query head reads.

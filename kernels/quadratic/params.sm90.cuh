@@ -17,6 +17,8 @@ struct QuadraticMappedParams {
     ptx::TensorMap q_map, k_map, v_map, d_out_map;
     // Of [B, H, N, 4], in boxes of whole rows.
     ptx::TensorMap factors_map;
+    // Heads of the own side, over the batch, whose blocks are worked on together (schedule.sm90.cuh).
+    int32_t section;
 };
 
 }  // namespace attn::quadratic

@@ -1,6 +1,6 @@
-// The gradient of q, as queries.cu for softmax of plain scores (no key mask, bias or soft-cap), on warpgroups.
+// The gradient of q, as queries.cu for plain scores (no key mask, bias or soft-cap), on warpgroups.
 //
-// Block x: 128 queries of one head and batch entry, the last of the head first. It walks the tiles of keys that its rows
+// Block x: 128 queries of one head and batch entry, in the order of schedule.sm90.cuh. It walks the tiles of keys that its rows
 // see. Own side q, d_out; other side k, v. While weights come of a tile's scores, the product for their gradients is
 // under way; dq runs beside the next tile's products, so that its stage is released when those scores are complete.
 
@@ -12,7 +12,7 @@ template <class Config>
 struct QueryRows : BackwardRows<Config> {
     using Base = BackwardRows<Config>;
     using Problem = typename Config::Problem;
-    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights;
+    using Base::params, Base::shared, Base::row, Base::turn, Base::scores, Base::d_weights, Base::weight;
     int block_first;
     // Of the tile before.
     typename Config::Turn before;
@@ -23,7 +23,7 @@ struct QueryRows : BackwardRows<Config> {
 
     DEVICE QueryRows(const Problem& params, const BackwardShared<Config>& shared, int row, int block_first)
         : Base(params, shared, row), block_first(block_first),
-          statistic(tile::RowValues<float, 1>::filled(infinity<float>())),
+          statistic(tile::RowValues<float, 1>::filled(Config::Weight::kNoStatistic)),
           delta(tile::RowValues<float, 1>::filled(0.0f)), d_q(Config::SumsTile::zero()) {}
 
     // Rows past the end have no weights.
@@ -57,12 +57,14 @@ struct QueryRows : BackwardRows<Config> {
         Base::multiply();
         tile::wait_products<1>(scores, d_q);
         release_before();
-        scores.with_rows(statistic, [factor = Base::factor](float& x, float statistic) {
-            x = Softmax::weight(x, factor, statistic);
+        scores.with_rows(statistic, [&, factor = Base::factor](float& x, float statistic) {
+            x = weight.kept(x, factor, statistic);
         });
+        if constexpr (Config::Weight::kHasExponentials) tile::compute_before_wait(scores);
         tile::wait_products<0>(d_weights);
-        d_weights.with_rows(delta, [](float& d, float delta) { d -= delta; });
-        Base::finish_gradients();
+        d_weights.with_indexed(scores, [&](int m, int i, int, int, float& d, float& kept) {
+            d = weight.d_score(kept, d, delta.at(m, i), statistic.at(m, i));
+        });
         Base::hide(d_weights, visible);
         d_scores.set(d_weights);
         tile::multiply_beside(d_q, d_scores, Base::first_rows(), true);
@@ -89,7 +91,8 @@ DEVICE void queries(const typename Config::Params& params) {
     const auto& problem = params.problem;
     auto shared = BackwardShared<Config>::of_block();
     shared.initialise();
-    auto block = RowBlock::of(ptx::block_x(), problem.heads, problem.queries, Config::kRows);
+    auto sections = Sections::of(problem.batch, problem.heads, problem.queries, Config::kRows, params.section);
+    auto block = sections.of_block(ptx::block_x());
     auto tiles = OtherTiles::of_queries(problem, block.first, Config::kRows, Config::kOthers);
     bool is_empty = tiles.first >= tiles.end;
     if (ptx::warpgroup() == 0) {
@@ -107,9 +110,12 @@ DEVICE void queries(const typename Config::Params& params) {
 }
 
 template <class E>
-using Width64 = BackwardConfig<E, 64, 96, 4>;
+using Width64 = BackwardConfig<BackwardTile<E, 64, 96, 4>>;
 template <class E>
-using Width128 = BackwardConfig<E, 128, 96, 3>;
+using Width128 = BackwardConfig<BackwardTile<E, 128, 96, 3>>;
+template <class E>
+using Width256 = BackwardConfig<BackwardTile<E, 256, 48, 2>>;
+using Rectified = BackwardConfig<BackwardTile<bf16, 128, 96, 3>, SquaredReluGradients>;
 
 }  // namespace attn::quadratic
 
@@ -117,5 +123,8 @@ using namespace attn::quadratic;
 
 ATTN_KERNEL(quadratic_queries_sm90_bf16_64_96, queries<Width64<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_bf16_128_96, queries<Width128<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_queries_sm90_bf16_256_48, queries<Width256<bf16>>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_queries_sm90_relu_bf16_128_96, queries<Rectified>, QuadraticMappedParams<bf16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_f16_64_96, queries<Width64<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
 ATTN_KERNEL(quadratic_queries_sm90_f16_128_96, queries<Width128<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)
+ATTN_KERNEL(quadratic_queries_sm90_f16_256_48, queries<Width256<f16>>, QuadraticMappedParams<f16>, kWarpgroupThreads)

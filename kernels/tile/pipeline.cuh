@@ -58,13 +58,13 @@ struct Pipeline {
     }
 };
 
-// Copies `panels` × 64 columns of a tile of `rows` rows, from the row and head at which it starts; the map's box is 64
-// columns of so many rows. By one thread; `arrived` gets all bytes of the tile.
+// Copies `panels` × 64 columns of a tile of `rows` rows, from the row, head and column at which it starts; the map's box is
+// 64 columns of so many rows. By one thread; `arrived` gets all bytes of the tile.
 template <class Element>
 DEVICE void load_panels(const SwizzledTile<Element>& into, int panels, const ptx::TensorMap& map, int64_t row,
-                        int64_t head, int64_t batch, ptx::Mbarrier* arrived) {
+                        int64_t head, int64_t batch, ptx::Mbarrier* arrived, int column = 0) {
     for (int panel = 0; panel < panels; ++panel) {
-        const int at[4] = {panel * kPanelColumns, int(row), int(head), int(batch)};
+        const int at[4] = {column + panel * kPanelColumns, int(row), int(head), int(batch)};
         ptx::tensor_load(into.data + panel * into.rows * kPanelColumns, map, arrived, at);
     }
 }

@@ -29,6 +29,23 @@ DEVICE Element narrow(Real x) {
     }
 }
 
+// Eight elements as floats.
+template <class Element>
+DEVICE void widen_vector(const ptx::Vector<Element, 8>& from, float (&x)[8]) {
+    auto pairs = ptx::bit_cast<ptx::Vector<uint32_t, 4>>(from);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) ptx::unpack<Element>(pairs.value[j], x[2 * j], x[2 * j + 1]);
+}
+
+// And back with one rounding, two at a time: conversions of single elements are several times slower.
+template <class Element>
+DEVICE ptx::Vector<Element, 8> narrow_vector(const float (&x)[8]) {
+    ptx::Vector<uint32_t, 4> pairs;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) pairs.value[j] = ptx::pack<Element>(x[2 * j], x[2 * j + 1]);
+    return ptx::bit_cast<ptx::Vector<Element, 8>>(pairs);
+}
+
 // The rows of one head: `count` rows of `width` elements, `stride` elements apart.
 template <class Element>
 struct Rows {

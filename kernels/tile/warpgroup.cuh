@@ -130,6 +130,20 @@ DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const PackedRows<Ele
     ptx::wgmma_registers(registers_of(sums));
 }
 
+// Numbers of which none is negative are computed before what is waited for behind this.
+template <int N>
+DEVICE void compute_before_wait(Accumulator<float, 1, N>& x) {
+    uint32_t bits = 0;
+    x.each([&](int, int, float& x) { bits |= ptx::bit_cast<uint32_t>(x); });
+    ptx::compute_before_wait(bits);
+}
+
+DEVICE void compute_before_wait(RowValues<float, 1>& x) {
+    uint32_t bits = 0;
+    x.each([&](int, float& x) { bits |= ptx::bit_cast<uint32_t>(x); });
+    ptx::compute_before_wait(bits);
+}
+
 // Waits until at most `Groups` of the latest groups of products are under way; `sums` are those of the others.
 template <int Groups, int... N>
 DEVICE void wait_products(Accumulator<float, 1, N>&... sums) {

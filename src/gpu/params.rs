@@ -143,20 +143,24 @@ pub struct Image {
 impl Image {
     /// Of a whole parameter struct.
     pub fn of<P: Field>(params: &P) -> Self {
-        let mut image = Self::default();
+        let mut image = Self { bytes: Vec::with_capacity(const { P::TYPE.size() }), ..Self::default() };
         image.push(params);
         image
     }
 
     /// Adds a field at the next offset that suits it.
     pub fn push<F: Field>(&mut self, field: &F) {
-        self.pad(F::TYPE.align());
+        let align = const { F::TYPE.align() };
+        self.pad(align);
         field.write(self);
-        self.pad(F::TYPE.align());
+        self.pad(align);
     }
 
     fn pad(&mut self, align: usize) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(align), 0);
+        let whole = self.bytes.len().next_multiple_of(align);
+        if whole > self.bytes.len() {
+            self.bytes.resize(whole, 0);
+        }
     }
 
     fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
@@ -179,7 +183,7 @@ macro_rules! scalars {
             const TYPE: Type = Type::$type;
 
             fn write(&self, to: &mut Image) {
-                to.bytes.extend(self.to_le_bytes());
+                to.bytes.extend_from_slice(&self.to_le_bytes());
             }
         }
     )* };
@@ -215,7 +219,7 @@ impl Field for Pointer {
 
     fn write(&self, to: &mut Image) {
         to.pointers.extend(self.0.map(|argument| (to.bytes.len(), argument)));
-        to.bytes.extend([0; 8]);
+        to.bytes.extend_from_slice(&[0; 8]);
     }
 }
 
@@ -233,7 +237,7 @@ impl Field for Option<TensorMap> {
 
     fn write(&self, to: &mut Image) {
         to.tensor_maps.extend(self.map(|map| (to.bytes.len(), map)));
-        to.bytes.extend([0; 128]);
+        to.bytes.extend_from_slice(&[0; 128]);
     }
 }
 

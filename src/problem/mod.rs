@@ -105,15 +105,21 @@ fn check_qkv<T: Operand>(function: &'static str, q: &T, k: &T, v: &T) -> Result<
     )?;
     for (argument, operand) in [("q", q), ("k", k), ("v", v)] {
         let dims = operand.dims();
-        ensure_value(dims[1] > 0, function, argument, format!("a tensor of shape {dims:?}"), "at least one head")?;
-        ensure_value(dims[3] > 0, function, argument, format!("a tensor of shape {dims:?}"), "a width of at least 1")?;
+        ensure_value(dims[1] > 0, function, argument, format_args!("a tensor of shape {dims:?}"), "at least one head")?;
+        ensure_value(
+            dims[3] > 0,
+            function,
+            argument,
+            format_args!("a tensor of shape {dims:?}"),
+            "a width of at least 1",
+        )?;
     }
     let [q, k, v] = [q, k, v].map(|operand| operand.dims());
     let heads = q[1].max(k[1]).max(v[1]);
     let sizes = [batch, heads, q[2].max(keys), width.max(v[3]), size_of::<f64>()];
     let bytes = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     let fits = bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok());
-    ensure_value(fits, function, "q", format!("a tensor of shape {q:?}"), "a result that fits in memory")?;
+    ensure_value(fits, function, "q", format_args!("a tensor of shape {q:?}"), "a result that fits in memory")?;
     Ok(dtype)
 }
 

@@ -214,11 +214,13 @@ static void run_block(const std::vector<int>& order) {
         products.posted = products.waited = 0;
         products.group_count = 0;
         products.is_fenced = false;
+        thread.fences = 0;
         thread.registers = launch_registers();
     }
     block.registers = 0;
     start_tensor_copies();
     start_products();
+    start_proxies();
     release(&started);
     for (bool progress = true; progress;) {
         progress = false;

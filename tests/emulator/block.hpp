@@ -35,6 +35,7 @@ struct Thread {
     std::vector<Copy> copies;
     uint32_t groups;  // committed
     ProductsOfThread products;
+    uint32_t fences;  // fence_proxy_async
     int registers;
 
     Thread(int index, void (*entry)()) : fiber(index, entry) {}
@@ -131,6 +132,11 @@ std::string mbarrier_states();
 void start_products();
 bool complete_products();
 void check_products_are_done();
+
+// Writes that the copy engine and products must know of, of a block.
+void start_proxies();
+void check_is_fenced(const char* at, const char* what);
+void wrote_by_copy(const char* at);
 
 // Suspends the running thread until the generation changes.
 void wait(Operation at, const uint32_t& generation);

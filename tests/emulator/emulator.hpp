@@ -80,6 +80,10 @@ void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups);
 
+// Ordinary writes of shared memory, of at most 16 bytes that lie in one multiple of 16.
+void wrote(const void* at, size_t bytes);
+void fence_proxy_async();
+
 int elected_lane();
 void set_registers(int count, bool rises);
 

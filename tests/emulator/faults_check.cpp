@@ -35,7 +35,7 @@ static const char *const race = "data race", *const overrun = "heap-buffer-overf
 static const char *const bytes = "bytes missing", *const arrivals = "more than 1 arrivals",
                   *const under_way = "exits with wgmma under way", *const waiting = "at mbarrier_wait",
                   *const others = "other operands than another thread's", *const in_flight = "tensor copies in flight",
-                  *const outside = "tensor_load: byte 32768";
+                  *const outside = "tensor_load: byte 32768", *const unfenced = "without a fence_proxy_async";
 static const Fault faults[] = {
     {"sound_barrier", nullptr, {silent, silent, silent}},
     {"sound_warp_sync", nullptr, {silent, silent, silent}},
@@ -63,6 +63,9 @@ static const Fault faults[] = {
     {"fault_blocks", nullptr, {silent, silent, race}},
     {"fault_null", nullptr, {"which is no memory", "SEGV", "SEGV"}},
     {"sound_pipeline", nullptr, {silent, silent, silent}},
+    {"sound_rewrite", "sound_pipeline", {silent, silent, silent}},
+    {"fault_rewrite_unfenced", "sound_rewrite", {unfenced, unfenced, unfenced}},
+    {"fault_rewrite_behind", "sound_rewrite", {unfenced, unfenced, unfenced}},
     {"fault_no_barrier", nullptr, {"no mbarrier was", "no mbarrier was", race}},
     {"fault_no_full_wait", "sound_pipeline", {arrivals, arrivals, race}},
     {"fault_no_empty_wait", "sound_pipeline", {arrivals, arrivals, arrivals}},

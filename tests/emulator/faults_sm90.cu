@@ -1,6 +1,7 @@
 // As faults.cu, for tensor copies, mbarriers and products of warpgroups.
 #include "ptx/barrier.cuh"
 #include "ptx/tensor_copy.cuh"
+#include "ptx/vector.cuh"
 #include "ptx/warpgroup.cuh"
 #include "ptx/wgmma.cuh"
 
@@ -34,6 +35,10 @@ enum Fault {
     copy_at_exit,
     copy_outside,
     misaligned_copy,
+    // Tiles are written again, as they were; without the fence, and when they have been used.
+    rewrite,
+    rewrite_unfenced,
+    rewrite_behind,
 };
 
 constexpr int kTiles = 4, kStages = 2, kTileBytes = 64 * 64 * 2;
@@ -62,6 +67,13 @@ DEVICE void produce(const Params& params, const Stages& stages) {
     }
 }
 
+DEVICE void rewrite_tile(char* tile) {
+    for (int i = thread() % 128; i < kTileBytes / 16; i += 128) {
+        auto* at = reinterpret_cast<uint32_t*>(tile) + 4 * i;
+        store_vector(at, load_vector<uint32_t, 4>(at));
+    }
+}
+
 template <Fault fault>
 DEVICE void consume(const Params& params, const Stages& stages) {
     float d[32] = {};
@@ -71,7 +83,12 @@ DEVICE void consume(const Params& params, const Stages& stages) {
             mbarrier_try_wait_parity(stages.full + stage, fault == wrong_phase ? use % 2 ^ 1 : use % 2);
         }
         if (fault == missing_warp && i == 2 && warp() == 7) return;
-        const char* tile = stages.tiles + stage * kTileBytes;
+        char* tile = stages.tiles + stage * kTileBytes;
+        if (fault == rewrite || fault == rewrite_unfenced) {
+            rewrite_tile(tile);
+            if (fault == rewrite) fence_proxy_async();
+            barrier_sync(1, 128);
+        }
         if (fault != no_fence || i == 0) wgmma_fence();
         for (int k = 0; k < 4; ++k) {
             int b = fault == own_descriptor && warp() == 6 ? 0 : 32 * k;
@@ -84,6 +101,10 @@ DEVICE void consume(const Params& params, const Stages& stages) {
         if (fault == early_release && is_elected) mbarrier_arrive(stages.empty + stage);
         if (fault == touched_sums) d[0] += 1;
         if (fault != no_product_wait) wgmma_wait<0>();
+        if (fault == rewrite_behind) {
+            rewrite_tile(tile);
+            barrier_sync(1, 128);
+        }
         if (fault != early_release && is_elected) mbarrier_arrive(stages.empty + stage);
         if (fault == more_arrivals && thread() % 128 == 1) mbarrier_arrive(stages.empty + stage);
     }
@@ -117,6 +138,9 @@ DEVICE void taken_registers(const Params&) {
 }
 
 ATTN_KERNEL(sound_pipeline, pipeline<none>, Params, 256)
+ATTN_KERNEL(sound_rewrite, pipeline<rewrite>, Params, 256)
+ATTN_KERNEL(fault_rewrite_unfenced, pipeline<rewrite_unfenced>, Params, 256)
+ATTN_KERNEL(fault_rewrite_behind, pipeline<rewrite_behind>, Params, 256)
 ATTN_KERNEL(fault_no_barrier, pipeline<no_barrier>, Params, 256)
 ATTN_KERNEL(fault_no_full_wait, pipeline<no_full_wait>, Params, 256)
 ATTN_KERNEL(fault_no_empty_wait, pipeline<no_empty_wait>, Params, 256)

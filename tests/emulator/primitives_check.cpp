@@ -258,7 +258,7 @@ static void check_math(const char* name, Tolerance tolerance) {
                          std::sqrt(x),
                          1 / std::sqrt(x),
                          std::abs(x),
-                         x,
+                         1 / x,
                          a_or_b ? x : y,
                          a_or_b && !std::isnan(b) ? y : x,
                          x * y + z};

@@ -183,6 +183,7 @@ void tensor_load(void* shared, const void* map, void* at, const int* where) {
         // What AddressSanitizer is to report, it reports here.
         if (high > low) touch(from[low]), touch(from[high - 1]);
         note_write(to, line);
+        wrote_by_copy(to);
         if (!block.copies_are_early) memset(to, 0xff, 16);
     });
     // Whoever waits for the phase sees what is written.

@@ -100,6 +100,7 @@ static void store_matrices(Operands* lanes, bool transpose) {
 void stmatrix(void* row, const uint32_t* registers, bool transpose) {
     check_aligned(row, 16, "stmatrix");
     shared_offset(row, 16, "stmatrix");
+    wrote(row, 16);
     note_write(row, __builtin_return_address(0));
     rendezvous(transpose ? Operation::stmatrix_x4_trans : Operation::stmatrix_x4, {row, nullptr, registers, 0},
                [=](Operands* lanes) { store_matrices(lanes, transpose); });

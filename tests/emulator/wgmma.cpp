@@ -32,15 +32,16 @@ struct Product {
 };
 
 struct Warpgroup {
-    Product products[64];  // those under way, in turn; the race checker follows what is allocated
+    static constexpr uint64_t most = 128;
+    Product products[most];  // those under way, in turn; the race checker follows what is allocated
     uint64_t wanted = 0;  // those before it are waited for
     uint64_t first = 0;   // number of the first of them; everyone has waited for all before
     uint64_t end = 0;
 
-    Product& at(uint64_t number) { return products[number % 64]; }
+    Product& at(uint64_t number) { return products[number % most]; }
 
     void begin(const WarpgroupProduct& what) {
-        if (end - first == 64) fail("wgmma: more than 64 under way");
+        if (end - first == most) fail("wgmma: more than %d under way", int(most));
         Product& product = at(end++);
         product.what = what;
         product.posted = product.waited = 0;
@@ -204,6 +205,12 @@ bool complete_products() {
     return any;
 }
 
+static void check_is_fenced(const WarpgroupProduct& what) {
+    auto check = [](const char* at) { check_is_fenced(at, "wgmma"); };
+    if (!what.is_a_in_registers) Operand(what.a, what.is_a_outer).each_chunk(64, check);
+    Operand(what.b, what.is_b_outer).each_chunk(what.columns, check);
+}
+
 static void post(Warpgroup& warpgroup, uint64_t number, float* d, const uint32_t* a) {
     Product& product = warpgroup.at(number);
     int thread = here.thread % 128;
@@ -227,7 +234,11 @@ void wgmma(const WarpgroupProduct& what, float* d, const uint32_t* a) {
     ProductsOfThread& own = block.current().products;
     if (!own.is_fenced) fail("wgmma: no wgmma_fence since the start or the last wait");
     uint64_t number = own.posted++;
-    if (number == warpgroup.end) warpgroup.begin(what);
+    if (number == warpgroup.end) {
+        // Whoever is first has passed the barrier behind which all have written.
+        check_is_fenced(what);
+        warpgroup.begin(what);
+    }
     Product& product = warpgroup.at(number);
     if (!(product.what == what)) fail("wgmma: other operands than another thread's");
     note_operands(what, here.thread % 128, 128, line);

@@ -2,10 +2,12 @@
 
 mod backward;
 mod describe;
+mod favor;
 mod memory;
 mod params;
 #[cfg(feature = "gpu")]
 mod run;
+mod step;
 mod sweeps;
 mod warpgroups;
 
@@ -95,10 +97,14 @@ pub fn plan_forward(problem: &Linear, layout: &LinearLayout, outputs: ForwardOut
         params.final_z = Argument::FinalZ.into();
         params.final_stabilizer = problem.map.is_stabilized().then_some(Argument::FinalStabilizer).into();
     }
-    planner.directions();
-    if planner.on_warpgroups(layout, outputs.state).is_some() {
+    if planner.token().is_some() {
         return planner.plan;
     }
+    let state = outputs.state;
+    if planner.on_warpgroups(layout, state).or_else(|| planner.favor_on_warpgroups(layout, state)).is_some() {
+        return planner.plan;
+    }
+    planner.directions();
     planner.tile_values(&OUTPUTS);
     planner.cut(planner.blocks());
     if planner.params.segments > 1 {
@@ -159,8 +165,12 @@ impl<'a> Planner<'a> {
 
     /// Adds a launch of `blocks` blocks with the current parameters.
     fn launch(&mut self, kernel: &str, blocks: usize, shared: usize) {
-        let kernel = format!("linear_{kernel}_{}", self.shapes().dtype);
-        self.plan.launch(kernel, [grid(blocks), 1, 1], THREADS as u32, shared as u32, &self.params);
+        self.launch_of(format!("linear_{kernel}_{}", self.shapes().dtype), blocks, THREADS, shared);
+    }
+
+    /// The same of so many threads, by its whole name.
+    fn launch_of(&mut self, kernel: String, blocks: usize, threads: usize, shared: usize) {
+        self.plan.launch(kernel, [grid(blocks), 1, 1], threads as u32, shared as u32, &self.params);
     }
 
     /// Adds a launch for every segment of every state head and value tile, with memory for `pieces`.

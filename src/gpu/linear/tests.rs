@@ -79,9 +79,22 @@ fn few_heads_are_cut_into_segments() {
 }
 
 #[test]
-fn one_token_takes_narrow_blocks() {
-    let problem = problem([1, 16, 1, 128, 128], DType::BF16, ELU, Scan::Causal, NORMALIZE);
-    assert_eq!(launches(&forward(&problem, &DeviceFacts::H200)), [("linear_outputs_bf16", 64)]);
+fn one_token_takes_one_launch() {
+    let plan = |[batch, heads, value_width]: [usize; 3], map, finish| {
+        let problem = problem([batch, heads, 1, 128, value_width], DType::BF16, map, Scan::Causal, finish);
+        forward(&problem, &DeviceFacts::H200)
+    };
+    let rms = |scope| LinearFinish::RmsNorm { epsilon: 1e-6, scope };
+    // Narrow blocks for few heads.
+    assert_eq!(launches(&plan([1, 16, 128], ELU, NORMALIZE)), [("linear_step_bf16", 64)]);
+    assert_eq!(launches(&plan([32, 64, 128], ELU, NORMALIZE)), [("linear_step_bf16", 2048)]);
+    // Nothing is prepared for FAVOR+, and a row's norm needs the row.
+    assert_eq!(launches(&plan([1, 16, 100], FAVOR, rms(NormScope::Head))), [("linear_step_bf16", 16)]);
+    let joint = plan([1, 16, 128], ELU, rms(NormScope::AllHeads));
+    assert_eq!(launches(&joint), [("linear_step_bf16", 64), ("linear_normalize_bf16", 1)]);
+    let many_features =
+        problem([1, 16, 1, 256, 64], DType::F64, Map::Plain(FeatureMap::Taylor), Scan::Causal, NORMALIZE);
+    assert_eq!(forward(&many_features, &DeviceFacts::H200).launches[0].kernel, "linear_outputs_f64");
 }
 
 #[test]
@@ -176,11 +189,74 @@ fn warpgroups_take_what_they_can() {
         ([8, 32, 2048, 264, 64], DType::BF16, ELU),
         ([8, 32, 2048, 60, 64], DType::BF16, ELU),
         ([8, 32, 2048, 64, 64], DType::F32, ELU),
-        ([8, 32, 2048, 64, 64], DType::BF16, FAVOR),
+        ([8, 32, 2048, 72, 64], DType::BF16, FAVOR),
         ([8, 32, 2048, 64, 64], DType::F16, Map::Plain(FeatureMap::Exp)),
         ([8, 32, 1, 64, 64], DType::BF16, ELU),
     ] {
         let plan = plan(sizes, dtype, map, NORMALIZE);
+        assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
+    }
+}
+
+#[test]
+fn warpgroups_take_favor_features() {
+    let plan = |sizes, dtype, map, scan, state| {
+        let problem = problem(sizes, dtype, map, scan, NORMALIZE);
+        let outputs = ForwardOutputs { statistic: true, state, wide_out: false };
+        plan_forward(&problem, &contiguous(&problem), outputs, &DeviceFacts::H200)
+    };
+    let favor = |map, directions| Map::Favor { map, directions };
+    let (bf16, f16) = (DType::BF16, DType::F16);
+    let one = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Causal, false);
+    assert_eq!(launches(&one), [("linear_favor_outputs_sm90_bf16_64_256", 256)]);
+    assert!(one.workspaces.is_empty(), "{one}");
+    // Two tiles of values, and as many segments as there is room for.
+    let many = plan([1, 8, 8192, 64, 128], f16, favor(FavorMap::Hyperbolic, 64), Scan::Causal, true);
+    let expected = [
+        ("linear_favor_states_sm90_f16_64_128", 128),
+        ("linear_scan_f16", 8 * 129),
+        ("linear_favor_outputs_sm90_f16_64_128", 128),
+    ];
+    assert_eq!(launches(&many), expected);
+    let full = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Full, false);
+    let kernels: Vec<_> = launches(&full).into_iter().map(|(kernel, _)| kernel).collect();
+    assert_eq!(
+        kernels,
+        ["linear_favor_states_sm90_bf16_64_256", "linear_scan_bf16", "linear_favor_full_sm90_bf16_64_256"]
+    );
+    // The third terms of ω, for a state as exact as f32, still fit.
+    let exact = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Causal, true);
+    let bytes = |plan: &Plan| plan.launches[0].shared_bytes;
+    assert!(bytes(&exact) > bytes(&one) && exact.check(&DeviceFacts::H200).is_ok(), "{exact}");
+    for (map, width, scan) in
+        [(favor(FavorMap::Hyperbolic, 129), 64, Scan::Causal), (FAVOR, 128, Scan::Causal), (FAVOR, 64, Scan::Full)]
+    {
+        let plan = plan([4, 64, 4096, width, 64], bf16, map, scan, false);
+        assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
+    }
+}
+
+#[test]
+fn warpgroups_read_without_scores() {
+    let plan = |sizes, map, scan, finish| {
+        let problem = problem(sizes, DType::BF16, map, scan, finish);
+        plan_forward(&problem, &contiguous(&problem), ForwardOutputs::default(), &DeviceFacts::H200)
+    };
+    let identity = Map::Plain(FeatureMap::Identity);
+    // The sums of all keys come first, though there is no more than a segment.
+    let full = plan([4, 64, 4096, 128, 128], ELU, Scan::Full, NORMALIZE);
+    let expected = [
+        ("linear_states_sm90_bf16_128_128", 256),
+        ("linear_scan_bf16", 256 * 129),
+        ("linear_full_sm90_bf16_128_128", 256),
+    ];
+    assert_eq!(launches(&full), expected);
+    let chunks = |chunk, width, map| {
+        let finish = LinearFinish::ChunkNorm { norm: GlobalNorm::Mean, chunk };
+        plan([8, 1, 8192, width, 1536], map, Scan::ChunkExclusive { chunk }, finish)
+    };
+    assert_eq!(launches(&chunks(256, 128, identity)), [("linear_exclusive_sm90_bf16_128_128", 8 * 12)]);
+    for plan in [chunks(100, 128, identity), chunks(256, 136, identity), chunks(256, 128, ELU)] {
         assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
     }
 }

@@ -4,18 +4,20 @@ use super::params::LinearMappedParams;
 use super::{LinearLayout, Planner, grid};
 use crate::gpu::plan::{Argument, TensorMap};
 use crate::linear::FeatureMap;
-use crate::problem::{DType, Decay, LinearShapes, Map, Scan};
+use crate::problem::{DType, Decay, LinearFinish, LinearShapes, Map, Scan};
 
 /// Positions of a chunk, and columns of a warpgroup and of a box, which are 128 bytes.
-const CHUNK: usize = 64;
-const STAGES: usize = 2;
+pub(super) const CHUNK: usize = 64;
+pub(super) const STAGES: usize = 2;
 /// Bytes of `ChunkScratch`, of `ChunkRows` and of the mbarriers of a stage.
 const SCRATCH: usize = 4 * (1024 + CHUNK + 2 * CHUNK + 8);
-const ROWS: usize = 4 * (5 * CHUNK + 2);
-const BARRIERS: usize = 16;
+pub(super) const ROWS: usize = 4 * (5 * CHUNK + 2);
+pub(super) const BARRIERS: usize = 16;
 
 /// An instance: D′ and value columns of a block, and tiles of what keys add to S.
 pub(super) struct Chunks {
+    /// The kernel that reads S.
+    reader: &'static str,
     width: usize,
     columns: usize,
     key_terms: usize,
@@ -26,16 +28,18 @@ pub(super) struct Chunks {
 impl Chunks {
     /// The narrowest instance that is wide enough, if there is one for the problem.
     pub(super) fn of(planner: &Planner<'_>, layout: &LinearLayout, hands_out_state: bool) -> Option<Self> {
-        let (problem, shapes) = (planner.problem, planner.shapes());
-        let Map::Plain(map) = problem.map else { return None };
-        let is_plain = planner.facts.runs_sm90a
-            && layout.is_aligned
-            && shapes.dtype.size() == 2
-            && problem.scan == Scan::Causal
-            && shapes.heads() == shapes.state_heads()
-            && shapes.queries.min(shapes.keys) > 0
-            && shapes.queries.max(shapes.keys) >= CHUNK;
-        if !(is_plain && maps_in_place(map, shapes.dtype)) {
+        let shapes = planner.shapes();
+        let Map::Plain(map) = planner.problem.map else { return None };
+        let reader = match planner.problem.scan {
+            Scan::Causal => "outputs",
+            Scan::Full => "full",
+            Scan::ChunkExclusive { chunk } if chunk % CHUNK == 0 && shapes.width <= 2 * CHUNK => "exclusive",
+            Scan::ChunkExclusive { .. } => return None,
+        };
+        let is_flash = map == FeatureMap::Identity
+            && matches!(planner.problem.finish, LinearFinish::None | LinearFinish::ChunkNorm { .. });
+        let is_for = if reader == "exclusive" { is_flash } else { maps_in_place(map, shapes.dtype) };
+        if !(is_for && planner.takes_chunks(layout)) {
             return None;
         }
         let width = match shapes.width {
@@ -44,7 +48,8 @@ impl Chunks {
             129..=256 => 256,
             _ => return None,
         };
-        let columns = if width > 128 || shapes.value_width <= CHUNK { CHUNK } else { 2 * CHUNK };
+        let is_narrow = shapes.value_width <= CHUNK && reader != "exclusive";
+        let columns = if width > 128 || is_narrow { CHUNK } else { 2 * CHUNK };
         let is_exact = matches!(map, FeatureMap::Identity | FeatureMap::Relu) && shapes.decay == Decay::None;
         let key_terms = match (hands_out_state, shapes.dtype) {
             _ if is_exact => 0,
@@ -53,8 +58,8 @@ impl Chunks {
             (true, _) => 2,
             (false, _) => usize::from(shapes.decay != Decay::None),
         };
-        let chunks = Self { width, columns, key_terms, maps: maps(shapes, layout)? };
-        (chunks.shared_bytes(true) <= planner.facts.shared_bytes_per_block as usize).then_some(chunks)
+        let chunks = Self { reader, width, columns, key_terms, maps: maps(shapes, layout)? };
+        (chunks.shared_bytes(reader) <= planner.facts.shared_bytes_per_block as usize).then_some(chunks)
     }
 
     fn threads(&self) -> u32 {
@@ -69,11 +74,14 @@ impl Chunks {
         if 3 * blocks >= 2 * slots { 1 } else { slots / blocks }
     }
 
-    /// As `ChunkShared` on the device, of a kernel that reads the sums or not.
-    fn shared_bytes(&self, reads: bool) -> usize {
+    /// As `ChunkShared` on the device, of a kernel that reads the sums, or takes up keys, or both.
+    fn shared_bytes(&self, kernel: &str) -> usize {
         let &Self { width, columns, key_terms, .. } = self;
-        let stages = STAGES * CHUNK * ((1 + usize::from(reads)) * width + columns);
+        let (reads, absorbs) = (kernel != "states", kernel != "full");
+        let sides = usize::from(reads) + usize::from(absorbs);
+        let stages = STAGES * CHUNK * (sides * width + if absorbs { columns } else { 0 });
         let own = if reads { columns / CHUNK * (width + CHUNK) * CHUNK } else { 0 };
+        let key_terms = if absorbs { key_terms } else { 0 };
         let small = SCRATCH + STAGES * (ROWS + BARRIERS);
         (2 * (stages + own) + small).next_multiple_of(1024) + 2 * key_terms * CHUNK * width
     }
@@ -90,15 +98,26 @@ fn maps_in_place(map: FeatureMap, dtype: DType) -> bool {
 }
 
 impl Planner<'_> {
+    /// Whether the kernels of chunks are for the problem, its map aside.
+    pub(super) fn takes_chunks(&self, layout: &LinearLayout) -> bool {
+        let shapes = self.shapes();
+        self.facts.runs_sm90a
+            && layout.is_aligned
+            && shapes.dtype.size() == 2
+            && shapes.heads() == shapes.state_heads()
+            && shapes.queries.min(shapes.keys) > 0
+            && shapes.queries.max(shapes.keys) >= CHUNK
+    }
+
     /// The launches of a forward pass, if there is a kernel for the problem that pays on the device.
     pub(super) fn on_warpgroups(&mut self, layout: &LinearLayout, hands_out_state: bool) -> Option<()> {
         let chunks = Chunks::of(self, layout, hands_out_state)?;
         self.params.set_value_tile(chunks.columns);
         self.cut_into(chunks.pieces(self.blocks(), self.facts.multiprocessors as usize));
-        if self.params.segments > 1 {
+        if self.params.segments > 1 || self.problem.scan == Scan::Full {
             self.entering_chunks(&chunks);
         }
-        self.outputs(|planner| planner.launch_chunks("outputs", &chunks));
+        self.outputs(|planner| planner.launch_chunks(chunks.reader, &chunks));
         Some(())
     }
 
@@ -113,14 +132,14 @@ impl Planner<'_> {
         let params =
             LinearMappedParams { problem: self.params, q_map, k_map, v_map, key_terms: chunks.key_terms as i32 };
         let name = format!("linear_{kernel}_sm90_{}_{}_{}", self.shapes().dtype, chunks.width, chunks.columns);
-        let shared = chunks.shared_bytes(kernel == "outputs") as u32;
+        let shared = chunks.shared_bytes(kernel) as u32;
         let blocks = self.blocks() * self.params.segments as usize;
         self.plan.launch(name, [grid(blocks), 1, 1], chunks.threads(), shared, &params);
     }
 }
 
 /// Of q, k and v, if the copy engine can have them.
-fn maps(shapes: &LinearShapes, layout: &LinearLayout) -> Option<[TensorMap; 3]> {
+pub(super) fn maps(shapes: &LinearShapes, layout: &LinearLayout) -> Option<[TensorMap; 3]> {
     let map = |argument, strides, [heads, rows, width]: [usize; 3]| {
         TensorMap::of(argument, shapes.dtype, strides, [width, rows, heads, shapes.batch], [CHUNK; 2])
     };

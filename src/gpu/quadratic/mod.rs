@@ -1,5 +1,6 @@
 //! Plans of the quadratic engine; the kernels are those of kernels/quadratic.
 
+mod decode;
 mod params;
 #[cfg(feature = "gpu")]
 mod run;
@@ -82,6 +83,7 @@ pub fn plan_forward(
     outputs: QuadraticOutputs,
     facts: &DeviceFacts,
 ) -> Plan {
+    let (problem, layout) = &decode::folded(problem, layout).unwrap_or((*problem, *layout));
     let mut planner = Planner::new(problem, layout, facts);
     if problem.statistic_len() == 0 {
         return planner.plan;
@@ -94,11 +96,14 @@ pub fn plan_forward(
     params.out_strides = row_major(shapes, shapes.value_width).into();
     params.statistic = outputs.statistic.then_some(Argument::Statistic).into();
     params.statistic_strides = row_major(shapes, 1).into();
-    let Planner { params, plan, .. } = &mut planner;
-    let warpgroups = Warpgroups::of(problem, layout, facts).filter(|_| !is_wide);
-    if warpgroups.and_then(|warpgroups| warpgroups.forward(plan, params)).is_none() {
-        planner.forward(is_wide);
+    match Warpgroups::of(problem, layout, facts).and_then(|warpgroups| warpgroups.forward(&planner.params)) {
+        Some(forward) => {
+            planner.divide(forward.blocks, forward.tiles, is_wide);
+            forward.launch(&mut planner.plan, &planner.params);
+        }
+        None => planner.forward(is_wide),
     }
+    planner.combine();
     planner.plan
 }
 
@@ -132,6 +137,11 @@ pub fn plan_backward(
         planner.queries(saved.d_bias);
     }
     planner.plan
+}
+
+/// Whether rows are divided by the norm of their sums.
+fn has_norm(problem: &Quadratic) -> bool {
+    matches!(problem.finish, QuadraticFinish::RmsNorm { .. })
 }
 
 /// Strides of [B, H, N, width].
@@ -195,25 +205,33 @@ impl<'a> Planner<'a> {
         shapes.batch * shapes.heads * shapes.queries.div_ceil(ROWS)
     }
 
+    /// Divides the keys among more blocks if there are few, and sets aside memory for parts of sums if they are wanted.
+    fn divide(&mut self, blocks: usize, tiles: usize, needs_parts: bool) {
+        let splits = splits(blocks, tiles, self.facts);
+        let has_partial_sums = splits > 1 || needs_parts;
+        self.params.splits = splits as i32;
+        self.params.has_partial_sums = has_partial_sums.into();
+        if has_partial_sums {
+            self.params.partial_sums = self.workspace(splits * self.problem.output_len());
+            self.params.partial_weights = self.workspace(splits * 2 * self.problem.statistic_len());
+        }
+    }
+
+    /// Adds up the parts of sums, if there are any.
+    fn combine(&mut self) {
+        if self.params.has_partial_sums != 0 {
+            self.launch_simple("combine", self.problem.statistic_len().div_ceil(WARPS));
+        }
+    }
+
     fn forward(&mut self, is_wide: bool) {
         let (problem, shapes, facts) = (self.problem, self.shapes(), self.facts);
         let config = Config::forward(shapes.dtype, self.is_softmax(), shapes.value_width);
         let memory = config.forward_memory(shapes.width, facts);
         let (blocks, value_tiles) = (self.query_blocks(), config.panels(shapes.value_width));
         let tiles = self.params.mask.span(ROWS, shapes.keys).div_ceil(config.others);
-        let splits = splits(blocks * value_tiles, tiles, facts);
-        let is_norm = matches!(problem.finish, QuadraticFinish::RmsNorm { .. });
-        let has_partial_sums = splits > 1 || is_wide || (is_norm && value_tiles > 1);
-        self.params.splits = splits as i32;
-        self.params.has_partial_sums = has_partial_sums.into();
-        if has_partial_sums {
-            self.params.partial_sums = self.workspace(splits * problem.output_len());
-            self.params.partial_weights = self.workspace(splits * 2 * problem.statistic_len());
-        }
-        self.launch_tiled("forward", &config, memory, [blocks, value_tiles, splits]);
-        if has_partial_sums {
-            self.launch_simple("combine", problem.statistic_len().div_ceil(WARPS));
-        }
+        self.divide(blocks * value_tiles, tiles, is_wide || (has_norm(problem) && value_tiles > 1));
+        self.launch_tiled("forward", &config, memory, [blocks, value_tiles, self.params.splits as usize]);
     }
 
     fn prepare(&mut self) {

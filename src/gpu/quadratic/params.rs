@@ -107,5 +107,6 @@ kernel_params! {
         pub(super) v_map: TensorMap,
         pub(super) d_out_map: Option<TensorMap>,
         pub(super) factors_map: Option<TensorMap>,
+        pub(super) section: i32,
     }
 }

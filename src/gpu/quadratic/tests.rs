@@ -66,8 +66,9 @@ fn every_device_takes_every_plan() {
         }
     }
     for dtype in [DType::F16, DType::BF16] {
-        for (mask, width) in [(Mask::Full, 64), (Mask::Full, 128), (Mask::Causal, 128), (Mask::Causal, 256)] {
-            let problem = plain(dtype, mask, width);
+        let softmax = [(Mask::Full, 64), (Mask::Full, 128), (Mask::Causal, 128), (Mask::Causal, 256)];
+        let softmax = softmax.map(|(mask, width)| plain(dtype, mask, width));
+        for problem in [softmax.as_slice(), &[rectified(dtype, 128, 1024), rectified(dtype, 64, 128)]].concat() {
             for plan in [aligned_plan(&problem, &DeviceFacts::H200), aligned_gradients(&problem, |_| {})] {
                 plan.check(&DeviceFacts::H200).unwrap();
                 named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
@@ -150,19 +151,69 @@ fn warpgroups_take_what_they_are_for() {
     assert_eq!(with(|layout| layout.k[2] += 4), portable);
     assert_eq!(with(|layout| layout.v[1] = 0), portable);
     assert_eq!(with(|layout| layout.key_mask = Some(1000)), portable);
-    let wide = QuadraticOutputs { wide_out: true, statistic: true };
-    assert_eq!(first(plan_forward(&problem, &contiguous(&problem), wide, &DeviceFacts::H200)), portable);
-    // The rows of one head are few, and keys are worth dividing.
-    let mut decoding = problem;
-    decoding.shapes.batch = 1;
-    decoding.shapes.queries = 1;
-    decoding.shapes.keys = 9000;
-    assert_eq!(on(&decoding, &DeviceFacts::H200), portable);
     let mut negative = problem;
     negative.scale = -0.5;
     assert_eq!(on(&negative, &DeviceFacts::H200), portable);
     assert_eq!(on(&plain(DType::F32, Mask::Full, 128), &DeviceFacts::H200), "quadratic_forward_softmax_f32_64");
     assert_eq!(on(&plain(DType::BF16, Mask::Full, 264), &DeviceFacts::H200), portable);
+}
+
+/// relu² without extras, one head for two of queries.
+fn rectified(dtype: DType, width: usize, value_width: usize) -> Quadratic {
+    let problem = plain(dtype, Mask::Causal, width);
+    let shapes = QuadraticShapes { value_width, ..problem.shapes };
+    Quadratic { shapes, weight: Weight::ReluSquared, scale: -0.5, ..problem }
+}
+
+#[test]
+fn rectified_weights_have_tiles_of_values() {
+    let on = |problem: &Quadratic| aligned_plan(problem, &DeviceFacts::H200).launches[0].kernel.clone();
+    let (twin, portable) = ("quadratic_forward_sm90_relu_bf16_128_80", "quadratic_forward_relu_bf16_64");
+    assert_eq!(on(&rectified(DType::BF16, 64, 64)), twin);
+    assert_eq!(on(&rectified(DType::BF16, 128, 2048)), twin);
+    assert_eq!(on(&rectified(DType::BF16, 136, 64)), portable);
+    let finish = QuadraticFinish::RmsNorm { epsilon: 1e-6 };
+    assert_eq!(on(&Quadratic { finish, ..rectified(DType::BF16, 128, 256) }), twin);
+    assert_eq!(on(&Quadratic { finish, ..rectified(DType::BF16, 128, 264) }), portable);
+}
+
+#[test]
+fn warpgroups_divide_keys() {
+    let problem = plain(DType::BF16, Mask::Causal, 128);
+    let launches = |problem: &Quadratic, wide_out| {
+        let outputs = QuadraticOutputs { wide_out, statistic: true };
+        let plan = plan_forward(problem, &contiguous(problem), outputs, &DeviceFacts::H200);
+        plan.check(&DeviceFacts::H200).unwrap();
+        plan.launches.into_iter().map(|launch| (launch.kernel, launch.grid)).collect::<Vec<_>>()
+    };
+    let expected = |grid, rows| {
+        let kernels = ["quadratic_forward_sm90_bf16_128_128", "quadratic_combine_bf16"];
+        kernels.map(String::from).into_iter().zip([grid, [rows, 1, 1]]).collect::<Vec<_>>()
+    };
+    assert_eq!(launches(&problem, true), expected([132, 1, 1], 8000));
+    let shapes = QuadraticShapes { batch: 1, queries: 300, keys: 9000, ..problem.shapes };
+    assert_eq!(launches(&Quadratic { shapes, ..problem }, false), expected([12, 1, 11], 300));
+}
+
+#[test]
+fn query_heads_become_rows() {
+    let grids = |mask, queries, change: fn(&mut QuadraticLayout)| {
+        let problem = plain(DType::F16, mask, 128);
+        let shapes = QuadraticShapes { batch: 1, queries, keys: 9000, ..problem.shapes };
+        let problem = Quadratic { shapes, mask, ..problem };
+        let mut layout = contiguous(&problem);
+        change(&mut layout);
+        let plan = plan_forward(&problem, &layout, QuadraticOutputs::default(), &DeviceFacts::H200);
+        plan.launches[0].grid
+    };
+    // Four query heads, two key heads.
+    assert_eq!(grids(Mask::Causal, 1, |_| {})[0], 2);
+    assert_eq!(grids(Mask::Causal, 1, |layout| layout.q[1] = 1 << 20)[0], 2);
+    assert_eq!(grids(Mask::Causal, 2, |_| {})[0], 4);
+    assert_eq!(grids(Mask::Window { left: Some(8000), right: None }, 1, |_| {})[0], 4);
+    assert_eq!(grids(Mask::Full, 64, |_| {})[0], 2);
+    assert_eq!(grids(Mask::Full, 65, |_| {})[0], 4);
+    assert_eq!(grids(Mask::Full, 64, |layout| layout.q = [0, 128, 512])[0], 4);
 }
 
 /// On an H200.
@@ -192,15 +243,40 @@ fn warpgroups_take_gradients() {
     assert_eq!(of(64, |saved| saved.is_aligned = false), portable);
     assert_eq!(of(64, |saved| saved.d_out = [0; 3]), portable);
     assert_eq!(of(64, |saved| saved.wide_out = true), portable);
-    assert_eq!(of(256, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
+    assert_eq!(of(256, |_| {}), all("keys_sm90_f16_256_64", "queries_sm90_f16_256_48"));
+    assert_eq!(of(264, |_| {}), all("keys_softmax_f16_128", "queries_softmax_f16_128"));
+    let rectified = |dtype, width| names(aligned_gradients(&rectified(dtype, 128, width), |_| {}))[1].clone();
+    assert_eq!(rectified(DType::BF16, 128), "quadratic_keys_sm90_relu_bf16_128_64");
+    assert_eq!(rectified(DType::F16, 128), "quadratic_keys_relu_f16_64");
+    assert_eq!(rectified(DType::BF16, 136), "quadratic_keys_relu_bf16_64");
 }
 
 #[test]
 fn plans_say_what_is_copied() {
     let plan = aligned_plan(&plain(DType::BF16, Mask::Causal, 128), &DeviceFacts::H200).to_string();
     assert!(
-        plan.starts_with("quadratic_forward_sm90_bf16_128_128<<<256×1×1, 384, 163968 bytes>>> QuadraticMappedParams")
+        plan.starts_with("quadratic_forward_sm90_bf16_128_128<<<132×1×1, 384, 163968 bytes>>> QuadraticMappedParams")
     );
     let k = "k_map: K bf16 [128, 1000, 2, 8] by [256, 256000, 512000] bytes in boxes of [64, 128, 1, 1], swizzled";
     assert!(plan.contains(k), "{plan}");
+}
+
+#[test]
+fn sections_of_heads_fit_in_the_cache() {
+    let section = |plan: Plan, launch: usize| {
+        let printed = plan.launches[launch].to_string();
+        let (_, number) = printed.rsplit_once("section: ").unwrap();
+        number.trim_end_matches(" }").parse::<usize>().unwrap()
+    };
+    let of = |keys, queries| {
+        let mut problem = plain(DType::BF16, Mask::Causal, 128);
+        (problem.shapes.keys, problem.shapes.queries) = (keys, queries);
+        let forward = section(aligned_plan(&problem, &DeviceFacts::H200), 0);
+        let backward = || aligned_gradients(&problem, |_| {});
+        [forward, section(backward(), 1), section(backward(), 2)]
+    };
+    // Keys and values of 8192 positions are 4 MiB, queries of both heads of a group 8 MiB.
+    assert_eq!(of(8192, 8192), [16, 4, 16]);
+    assert_eq!(of(1000, 1000), [32, 16, 32]);
+    assert_eq!(of(1 << 16, 512), [2, 16, 2]);
 }

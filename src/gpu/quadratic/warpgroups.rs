@@ -1,7 +1,7 @@
 //! Plans of the kernels for sm_90a (`kernels/quadratic/*.sm90.cu`): which problems they are for, and how.
 
 use super::params::{QuadraticMappedParams, QuadraticParams};
-use super::{QuadraticLayout, QuadraticSavedLayout, row_major, splits};
+use super::{QuadraticLayout, QuadraticSavedLayout, has_norm, row_major};
 use crate::gpu::plan::{Argument, DeviceFacts, Plan, TensorMap};
 use crate::problem::{DType, Mask, Quadratic, QuadraticShapes, Weight};
 
@@ -12,55 +12,98 @@ const THREADS: u32 = 384;
 const PANEL: usize = 64;
 /// Room for the mbarriers, behind the tiles.
 const BARRIERS: usize = 128;
+/// Bytes of the other side that stay in the L2 cache while several blocks read them, for each multiprocessor: two thirds
+/// of the cache.
+const SECTION_BYTES: usize = 256 << 10;
+/// Keys by which the length of parts is counted.
+const PART: usize = 64;
 /// Of the factors of a row.
 const FACTORS: usize = 4 * size_of::<f32>();
 
-/// Sizes of an instance: columns of all operands, rows of the other side's tiles, and stages for these.
+/// Sizes of an instance: own rows of a block, columns of queries and keys, and of values, rows of the other side's tiles,
+/// and stages for these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tile {
+    rows: usize,
     width: usize,
+    values: usize,
     others: usize,
     stages: usize,
 }
 
 impl Tile {
-    /// The narrowest instance of forward.sm90.cu that is wide enough.
-    fn forward(shapes: &QuadraticShapes, mask: Mask) -> Option<Self> {
-        let of = |width, others| Some(Self { width, others, stages: 2 });
+    /// The narrowest instance of forward.sm90.cu that is wide enough; that for rectified weights takes as many tiles of
+    /// values as there are.
+    fn forward(problem: &Quadratic) -> Option<Self> {
+        let shapes = &problem.shapes;
+        let of = |width, others| Some(Self { rows: ROWS, width, values: width, others, stages: 2 });
+        if problem.weight != Weight::Softmax {
+            let tile = Self { rows: ROWS, width: 128, values: 256, others: 80, stages: 2 };
+            return (shapes.width <= 128 && !(has_norm(problem) && shapes.value_width > 256)).then_some(tile);
+        }
         match shapes.width.max(shapes.value_width) {
             0..=64 => of(64, 128),
-            65..=128 if mask == Mask::Full => of(128, 176),
+            65..=128 if problem.mask == Mask::Full => of(128, 176),
             65..=128 => of(128, 128),
             129..=256 => of(256, 80),
             _ => None,
         }
     }
 
-    /// Of keys.sm90.cu, and of queries.sm90.cu.
-    fn backward(shapes: &QuadraticShapes) -> Option<[Self; 2]> {
-        let of = |width, others: [[usize; 2]; 2]| Some(others.map(|[others, stages]| Self { width, others, stages }));
+    /// Of keys.sm90.cu, and of queries.sm90.cu. Gradients of rectified weights have no room in f16, and where rows are
+    /// divided by their norms the gradients of the sums are not those of the output.
+    fn backward(problem: &Quadratic) -> Option<[Self; 2]> {
+        let shapes = &problem.shapes;
+        let of = |width, others: [[usize; 2]; 2]| {
+            Some(others.map(|[others, stages]| Self { rows: ROWS, width, values: width, others, stages }))
+        };
+        let is_squared = problem.weight == Weight::ReluSquared && shapes.dtype == DType::BF16 && !has_norm(problem);
         match shapes.width.max(shapes.value_width) {
-            0..=64 => of(64, [[112, 4], [96, 4]]),
-            65..=128 => of(128, [[64, 4], [96, 3]]),
+            0..=64 if problem.weight == Weight::Softmax => of(64, [[112, 4], [96, 4]]),
+            0..=128 if problem.weight == Weight::Softmax || is_squared => of(128, [[64, 4], [96, 3]]),
+            // Both warpgroups of a block of keys have the same ones.
+            129..=256 if problem.weight == Weight::Softmax => {
+                of(256, [[64, 2], [48, 2]]).map(|[keys, queries]| [Self { rows: ROWS / 2, ..keys }, queries])
+            }
             _ => None,
         }
     }
 
-    /// Bytes of so many 16-bit matrices of the own side, and in each stage of so many of the other's.
-    fn shared_bytes(&self, own: usize, others: usize) -> usize {
-        2 * self.width * (own * ROWS + self.stages * others * self.others) + BARRIERS
+    /// Bytes of 16-bit matrices: so many of `width` columns of the own side, and two of the other's in each stage.
+    fn shared_bytes(&self, own: usize) -> usize {
+        2 * (self.width * own * self.rows + self.stages * (self.width + self.values) * self.others) + BARRIERS
     }
 
-    /// With two matrices of each side, and the factors of the other's rows.
+    /// With the factors of the other side's rows.
     fn backward_bytes(&self) -> usize {
-        self.shared_bytes(2, 2) + self.stages * self.others * FACTORS
+        self.shared_bytes(2) + self.stages * self.others * FACTORS
+    }
+}
+
+/// A forward pass that forward.sm90.cu takes.
+pub(super) struct Forward<'a> {
+    warpgroups: Warpgroups<'a>,
+    tile: Tile,
+    mapped: QuadraticMappedParams,
+    /// Of rows, over all heads and tiles of values.
+    pub(super) blocks: usize,
+    /// Of keys that a block sees.
+    pub(super) tiles: usize,
+}
+
+impl Forward<'_> {
+    /// Adds the launch, with what has been decided about parts of sums.
+    pub(super) fn launch(&self, plan: &mut Plan, params: &QuadraticParams) {
+        let mapped = QuadraticMappedParams { problem: *params, ..self.mapped };
+        let grid = [self.blocks.min(self.warpgroups.facts.multiprocessors as usize), 1, params.splits as usize];
+        self.warpgroups.launch(plan, "forward", self.tile, grid, self.tile.shared_bytes(1), &mapped);
     }
 }
 
 /// Launches of a problem that the kernels are for.
 pub(super) struct Warpgroups<'a> {
+    problem: &'a Quadratic,
     shapes: &'a QuadraticShapes,
-    mask: Mask,
     layout: &'a QuadraticLayout,
     facts: &'a DeviceFacts,
 }
@@ -69,27 +112,26 @@ impl<'a> Warpgroups<'a> {
     /// None if the kernels are not for the problem, or not for the device.
     pub(super) fn of(problem: &'a Quadratic, layout: &'a QuadraticLayout, facts: &'a DeviceFacts) -> Option<Self> {
         let shapes = &problem.shapes;
-        let is_plain = problem.weight == Weight::Softmax
-            && shapes.dtype.size() == 2
+        let is_softmax = problem.weight == Weight::Softmax;
+        let is_plain = shapes.dtype.size() == 2
             && shapes.bias.is_none()
             && layout.key_mask.is_none()
             && problem.soft_cap.is_none()
-            && problem.scale > 0.0;
+            && (problem.scale > 0.0 || !is_softmax);
         let fits = is_plain && facts.runs_sm90a && layout.is_aligned;
-        fits.then_some(Self { shapes, mask: problem.mask, layout, facts })
+        fits.then_some(Self { problem, shapes, layout, facts })
     }
 
-    /// Adds the forward pass, unless it is better divided among more blocks.
-    pub(super) fn forward(&self, plan: &mut Plan, params: &QuadraticParams) -> Option<()> {
-        let tile = Tile::forward(self.shapes, self.mask)?;
-        let blocks = self.query_blocks();
-        let tiles = params.mask.span(ROWS, self.shapes.keys).div_ceil(tile.others);
-        if splits(blocks, tiles, self.facts) > 1 {
-            return None;
-        }
-        let mapped = self.mapped(params, ROWS, tile.others)?;
-        self.launch(plan, "forward", tile, blocks, tile.shared_bytes(1, 2), &mapped);
-        Some(())
+    /// The forward pass, if the kernel takes it.
+    pub(super) fn forward(self, params: &QuadraticParams) -> Option<Forward<'a>> {
+        let shapes = self.shapes;
+        let tile = Tile::forward(self.problem)?;
+        let value_tiles = shapes.value_width.div_ceil(tile.values);
+        let blocks = self.blocks(shapes.heads * value_tiles, shapes.queries, ROWS)?;
+        let tiles = params.mask.span(ROWS, shapes.keys).div_ceil(PART);
+        let mut mapped = self.mapped(params, ROWS, tile.others)?;
+        mapped.section *= value_tiles as i32;
+        Some(Forward { warpgroups: self, tile, mapped, blocks, tiles })
     }
 
     /// Adds the gradients of k and v, and of q, after the factors of the rows, if the kernels take them.
@@ -100,7 +142,7 @@ impl<'a> Warpgroups<'a> {
         saved: &QuadraticSavedLayout,
     ) -> Option<()> {
         let shapes = self.shapes;
-        let [keys, queries] = Tile::backward(shapes)?;
+        let [keys, queries] = Tile::backward(self.problem)?;
         if saved.wide_out || !saved.is_aligned {
             return None;
         }
@@ -110,18 +152,35 @@ impl<'a> Warpgroups<'a> {
         let of_keys = QuadraticMappedParams {
             d_out_map: Some(d_out(keys.others)?),
             factors_map: Some(factors),
-            ..self.mapped(params, keys.others, ROWS)?
+            section: self.key_heads_together(self.group() * shapes.queries) as i32,
+            ..self.mapped(params, keys.others, keys.rows)?
         };
         let of_queries =
             QuadraticMappedParams { d_out_map: Some(d_out(ROWS)?), ..self.mapped(params, ROWS, queries.others)? };
-        let key_blocks = shapes.batch * shapes.key_heads * shapes.keys.div_ceil(ROWS);
-        self.launch(plan, "keys", keys, key_blocks, keys.backward_bytes(), &of_keys);
-        self.launch(plan, "queries", queries, self.query_blocks(), queries.backward_bytes(), &of_queries);
+        let key_blocks = self.blocks(shapes.key_heads, shapes.keys, keys.rows)?;
+        let query_blocks = self.blocks(shapes.heads, shapes.queries, ROWS)?;
+        self.launch(plan, "keys", keys, [key_blocks, 1, 1], keys.backward_bytes(), &of_keys);
+        self.launch(plan, "queries", queries, [query_blocks, 1, 1], queries.backward_bytes(), &of_queries);
         Some(())
     }
 
-    fn query_blocks(&self) -> usize {
-        self.shapes.batch * self.shapes.heads * self.shapes.queries.div_ceil(ROWS)
+    /// Query heads of a key head.
+    fn group(&self) -> usize {
+        self.shapes.heads / self.shapes.key_heads
+    }
+
+    /// Blocks of `size` out of so many rows of so many heads; none if they are too many to be counted.
+    fn blocks(&self, heads: usize, rows: usize, size: usize) -> Option<usize> {
+        let blocks = self.shapes.batch * heads * rows.div_ceil(size);
+        (blocks <= i32::MAX as usize).then_some(blocks)
+    }
+
+    /// Key heads, over the batch, of which so many rows of the other side are read from the L2 cache together.
+    fn key_heads_together(&self, rows: usize) -> usize {
+        let shapes = self.shapes;
+        let bytes = rows * (shapes.width + shapes.value_width) * shapes.dtype.size();
+        let room = SECTION_BYTES * self.facts.multiprocessors as usize;
+        (room / bytes.max(1)).clamp(1, shapes.batch * shapes.key_heads)
     }
 
     fn launch(
@@ -129,13 +188,13 @@ impl<'a> Warpgroups<'a> {
         plan: &mut Plan,
         role: &str,
         tile: Tile,
-        blocks: usize,
+        grid: [usize; 3],
         bytes: usize,
         params: &QuadraticMappedParams,
     ) {
-        let name = format!("quadratic_{role}_sm90_{}_{}_{}", self.shapes.dtype, tile.width, tile.others);
-        let blocks = blocks.try_into().expect("the operands of so many blocks fit in no memory");
-        plan.launch(name, [blocks, 1, 1], THREADS, bytes as u32, params);
+        let family = if self.problem.weight == Weight::Softmax { "" } else { "relu_" };
+        let name = format!("quadratic_{role}_sm90_{family}{}_{}_{}", self.shapes.dtype, tile.width, tile.others);
+        plan.launch(name, grid.map(|blocks| blocks as u32), THREADS, bytes as u32, params);
     }
 
     /// Parameters with maps of q, k and v in tiles of so many rows; none if the copy engine cannot have them.
@@ -152,6 +211,7 @@ impl<'a> Warpgroups<'a> {
             v_map: of_keys(Argument::V, layout.v, shapes.value_width)?,
             d_out_map: None,
             factors_map: None,
+            section: (self.key_heads_together(shapes.keys) * self.group()) as i32,
         })
     }
 

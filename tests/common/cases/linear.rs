@@ -49,6 +49,17 @@ fn lengths() -> Vec<Case> {
         case("one token", causal(EluPlusOne)).lengths(1, 1),
         case("one token after many", causal(EluPlusOne)).lengths(1, 1).after(100),
         case("one token, per-token decay, after many", raw(decayed(Silu, Extra::PerToken))).lengths(1, 1).after(70),
+        case("one token, masked, after many", masked(decayed(EluPlusOne, Extra::PerHead), Extra::NoKeys))
+            .lengths(1, 1)
+            .after(40),
+        case("one token, grouped heads, odd widths, after a few", causal(Silu))
+            .lengths(1, 1)
+            .heads(6, 2, 2)
+            .widths(5, 131)
+            .after(3),
+        case("one token, Taylor, after many", causal(Taylor)).lengths(1, 1).widths(8, 64).after(50),
+        case("one token, cosine, wide values, after many", raw(causal(Cosine))).lengths(1, 1).widths(12, 200).after(50),
+        case("one token, softmax over features, after many", causal(Softmax)).lengths(1, 1).widths(160, 40).after(50),
         case("a tile less one", causal(EluPlusOne)).lengths(63, 63).batch(2),
         case("one tile", causal(EluPlusOne)).lengths(64, 64),
         case("a tile and one", causal(EluPlusOne)).lengths(65, 65),
@@ -192,6 +203,12 @@ fn warpgroups() -> Vec<Case> {
             .heads(1, 1, 1),
         case("128 by 128, in segments", normalized(), 128, 128).lengths(600, 600).heads(1, 1, 1),
         case("key mask, in segments", masked(normalized(), Extra::SomeKeys), 64, 64).lengths(600, 600).heads(1, 1, 1),
+        case("full, 64 wide", full(EluPlusOne), 64, 64).lengths(130, 200),
+        case("full, 64 by 128, key mask", masked(full(EluPlusOne), Extra::SomeKeys), 64, 128).batch(2).lengths(70, 140),
+        case("full, 128 by 64, after a state", raw(full(Silu)), 128, 64).after(33),
+        case("full, 128 by 128, in segments", full(Relu), 128, 128).lengths(600, 600).heads(1, 1, 1),
+        case("full, 256 wide, more queries than keys", full(EluPlusOne), 256, 72).lengths(200, 70).heads(1, 1, 1),
+        case("full, all keys masked, 64 wide", masked(full(EluPlusOne), Extra::NoKeys), 64, 64).batch(2),
         case(
             "decay per token, in segments, not normalised, key mask",
             masked(raw(decayed(Silu, Extra::PerToken)), Extra::SomeKeys),

@@ -3,7 +3,7 @@
 use attn_kernels::gau::{GlobalNorm, MixedChunkOptions};
 use attn_kernels::problem::DType;
 
-use super::{Case, Extra, Operation, in_all_layouts};
+use super::{Case, Extra, Operation, in_all_layouts, in_whole_vectors};
 
 pub fn mixed_chunk() -> Vec<Case> {
     use GlobalNorm::*;
@@ -13,7 +13,7 @@ pub fn mixed_chunk() -> Vec<Case> {
     let biased = |options, bias| MixedChunkOptions { bias: Some(bias), ..options };
     let masked = |options, key_mask| MixedChunkOptions { key_mask: Some(key_mask), ..options };
     let scaled = |options, scale| MixedChunkOptions { scale: Some(scale), ..options };
-    in_all_layouts(vec![
+    let cases = in_all_layouts(vec![
         case("no token", causal(64, Mean)).lengths(0, 0),
         case("no token, full", full(64, Length)).lengths(0, 0),
         case("no key", full(64, Mean)).lengths(5, 0),
@@ -56,5 +56,20 @@ pub fn mixed_chunk() -> Vec<Case> {
             .lengths(130, 130),
         case("all keys masked", masked(causal(32, Mean), Extra::NoKeys)).batch(2),
         case("more than 65 535 heads", causal(1, Mean)).many_heads(),
-    ])
+    ]);
+    let aligned = in_whole_vectors(vec![
+        case("aligned, the paper's chunk", causal(256, Mean)).lengths(600, 600).widths(64, 128),
+        case("aligned, full, ragged chunks", full(100, Length)).lengths(230, 230).widths(128, 64).heads(2, 2, 2),
+    ]);
+    // Sizes of the kernels of compute capability 9.0; the global branch is wider by 3.
+    let warpgroups = in_whole_vectors(vec![
+        case("64 by 128, chunks of 64", causal(64, Mean)).widths(61, 128).lengths(200, 200).batch(2),
+        case("64 by 40, chunks of 128", causal(128, Chunk)).widths(61, 40).lengths(300, 300).heads(2, 2, 2),
+        case("128 wide, two blocks of values", causal(64, Length)).widths(125, 136).lengths(150, 150),
+        case("40 wide, the paper's chunk, in segments", causal(256, Mean)).widths(37, 64).lengths(1100, 1100),
+        case("64 wide, key mask", masked(causal(64, Mean), Extra::SomeKeys)).widths(61, 64).batch(2).lengths(200, 200),
+        case("64 wide, full", full(64, Mean)).widths(61, 64).lengths(90, 150),
+        case("128 wide, full, norm 1/C", full(128, Chunk)).widths(125, 128).lengths(300, 300),
+    ]);
+    [cases, aligned, warpgroups].concat()
 }

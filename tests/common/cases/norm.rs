@@ -45,6 +45,8 @@ fn warpgroups() -> Vec<Case> {
         case("128 by 104", causal(EluPlusOne), 128, 104),
         case("two blocks of values", causal(Silu), 64, 136),
         case("64 by 128, all heads", together(causal(EluPlusOne)), 64, 128).batch(2),
+        case("full, 64 by 128", full(EluPlusOne), 64, 128).lengths(70, 140),
+        case("full, two blocks of values", full(Silu), 64, 136).after(9),
         case("64 by 64, decay per token", decayed(EluPlusOne, Extra::PerToken), 64, 64).after(9),
         case("64 by 64, decay per head, in segments", decayed(EluPlusOne, Extra::PerHead), 64, 64)
             .lengths(600, 600)
@@ -59,6 +61,8 @@ fn lengths() -> Vec<Case> {
         case("no key", full(EluPlusOne)).lengths(5, 0),
         case("no key, all heads", together(full(EluPlusOne))).lengths(5, 0),
         case("one token", causal(EluPlusOne)).lengths(1, 1),
+        case("one token, 100 values, after many", causal(EluPlusOne)).lengths(1, 1).widths(16, 100).after(50),
+        case("one token, 200 values, after many", causal(Silu)).lengths(1, 1).widths(16, 200).after(50),
         case("one token, all heads, after many", together(causal(EluPlusOne))).lengths(1, 1).after(90),
         case("a tile less one", causal(EluPlusOne)).lengths(63, 63).batch(2),
         case("one tile", together(causal(EluPlusOne))).lengths(64, 64),

@@ -5,7 +5,7 @@ use attn_kernels::problem::{DType, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, DiagWeight};
 
-use super::{Case, Extra, Operation, in_all_layouts};
+use super::{Case, Extra, Operation, in_all_layouts, in_whole_vectors};
 use crate::common::buffers::Layout;
 
 const CAUSAL: Mask = Mask::Causal;
@@ -71,6 +71,13 @@ fn softmax_aligned() -> Vec<Case> {
             .heads(4, 2, 2)
             .with_lse_gradient(),
         attend("aligned, rows without a key", with(CAUSAL)).lengths(260, 120).widths(128, 128).with_lse_gradient(),
+        attend("aligned, more heads than the cache holds", with(CAUSAL))
+            .lengths(330, 750)
+            .widths(128, 128)
+            .heads(3, 3, 3),
+        attend("aligned, decoding", with(CAUSAL)).lengths(1, 3000).widths(128, 128).heads(8, 2, 2),
+        attend("aligned, few queries that see all keys", plain()).lengths(20, 700).widths(64, 64).heads(6, 2, 2),
+        attend("aligned, keys in parts", with(CAUSAL)).lengths(200, 1100).widths(64, 64).heads(1, 1, 1),
         attend("aligned, ragged window", with(window(Some(30), Some(90)))).lengths(400, 370).widths(64, 64).std(2.0),
     ];
     let layouts = [Layout::Contiguous, Layout::Tokens].into_iter().cycle();
@@ -159,7 +166,7 @@ pub fn diag() -> Vec<Case> {
         ..plain()
     };
     let masked = |options, key_mask| DiagOptions { key_mask: Some(key_mask), ..options };
-    in_all_layouts(vec![
+    let cases = in_all_layouts(vec![
         case("no token", plain()).lengths(0, 0),
         case("no key, softmax", plain()).lengths(4, 0),
         case("no key, ReLU", relu(64, false, 1e-6)).lengths(4, 0),
@@ -201,7 +208,15 @@ pub fn diag() -> Vec<Case> {
         case("large ε", relu(64, true, 10.0)).lengths(130, 130),
         case("more than 65 535 heads", relu(64, true, 1e-2)).many_heads(),
         case("aligned", causal()).lengths(200, 200).widths(64, 64),
-    ])
+    ]);
+    let aligned = in_whole_vectors(vec![
+        case("aligned, ReLU", relu(64, true, 1e-6)).lengths(200, 200).widths(128, 256),
+        case("aligned, negative scale, ReLU", DiagOptions { scale: Some(-0.3), ..relu(100, false, 1e-3) })
+            .lengths(250, 230)
+            .widths(64, 64)
+            .heads(4, 2, 2),
+    ]);
+    [cases, aligned].concat()
 }
 
 pub fn gau() -> Vec<Case> {
@@ -213,7 +228,7 @@ pub fn gau() -> Vec<Case> {
     let masked = |options, key_mask| GauOptions { key_mask: Some(key_mask), ..options };
     let (length, length_width) = (GauNorm::Length, GauNorm::LengthWidth);
     let (row_sum, fixed) = (GauNorm::RowSum { epsilon: 1e-6 }, GauNorm::Fixed { length: 32.0 });
-    in_all_layouts(vec![
+    let cases = in_all_layouts(vec![
         case("no token", full(length)).lengths(0, 0),
         case("no key", full(length)).lengths(3, 0),
         case("no key, row sum without ε", full(GauNorm::RowSum { epsilon: 0.0 })).lengths(3, 0),
@@ -255,5 +270,17 @@ pub fn gau() -> Vec<Case> {
         case("fixed length below 1", full(GauNorm::Fixed { length: 0.25 })).std(0.5).lengths(70, 70),
         case("large ε of the row sum", full(GauNorm::RowSum { epsilon: 5.0 })).lengths(70, 70),
         case("more than 65 535 heads", causal(row_sum)).many_heads(),
-    ])
+    ]);
+    let aligned = in_whole_vectors(vec![
+        case("aligned, whole tiles, the paper's widths", full(length)).lengths(128, 160).widths(128, 256),
+        case("aligned, row sum", causal(row_sum)).lengths(300, 300).widths(64, 128).heads(2, 2, 2),
+        case("aligned, several tiles of values", causal(fixed)).lengths(150, 200).widths(128, 520),
+        case("aligned, grouped heads", causal(length_width)).heads(4, 2, 2).lengths(140, 220).widths(72, 40),
+        case("aligned, large scores", full(row_sum)).lengths(70, 250).widths(128, 64).std(20.0),
+        case("aligned, small weights", full(length)).lengths(130, 1000).widths(64, 64),
+        case("aligned, rows without a key", causal(row_sum)).lengths(260, 90).widths(64, 64),
+        case("aligned, decoding", causal(fixed)).lengths(3, 1500).widths(64, 64),
+        case("aligned, window", plain(window(Some(100), Some(30)), row_sum)).lengths(400, 400).widths(40, 264),
+    ]);
+    [cases, aligned].concat()
 }
