@@ -30,16 +30,6 @@ DEVICE void load(const SwizzledTile<Element>& from, int row, PackedRows<Element,
     }
 }
 
-// A warp's part of packed rows from rows row … row + 15 of a tile.
-template <class Element, int N>
-DEVICE void load(const SwizzledTile<Element>& from, int row, PackedRows<Element, N>& rows) {
-    int lane = thread_here() % 32;
-#pragma unroll
-    for (int n = 0; n < N / 16; ++n) {
-        ptx::ldmatrix_x4(rows.value[n], from.chunk(row + lane % 16, 16 * n + lane / 16 * 8));
-    }
-}
-
 // 64 columns of rows row … row + 15 of a tile into rows of `into` from `first` on, at its column `column`, by a warp; what
 // lies outside is left out.
 template <class Element>
