@@ -12,11 +12,12 @@ DEVICE void map_with_slope(int map, float x, float& phi, float& slope) {
     if (map == kRelu) phi = positive, slope = x > 0.0f ? 1.0f : 0.0f;
     if (map == kReluSquared) phi = positive * positive, slope = 2.0f * positive;
     if (map != kEluPlusOne && map != kExp && map != kSilu) return;
-    float power = ptx::exp2((map == kSilu ? -x : x) * float(kLog2E));
     if (map == kSilu) {
+        float power = ptx::exp2(-x * float(kLog2E));
         float sigmoid = ptx::reciprocal(1.0f + power);
         phi = x * sigmoid, slope = sigmoid * (1.0f + x * (1.0f - sigmoid));
     } else {
+        float power = ptx::exp2(x * float(kLog2E));
         bool is_linear = map == kEluPlusOne && x >= 0.0f;
         phi = is_linear ? x + 1.0f : power, slope = is_linear ? 1.0f : power;
     }
