@@ -5,18 +5,19 @@
 
 namespace attn::linear {
 
-// φ and φ′ as map_element and map_slope, in code of a size that bears to be repeated for each number.
+// φ as map_vector and φ′, in code of a size that bears to be repeated for each number.
 DEVICE void map_with_slope(int map, float x, float& phi, float& slope) {
     float positive = ptx::max(x, 0.0f);
     phi = x, slope = 1.0f;
     if (map == kRelu) phi = positive, slope = x > 0.0f ? 1.0f : 0.0f;
     if (map == kReluSquared) phi = positive * positive, slope = 2.0f * positive;
     if (map != kEluPlusOne && map != kExp && map != kSilu) return;
-    float power = ptx::exp(map == kSilu ? -x : x);
     if (map == kSilu) {
-        float sigmoid = 1.0f / (1.0f + power);
-        phi = x / (1.0f + power), slope = sigmoid * (1.0f + x * (1.0f - sigmoid));
+        float power = ptx::exp2(-x * float(kLog2E));
+        float sigmoid = ptx::reciprocal(1.0f + power);
+        phi = x * sigmoid, slope = sigmoid * (1.0f + x * (1.0f - sigmoid));
     } else {
+        float power = ptx::exp2(x * float(kLog2E));
         bool is_linear = map == kEluPlusOne && x >= 0.0f;
         phi = is_linear ? x + 1.0f : power, slope = is_linear ? 1.0f : power;
     }

@@ -146,7 +146,7 @@ impl Planner<'_> {
         self.params.d_sums = index.into();
         let strides = [shapes.heads() * shapes.queries * row, shapes.queries * row, row].map(to_i64);
         let map = self.d_sums_map(index, strides);
-        self.launch("unfinish_sm90", rows.div_ceil(THREADS / 32), 0);
+        self.launch("unfinish", rows.div_ceil(THREADS / 32), 0);
         map
     }
 

@@ -302,14 +302,14 @@ fn warpgroups_take_gradients() {
     assert_eq!(
         plan([8, 32, 2048, 256, 192], DType::BF16, ELU, rms(NormScope::Head), |saved| saved.is_aligned = false),
         expected(&[
-            ("linear_unfinish_sm90_bf16", 1 << 17),
+            ("linear_unfinish_bf16", 1 << 17),
             ("linear_queries_sm90_bf16_256", 1024),
             ("linear_keys_sm90_bf16_256", 7 * 256)
         ])
     );
     let joint = plan([8, 32, 2048, 64, 128], DType::F16, ELU, rms(NormScope::AllHeads), |_| ());
     let kernels: Vec<_> = joint.iter().map(|(kernel, _)| kernel.as_str()).collect();
-    let norm = ["linear_deltas_f16", "linear_unfinish_sm90_f16"];
+    let norm = ["linear_deltas_f16", "linear_unfinish_f16"];
     assert_eq!(kernels, [norm, ["linear_queries_sm90_f16_128", "linear_keys_sm90_f16_128"]].concat());
     let is_portable = |launches: Vec<(String, u32)>| launches.iter().all(|(kernel, _)| !kernel.contains("sm90"));
     assert!(is_portable(usual(|saved| saved.wide_out = true)));

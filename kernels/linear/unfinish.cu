@@ -29,7 +29,7 @@ DEVICE void unfinish(const LinearParams& p) {
     });
 }
 
-ATTN_KERNEL(linear_unfinish_sm90_f16, unfinish<ptx::f16>, LinearParams, kThreads)
-ATTN_KERNEL(linear_unfinish_sm90_bf16, unfinish<ptx::bf16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_unfinish_f16, unfinish<ptx::f16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_unfinish_bf16, unfinish<ptx::bf16>, LinearParams, kThreads)
 
 }  // namespace attn::linear
