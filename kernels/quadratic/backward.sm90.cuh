@@ -3,7 +3,8 @@
 //
 //     scores    = own first · (other first)ᵀ        d_weights = own second · (other second)ᵀ
 //
-// of each of the two warpgroups of 64 own rows (SharedRows: the same 64). Sides are those of sides.cuh. Warpgroup 0 fills shared memory:
+// of each of the two warpgroups of 64 own rows (SharedRows: the same 64). Sides are those of sides.cuh. Warpgroup 0 fills
+// shared memory:
 //
 //     own first, second     kRows × kWidth            once
 //     other first, second   kStages of kOthers × kWidth each
@@ -145,7 +146,8 @@ struct BackwardRows {
     typename Config::Scores scores, d_weights;
 
     DEVICE BackwardRows(const Problem& params, const BackwardShared<Config>& shared, int row)
-        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)), weight(params) {}
+        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)),
+          weight(params) {}
 
     // step(bounds(tile)) for the tiles in order; where all rows see all of a tile it has no bounds.
     template <class Step, class BoundsOf>

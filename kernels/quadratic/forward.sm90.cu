@@ -28,7 +28,8 @@ struct ForwardRows {
     typename Config::Weights weights;
 
     DEVICE ForwardRows(const Problem& params, const ForwardShared<Config>& shared, int row)
-        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)), weight(params) {}
+        : params(params), shared(shared), row(row), factor(float(params.scale) * float(Config::Weight::kUnit)),
+          weight(params) {}
 
     DEVICE void begin(const RowBlock& block) {
         block_first = block.first;
