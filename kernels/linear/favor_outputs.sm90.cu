@@ -12,7 +12,7 @@
 //                        outputs handed over                      warpgroup adds them up
 //     outputs            64 × 64                                  warps, on their way out
 //     ω                  D′ × D for each term                     all, once
-//     rows, scratch      favor_chunk.sm90.cuh                           the copying warp, the warpgroups
+//     rows, scratch      favor_chunk.sm90.cuh                     the copying warp, the warpgroups
 //
 // The products of a chunk: projections of k and q; k̃ᵀv on top of S; q̃k̃ᵀ and q̃S; weights · v.
 #include "favor_reader.sm90.cuh"
