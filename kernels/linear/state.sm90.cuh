@@ -23,11 +23,8 @@ DEVICE void map_vector(int map, float (&x)[8]) {
     }
 }
 
-// The power of two that brings numbers of this size to 2¹⁴, well inside f16.
-DEVICE float fitting_scale(float largest) {
-    uint32_t exponent = ptx::bit_cast<uint32_t>(ptx::min(ptx::max(largest, 0x1p-100f), 0x1p100f)) & 0x7f800000;
-    return ptx::bit_cast<float>(((127u + 14 + 127) << 23) - exponent);
-}
+// What brings numbers of this size to 2¹⁴, well inside f16.
+DEVICE float fitting_scale(float largest) { return ptx::scale_to(largest, 14); }
 
 template <class Config>
 struct StateOfWarpgroup {

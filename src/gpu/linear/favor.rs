@@ -28,7 +28,7 @@ impl Favor {
         let is_performer = matches!(problem.map, Map::Favor { .. })
             && matches!(problem.finish, LinearFinish::Normalize { .. })
             && shapes.decay == Decay::None;
-        if !(is_performer && shapes.width <= CHUNK && planner.takes_chunks(layout)) {
+        if !(is_performer && shapes.width <= CHUNK && planner.takes_chunks(layout, hands_out_state)) {
             return None;
         }
         let reader = match problem.scan {
@@ -67,6 +67,7 @@ impl Planner<'_> {
     /// The launches of a forward pass of FAVOR+ features, if there is a kernel for the problem that pays on the device.
     pub(super) fn favor_on_warpgroups(&mut self, layout: &LinearLayout, hands_out_state: bool) -> Option<()> {
         let favor = Favor::of(self, layout, hands_out_state)?;
+        self.params.state_heads = self.params.heads;
         self.params.set_value_tile(CHUNK);
         let (blocks, processors) = (self.blocks(), self.facts.multiprocessors as usize);
         self.cut_into(if 3 * blocks >= 2 * processors { 1 } else { processors / blocks });

@@ -151,7 +151,7 @@ impl<'a> Planner<'a> {
     }
 
     fn state_heads(&self) -> usize {
-        self.shapes().batch * self.shapes().state_heads()
+        self.shapes().batch * self.params.state_heads as usize
     }
 
     /// Blocks of a kernel without segments.

@@ -19,9 +19,14 @@ impl Operand for Shape {
 
 /// Batch, heads, positions, width and value width.
 fn problem(sizes: [usize; 5], dtype: DType, map: Map, scan: Scan, finish: LinearFinish) -> Linear {
+    grouped(sizes, sizes[1], dtype, map, scan, finish)
+}
+
+/// The same with fewer heads of keys and values.
+fn grouped(sizes: [usize; 5], key_heads: usize, dtype: DType, map: Map, scan: Scan, finish: LinearFinish) -> Linear {
     let [batch, heads, positions, width, value_width] = sizes;
-    let rows = |width| Shape(vec![batch, heads, positions, width], dtype);
-    let [q, k, v] = [rows(width), rows(width), rows(value_width)];
+    let rows = |heads, width| Shape(vec![batch, heads, positions, width], dtype);
+    let [q, k, v] = [rows(heads, width), rows(key_heads, width), rows(key_heads, value_width)];
     let shapes = LinearShapes::new("test", scan, &q, &k, &v, None, None).unwrap();
     Linear::new("test", shapes, map, scan, finish).unwrap()
 }
@@ -228,10 +233,24 @@ fn warpgroups_take_favor_features() {
     let exact = plan([4, 64, 4096, 64, 64], bf16, FAVOR, Scan::Causal, true);
     let bytes = |plan: &Plan| plan.launches[0].shared_bytes;
     assert!(bytes(&exact) > bytes(&one) && exact.check(&DeviceFacts::H200).is_ok(), "{exact}");
-    for (map, width, scan) in
-        [(favor(FavorMap::Hyperbolic, 129), 64, Scan::Causal), (FAVOR, 128, Scan::Causal), (FAVOR, 64, Scan::Full)]
-    {
-        let plan = plan([4, 64, 4096, width, 64], bf16, map, scan, false);
+    for (map, width) in [(favor(FavorMap::Hyperbolic, 129), 64), (FAVOR, 128)] {
+        let plan = plan([4, 64, 4096, width, 64], bf16, map, Scan::Causal, false);
+        assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
+    }
+}
+
+/// Each query head has a state of its own, unless somebody sees it.
+#[test]
+fn warpgroups_take_grouped_heads() {
+    let problem = grouped([2, 64, 4096, 128, 128], 8, DType::BF16, ELU, Scan::Causal, NORMALIZE);
+    let plan = |state, layout: &LinearLayout| {
+        let outputs = ForwardOutputs { state, ..ForwardOutputs::default() };
+        plan_forward(&problem, layout, outputs, &DeviceFacts::H200)
+    };
+    let layout = contiguous(&problem);
+    assert_eq!(launches(&plan(false, &layout)), [("linear_outputs_sm90_bf16_128_128", 128)]);
+    let entering = StateLayout { s: [0; 3], z: [0; 2], stabilizer: [0; 2], position: 0 };
+    for plan in [plan(true, &layout), plan(false, &LinearLayout { state: Some(entering), ..layout })] {
         assert!(launches(&plan).iter().all(|(kernel, _)| !kernel.contains("sm90")), "{plan}");
     }
 }

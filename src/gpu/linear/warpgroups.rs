@@ -39,7 +39,7 @@ impl Chunks {
         let is_flash = map == FeatureMap::Identity
             && matches!(planner.problem.finish, LinearFinish::None | LinearFinish::ChunkNorm { .. });
         let is_for = if reader == "exclusive" { is_flash } else { maps_in_place(map, shapes.dtype) };
-        if !(is_for && planner.takes_chunks(layout)) {
+        if !(is_for && planner.takes_chunks(layout, hands_out_state)) {
             return None;
         }
         let width = match shapes.width {
@@ -98,13 +98,15 @@ fn maps_in_place(map: FeatureMap, dtype: DType) -> bool {
 }
 
 impl Planner<'_> {
-    /// Whether the kernels of chunks are for the problem, its map aside.
-    pub(super) fn takes_chunks(&self, layout: &LinearLayout) -> bool {
+    /// Whether the kernels of chunks are for the problem, its map aside. They know one output head for each state head;
+    /// where nobody sees the state, each output head may have one of its own.
+    pub(super) fn takes_chunks(&self, layout: &LinearLayout, hands_out_state: bool) -> bool {
         let shapes = self.shapes();
+        let has_own_state = shapes.decay == Decay::None && layout.state.is_none() && !hands_out_state;
         self.facts.runs_sm90a
             && layout.is_aligned
             && shapes.dtype.size() == 2
-            && shapes.heads() == shapes.state_heads()
+            && (shapes.heads() == shapes.state_heads() || has_own_state)
             && shapes.queries.min(shapes.keys) > 0
             && shapes.queries.max(shapes.keys) >= CHUNK
     }
@@ -112,6 +114,7 @@ impl Planner<'_> {
     /// The launches of a forward pass, if there is a kernel for the problem that pays on the device.
     pub(super) fn on_warpgroups(&mut self, layout: &LinearLayout, hands_out_state: bool) -> Option<()> {
         let chunks = Chunks::of(self, layout, hands_out_state)?;
+        self.params.state_heads = self.params.heads;
         self.params.set_value_tile(chunks.columns);
         self.cut_into(chunks.pieces(self.blocks(), self.facts.multiprocessors as usize));
         if self.params.segments > 1 || self.problem.scan == Scan::Full {

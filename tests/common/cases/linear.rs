@@ -188,6 +188,8 @@ fn warpgroups() -> Vec<Case> {
         case("more keys than queries", normalized(), 64, 64).lengths(50, 190),
         case("more queries than keys", decayed(EluPlusOne, Extra::PerToken), 64, 64).lengths(190, 50),
         case("more value heads than key heads, 64 wide", normalized(), 64, 64).heads(4, 2, 4),
+        case("grouped heads, 64 wide", normalized(), 64, 64).heads(6, 2, 2).batch(2),
+        case("grouped heads, fewer key heads than value heads, full", full(EluPlusOne), 64, 128).heads(4, 1, 2),
         case("one head in segments, 64 wide", normalized(), 64, 64).lengths(600, 600).heads(1, 1, 1),
         case("decay per token, in segments, after a state", decayed(Silu, Extra::PerToken), 64, 64)
             .lengths(600, 600)

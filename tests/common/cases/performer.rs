@@ -124,6 +124,8 @@ fn warpgroups() -> Vec<Case> {
         case("more keys than queries, 64 wide", 64, causal(Positive)).lengths(50, 190),
         case("more queries than keys, 64 wide", 64, causal(Hyperbolic)).lengths(190, 50),
         case("more value heads than key heads, 64 wide", 64, causal(Positive)).heads(4, 2, 4).lengths(70, 70),
+        case("grouped heads, 64 wide", 64, causal(Positive)).heads(4, 2, 2).lengths(70, 70).batch(2),
+        case("grouped heads in segments", 64, causal(Positive)).heads(2, 1, 1).lengths(600, 600),
         case("one head in segments, 64 wide", 64, causal(Positive)).lengths(600, 600).heads(1, 1, 1),
         case("256 features in segments, after a state", 256, causal(Positive))
             .lengths(600, 600)
