@@ -34,13 +34,14 @@ struct FavorOutputs : FavorReader<Config> {
     // Scores become weights; their sums per row, and what rows were scaled by.
     DEVICE void weigh(Sums& scores, Values& sum, Values& scale) {
         const Stabilizers& at = shared.favor->stabilizers[own];
-        scores.each([&](int row, int j, float& x) {
-            if (j > chunk_row(row)) x = 0.0f;
-        });
         if (is_stabilized(p)) {
+            // Without branches: what later rows come to is thrown away.
             scores.each([&](int row, int j, float& x) {
-                if (j <= chunk_row(row)) x *= relative(at.own[j], at.now[chunk_row(row)]);
+                float weight = x * relative(at.own[j], at.now[chunk_row(row)]);
+                x = j <= chunk_row(row) ? weight : 0.0f;
             });
+        } else {
+            scores.each([&](int row, int j, float& x) { x = j <= chunk_row(row) ? x : 0.0f; });
         }
         if constexpr (kScales) {
             scale = scores.fold_rows(scale, [](float a, float b) { return ptx::max(ptx::abs(a), ptx::abs(b)); });
@@ -49,7 +50,7 @@ struct FavorOutputs : FavorReader<Config> {
             scores.scale_rows(scale);
         }
         // Of what is multiplied with the values: else a common error of all would not cancel.
-        scores.each([](int, int, float& x) { x = ptx::to_float(ptx::from_float<Element>(x)); });
+        tile::round_to<Element>(scores);
         sum = scores.row_sums(sum);
     }
 

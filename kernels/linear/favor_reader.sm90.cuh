@@ -54,7 +54,7 @@ struct FavorReader : FavorState<Config> {
     // Queries become features, rounded; what they read of z.
     DEVICE Values map_queries(Projections& queries) {
         this->map(queries, 1);
-        queries.each([](int, int, float& x) { x = ptx::to_float(ptx::from_float<Element>(x)); });
+        tile::round_to<Element>(queries);
         const float* before = shared.favor->z + first_feature();
         Values norm = Values::filled(0.0f);
         queries.each_indexed([&](int m, int i, int, int f, float& x) { norm.value[m][i / 2] += x * before[f]; });

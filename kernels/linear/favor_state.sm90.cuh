@@ -217,7 +217,9 @@ struct FavorState {
             part.scale_rows(factors);
 #pragma unroll 1
             for (int i = 0; i < term; ++i) {
-                part.each([](int, int, float& x) { x -= ptx::to_float(ptx::from_float<Element>(x)); });
+                auto rounded = part;
+                tile::round_to<Element>(rounded);
+                part.with_indexed(rounded, [](int, int, int, int, float& x, float& y) { x -= y; });
             }
             tile::PackedRows<Element, 16> packed;
             packed.set(part);

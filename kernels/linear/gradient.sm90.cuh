@@ -54,8 +54,10 @@ struct SweepOfWarpgroup : StateOfSweep<Config, G> {
         if (p.decay == kNoDecay) {
             each_pair([&](int query, int key, float& x) { x = key <= query ? weight(query, x) : 0.0f; });
         } else {
+            // Without branches: what later rows come to is thrown away.
             each_pair([&](int query, int key, float& x) {
-                x = key <= query ? weight(query, x) * rows.decay_between(query, key) : 0.0f;
+                float left = weight(query, x) * rows.decay_between(query, key);
+                x = key <= query ? left : 0.0f;
             });
         }
         if constexpr (kScales) {
@@ -162,13 +164,14 @@ struct SweepOfWarpgroup : StateOfSweep<Config, G> {
     // From dφ of the rows to their own gradient, and the rest of ⟨φ, dφ⟩.
     DEVICE void unmap(Range chunk, const SweepRows& rows) {
         auto x = own_rows();
+        bool has_log = p.d_log;
         out.with_indexed(x, [&](int m, int i, int, int, float& d, float& x) {
             float phi, slope;
             map_with_slope(p.map, x, phi, slope);
-            along.value[m][i / 2] += ptx::to_float(ptx::from_float<Element>(phi)) * d;
+            if (has_log) along.value[m][i / 2] += ptx::to_float(ptx::from_float<Element>(phi)) * d;
             d *= slope;
         });
-        if (p.d_log) store_log(chunk, rows);
+        if (has_log) store_log(chunk, rows);
     }
 
     // ⟨φ(q), dφ(q)⟩ − ⟨φ(k), dφ(k)⟩, the latter by the later kernel.

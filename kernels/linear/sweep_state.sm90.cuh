@@ -140,16 +140,11 @@ struct StateOfSweep {
     }
 
     DEVICE void widen(const Element* at, float (&x)[8]) const {
-        auto vector = ptx::load_vector<Element, 8>(at);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] = ptx::to_float(vector.value[j]);
+        tile::widen_vector(ptx::load_vector<Element, 8>(at), x);
     }
 
     DEVICE void narrow(Element* at, const float (&x)[8]) const {
-        ptx::Vector<Element, 8> vector;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) vector.value[j] = ptx::from_float<Element>(x[j]);
-        ptx::store_vector(at, vector);
+        ptx::store_vector(at, tile::narrow_vector<Element>(x));
     }
 
     // φ of z, its rows as the state takes them up, and their sums.

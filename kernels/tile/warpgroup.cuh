@@ -97,6 +97,14 @@ struct PackedRows {
     }
 };
 
+// Sums, rounded to elements.
+template <class Element, int Blocks>
+DEVICE void round_to(Accumulator<float, 1, Blocks>& sums) {
+    PackedRows<Element, 8 * Blocks> packed;
+    packed.set(sums);
+    sums = packed.widened();
+}
+
 // sums = left · right over `Inner` (a multiple of 16), plus what they were if it `accumulates`: a group of products of
 // its own, for wait_products. Operands are AlongColumns or AlongRows.
 template <int Inner, int N, class Left, class Right>
