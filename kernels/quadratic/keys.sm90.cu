@@ -45,7 +45,8 @@ struct KeyRows : BackwardRows<Config> {
     // Gradients of the scores; what was kept of these becomes weights.
     template <class Visible>
     DEVICE void finish_gradients(const RowFactors<float>* factors, const Visible& visible) {
-        if constexpr (Config::Weight::kHasExponentials) tile::compute_before_wait(scores);
+        // At width 256 this spills 144 bytes.
+        if constexpr (Config::Weight::kHasExponentials && Parts::kHasValues) tile::compute_before_wait(scores);
         tile::wait_products<0>(d_weights);
         d_weights.with_indexed(scores, [&](int, int, int, int column, float& d, float& kept) {
             d = weight.d_score(kept, d, factors[column].delta, factors[column].statistic);
