@@ -146,13 +146,15 @@ DEVICE void wgmma_wait() {
 #endif
 }
 
-// What `bits` is made of, whose highest is 0 but for NaN, is computed before what is waited for behind this; otherwise the
-// assembler moves the wait up. A fence that is not executed.
+// What `bits` is made of is computed before what is waited for behind this; otherwise the assembler moves the wait up. A
+// fence that is not executed: the bits are those of numbers of which none is negative, so they are never all set, not even
+// with NaN, which the device's arithmetic makes without a sign.
 DEVICE void compute_before_wait(uint32_t bits) {
 #ifdef ATTN_EMULATOR
     (void)bits;
 #else
-    asm volatile("{\n.reg .pred is_set;\nsetp.lt.s32 is_set, %0, 0;\n@is_set membar.cta;\n}" ::"r"(bits) : "memory");
+    asm volatile("{\n.reg .pred are_set;\nsetp.eq.u32 are_set, %0, 0xffffffff;\n@are_set membar.cta;\n}" ::"r"(bits)
+                 : "memory");
 #endif
 }
 
