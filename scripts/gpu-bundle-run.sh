@@ -5,7 +5,8 @@
 #     STEPS='primitives,cases-*' run.sh            only these steps, by patterns of their names
 #     STEPS=peers PEERS='--recipes A,D --minutes 8' run.sh     with options of peers/gpu.py, which goes on where it stopped
 #
-# Logs, JSON and a table go to the output folder. The status is 0 if everything passed, 3 if there is no usable GPU.
+# Logs, JSON and a table go to the output folder. The status is 0 if everything passed, 2 if no step has a chosen name, 3 if
+# there is no usable GPU.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath -m "${1:-${OUT:-$here/out}}")
@@ -113,6 +114,10 @@ checks
 benches
 peers
 
+if [ "$(wc -l <"$out/steps.tsv")" -eq 1 ]; then
+    echo "no step is called ${STEPS:-}" >&2
+    exit 2
+fi
 printf '\n'
 column -t -s $'\t' "$out/steps.tsv" 2>/dev/null || cat "$out/steps.tsv"
 exit $failed

@@ -172,6 +172,12 @@ struct Place {
         return {start, ptx::min(start + p.segment_length, p.positions)};
     }
 
+    // This head's part of a state that was handed in; null if there is none.
+    template <class Real>
+    DEVICE const Real* given(const void* data, const tile::Strides& strides) const {
+        return data ? static_cast<const Real*>(data) + batch * strides.batch + head * strides.head : nullptr;
+    }
+
     DEVICE bool is_last(const LinearParams& p) const { return segment + 1 == p.segments; }
 
     // Entry of `segment_s` and the like for a segment, or for what follows the last.

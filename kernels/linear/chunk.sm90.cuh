@@ -100,15 +100,8 @@ struct ChunkShared {
     DEVICE Tile out_of(int warpgroup) const { return {out + warpgroup * kChunk * 64, kChunk}; }
 
     DEVICE void initialise() const {
-        if (ptx::thread() == 0) {
-            for (int stage = 0; stage < kStages; ++stage) {
-                // Who copies, and who writes the rows.
-                ptx::mbarrier_init(pipeline.full(stage), 2);
-                ptx::mbarrier_init(pipeline.empty(stage), Config::kReaders);
-            }
-            ptx::fence_mbarrier_init();
-        }
-        ptx::barrier_sync();
+        // A stage is filled by who copies, and by who writes the rows.
+        tile::initialise_barriers([&] { pipeline.initialise(Config::kReaders, 2); });
     }
 };
 

@@ -34,9 +34,7 @@ struct FavorReader : FavorState<Config> {
             int64_t slot = place.slot(p, is_full(p) ? p.segments : place.segment);
             stabilizer = static_cast<const float*>(p.entering_stabilizer)[slot];
         } else if (is_stabilized(p) && p.state_stabilizer) {
-            const auto& strides = p.state_stabilizer_strides;
-            int64_t at = place.batch * strides.batch + place.head * strides.head;
-            stabilizer = static_cast<const float*>(p.state_stabilizer)[at];
+            stabilizer = *place.template given<float>(p.state_stabilizer, p.state_stabilizer_strides);
         }
         publish_state();
     }

@@ -37,16 +37,13 @@ DEVICE void keys(const LinearSweepParams& params) {
 using ptx::bf16;
 using ptx::f16;
 
-template <class E, int Outer, int Inner>
-using Of = SweepConfig<E, Outer, Inner>;
-
 }  // namespace attn::linear
 
 using namespace attn::linear;
 
-ATTN_KERNEL(linear_keys_sm90_bf16_64, keys<Of<bf16, 64, 64>>, LinearSweepParams, 160)
-ATTN_KERNEL(linear_keys_sm90_bf16_128, keys<Of<bf16, 128, 128>>, LinearSweepParams, 384)
-ATTN_KERNEL(linear_keys_sm90_bf16_256, keys<Of<bf16, 64, 256>>, LinearSweepParams, 160)
-ATTN_KERNEL(linear_keys_sm90_f16_64, keys<Of<f16, 64, 64>>, LinearSweepParams, 160)
-ATTN_KERNEL(linear_keys_sm90_f16_128, keys<Of<f16, 128, 128>>, LinearSweepParams, 384)
-ATTN_KERNEL(linear_keys_sm90_f16_256, keys<Of<f16, 64, 256>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_keys_sm90_bf16_64, keys<SweepConfig<bf16, 64, 64>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_keys_sm90_bf16_128, keys<SweepConfig<bf16, 128, 128>>, LinearSweepParams, 384)
+ATTN_KERNEL(linear_keys_sm90_bf16_256, keys<SweepConfig<bf16, 64, 256>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_keys_sm90_f16_64, keys<SweepConfig<f16, 64, 64>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_keys_sm90_f16_128, keys<SweepConfig<f16, 128, 128>>, LinearSweepParams, 384)
+ATTN_KERNEL(linear_keys_sm90_f16_256, keys<SweepConfig<f16, 64, 256>>, LinearSweepParams, 160)

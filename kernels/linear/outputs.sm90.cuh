@@ -19,10 +19,9 @@ struct EnteringSums {
             s = static_cast<const float*>(p.segment_s) + slot * p.features * p.value_width;
             z = static_cast<const float*>(p.segment_z) + slot * p.features;
         } else if (p.state_s) {
-            const auto &of_s = p.state_s_strides, &of_z = p.state_z_strides;
-            s = static_cast<const float*>(p.state_s) + place.batch * of_s.batch + place.head * of_s.head;
-            z = static_cast<const float*>(p.state_z) + place.batch * of_z.batch + place.head * of_z.head;
-            row = of_s.row;
+            s = place.given<float>(p.state_s, p.state_s_strides);
+            z = place.given<float>(p.state_z, p.state_z_strides);
+            row = p.state_s_strides.row;
         }
     }
 };

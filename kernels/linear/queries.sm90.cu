@@ -25,16 +25,13 @@ DEVICE void queries(const LinearSweepParams& params) {
 using ptx::bf16;
 using ptx::f16;
 
-template <class E, int Outer, int Inner>
-using Of = SweepConfig<E, Outer, Inner>;
-
 }  // namespace attn::linear
 
 using namespace attn::linear;
 
-ATTN_KERNEL(linear_queries_sm90_bf16_64, queries<Of<bf16, 64, 64>>, LinearSweepParams, 160)
-ATTN_KERNEL(linear_queries_sm90_bf16_128, queries<Of<bf16, 128, 128>>, LinearSweepParams, 384)
-ATTN_KERNEL(linear_queries_sm90_bf16_256, queries<Of<bf16, 64, 256>>, LinearSweepParams, 160)
-ATTN_KERNEL(linear_queries_sm90_f16_64, queries<Of<f16, 64, 64>>, LinearSweepParams, 160)
-ATTN_KERNEL(linear_queries_sm90_f16_128, queries<Of<f16, 128, 128>>, LinearSweepParams, 384)
-ATTN_KERNEL(linear_queries_sm90_f16_256, queries<Of<f16, 64, 256>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_queries_sm90_bf16_64, queries<SweepConfig<bf16, 64, 64>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_queries_sm90_bf16_128, queries<SweepConfig<bf16, 128, 128>>, LinearSweepParams, 384)
+ATTN_KERNEL(linear_queries_sm90_bf16_256, queries<SweepConfig<bf16, 64, 256>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_queries_sm90_f16_64, queries<SweepConfig<f16, 64, 64>>, LinearSweepParams, 160)
+ATTN_KERNEL(linear_queries_sm90_f16_128, queries<SweepConfig<f16, 128, 128>>, LinearSweepParams, 384)
+ATTN_KERNEL(linear_queries_sm90_f16_256, queries<SweepConfig<f16, 64, 256>>, LinearSweepParams, 160)

@@ -83,17 +83,13 @@ struct KeyState : State<Element> {
     DEVICE void initial(const Tiles<Element>& tiles) {
         if (!p.state_s) return empty(tiles);
         const Place& place = tiles.place;
-        auto head = [&](const void* data, const tile::Strides& strides) {
-            return static_cast<const Real*>(data) + place.batch * strides.batch + place.head * strides.head;
-        };
-        const Real* given_s = head(p.state_s, p.state_s_strides) + place.first_column(p);
-        const Real* given_z = head(p.state_z, p.state_z_strides);
+        const Real* given_s = place.given<Real>(p.state_s, p.state_s_strides) + place.first_column(p);
+        const Real* given_z = place.given<Real>(p.state_z, p.state_z_strides);
+        const Real* stabilizer = place.given<Real>(p.state_stabilizer, p.state_stabilizer_strides);
         int columns = place.columns(p);
         this->fill([&](int f, int c) { return c < columns ? given_s[f * p.state_s_strides.row + c] : Real(0); },
                    [&](int f) { return given_z[f]; });
-        bool has_stabilizer = p.state_stabilizer != nullptr;
-        tiles.set_stabilizer(has_stabilizer ? *head(p.state_stabilizer, p.state_stabilizer_strides)
-                                            : negative_infinity<Real>());
+        tiles.set_stabilizer(stabilizer ? *stabilizer : negative_infinity<Real>());
     }
 
     DEVICE void empty(const Tiles<Element>& tiles) {

@@ -37,12 +37,6 @@ struct Step {
         sums = x_query + p.width_padded, decay = sums + kVector * kStepThreads;
     }
 
-    // The given state of this head, or null.
-    DEVICE const Real* given(const void* data, const tile::Strides& strides) const {
-        if (!data) return nullptr;
-        return static_cast<const Real*>(data) + tiles.place.batch * strides.batch + tiles.place.head * strides.head;
-    }
-
     // x where its features are computed, by a warp.
     DEVICE void load(Real* phi, Real* x, const Rows<const Element>& from, bool is_there) const {
         Real* to = &x_tile(p, WideTile<Real>{phi, 0}, WideTile<Real>{x, 0}).at(0, 0);
@@ -67,7 +61,7 @@ struct Step {
     // What the exponents of the key are relative to, of which the largest is given. A key that raises the stabiliser lets
     // the sums before it shrink by e^{log}.
     DEVICE Real raise_stabilizer(Real largest, double& log) const {
-        const Real* state = given(p.state_stabilizer, p.state_stabilizer_strides);
+        const Real* state = tiles.place.template given<Real>(p.state_stabilizer, p.state_stabilizer_strides);
         Real half = half_square(p, WideTile<Real>{x_key, 0}, 0), before = state ? *state : negative_infinity<Real>();
         Real now = is_present ? ptx::max(before, largest - half) : before;
         if (before > negative_infinity<Real>()) log += double(before - now);
@@ -108,7 +102,7 @@ struct Step {
     }
 
     DEVICE void move_z() const {
-        const Real* from = given(p.state_z, p.state_z_strides);
+        const Real* from = tiles.place.template given<Real>(p.state_z, p.state_z_strides);
         bool stores = p.final_z && tiles.place.value_tile == 0;
         Real* to = static_cast<Real*>(p.final_z) + tiles.place.state_head(p) * p.features;
         for (int f = ptx::thread(); f < p.features; f += ptx::threads()) {
@@ -144,7 +138,7 @@ struct Step {
     DEVICE Vector move_vectors(int first, int step, int column, bool stores) const {
         int count = columns_from(column), at = tiles.place.first_column(p) + column;
         int64_t row = p.state_s_strides.row;
-        const Real* from = given(p.state_s, p.state_s_strides);
+        const Real* from = tiles.place.template given<Real>(p.state_s, p.state_s_strides);
         Real* to = static_cast<Real*>(p.final_s) + (tiles.place.state_head(p) * p.features + first) * p.value_width + at;
         auto whole = [&](const Real* data, int64_t row) {
             return count == kVector && reinterpret_cast<uint64_t>(data) % 16 == 0 && row % kVector == 0;

@@ -88,15 +88,8 @@ struct SweepShared {
     DEVICE Tile rest_of(int warpgroup) const { return {rest + warpgroup * 64 * Config::kInner, 64}; }
 
     DEVICE void initialise() const {
-        if (ptx::thread() == 0) {
-            for (int stage = 0; stage < kStages; ++stage) {
-                // Who copies, and who writes the rows.
-                ptx::mbarrier_init(pipeline.full(stage), 2);
-                ptx::mbarrier_init(pipeline.empty(stage), Config::kGroups);
-            }
-            ptx::fence_mbarrier_init();
-        }
-        ptx::barrier_sync();
+        // A stage is filled by who copies, and by who writes the rows.
+        tile::initialise_barriers([&] { pipeline.initialise(Config::kGroups, 2); });
     }
 };
 
@@ -173,13 +166,8 @@ struct SweepCopies {
             rows.factor[r] = factor, rows.d_norm[r] = G == Gradient::d_values ? 0.0f : d_norm;
             largest = ptx::max(largest, factor);
         }
-        float unit = 1.0f;
-        if (p.finish != kNone) {
-            // The power of two below 1 over the largest.
-            largest = ptx::min(ptx::max(warp_max(largest), 0x1p-100f), 0x1p100f);
-            uint32_t exponent = ptx::bit_cast<uint32_t>(largest) & 0x7f800000;
-            unit = ptx::bit_cast<float>((253u << 23) - exponent);
-        }
+        // Brings the largest below 1.
+        float unit = p.finish == kNone ? 1.0f : ptx::scale_to(warp_max(largest), -1);
 #pragma unroll 1
         for (int r = 2 * ptx::lane(); r < 2 * ptx::lane() + 2; ++r) {
             float from_start = p.decay == kNoDecay ? 1.0f : rows.from_start[r];

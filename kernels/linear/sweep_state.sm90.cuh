@@ -70,10 +70,9 @@ struct StateOfSweep {
             auto all_z = static_cast<const float*>(is_backward<G> ? p.segment_d_z : p.segment_z);
             from_s = all_s + slot * p.features * p.value_width, from_z = all_z + slot * p.features;
         } else if (p.state_s && !is_backward<G>) {
-            const auto &s = p.state_s_strides, &z = p.state_z_strides;
-            from_s = static_cast<const float*>(p.state_s) + place.batch * s.batch + place.head * s.head;
-            from_z = static_cast<const float*>(p.state_z) + place.batch * z.batch + place.head * z.head;
-            stride = s.row;
+            from_s = place.template given<float>(p.state_s, p.state_s_strides);
+            from_z = place.template given<float>(p.state_z, p.state_z_strides);
+            stride = p.state_s_strides.row;
         }
         clear();
         if (from_s) each_of_state([&](int feature, int value, float& x) { x = from_s[feature * stride + value]; });

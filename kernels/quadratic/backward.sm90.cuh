@@ -70,12 +70,10 @@ struct BackwardShared {
     }
 
     DEVICE void initialise() const {
-        if (ptx::thread() == 0) {
+        tile::initialise_barriers([&] {
             ptx::mbarrier_init(own_full, 1);
             stages.initialise(kReaders);
-            ptx::fence_mbarrier_init();
-        }
-        ptx::barrier_sync();
+        });
     }
 
     DEVICE Element* other_first(int stage) const { return others + stage * 2 * Config::kOther; }

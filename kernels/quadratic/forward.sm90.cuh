@@ -73,13 +73,11 @@ struct ForwardShared {
     }
 
     DEVICE void initialise() const {
-        if (ptx::thread() == 0) {
+        tile::initialise_barriers([&] {
             q_stage.initialise(kReaders);
             k_stages.initialise(kReaders);
             v_stages.initialise(kReaders);
-            ptx::fence_mbarrier_init();
-        }
-        ptx::barrier_sync();
+        });
     }
 
     DEVICE Element* k_tile(int stage) const { return k + stage * Config::kOfKeys; }

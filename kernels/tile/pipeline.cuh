@@ -4,6 +4,7 @@
 // Who fills and who reads takes the stages in the same order, each with a Turn of its own.
 #pragma once
 
+#include "../ptx/barrier.cuh"
 #include "../ptx/tensor_copy.cuh"
 #include "../ptx/warpgroup.cuh"
 #include "native.cuh"
@@ -20,6 +21,16 @@ struct Turn {
     }
 };
 
+// initialise(), which sets up all mbarriers of a block, by one thread for all.
+template <class F>
+DEVICE void initialise_barriers(F initialise) {
+    if (ptx::thread() == 0) {
+        initialise();
+        ptx::fence_mbarrier_init();
+    }
+    ptx::barrier_sync();
+}
+
 // Waits for the end of the phase of this parity.
 DEVICE void wait_for_phase(ptx::Mbarrier* barrier, int parity) {
     while (!ptx::mbarrier_try_wait_parity(barrier, parity)) continue;
@@ -33,11 +44,11 @@ struct Pipeline {
     DEVICE ptx::Mbarrier* full(int stage) const { return barriers + stage; }
     DEVICE ptx::Mbarrier* empty(int stage) const { return barriers + Stages + stage; }
 
-    // By one thread; fence_mbarrier_init and a barrier of the block follow. `readers` are warpgroups.
-    DEVICE void initialise(int readers) const {
+    // Inside of initialise_barriers. `readers` are warpgroups; `arrivals`, beside the bytes, fill a stage.
+    DEVICE void initialise(int readers, int arrivals = 1) const {
 #pragma unroll
         for (int stage = 0; stage < Stages; ++stage) {
-            ptx::mbarrier_init(full(stage), 1);
+            ptx::mbarrier_init(full(stage), arrivals);
             ptx::mbarrier_init(empty(stage), readers);
         }
     }

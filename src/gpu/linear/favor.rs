@@ -2,7 +2,7 @@
 
 use super::params::LinearMappedParams;
 use super::warpgroups::{BARRIERS, CHUNK, ROWS, STAGES, maps};
-use super::{LinearLayout, Planner, grid};
+use super::{LinearLayout, Planner};
 use crate::gpu::plan::TensorMap;
 use crate::problem::{DType, Decay, LinearFinish, Map, Scan};
 
@@ -79,12 +79,10 @@ impl Planner<'_> {
     }
 
     fn launch_favor(&mut self, kernel: &str, favor: &Favor) {
-        let [q_map, k_map, v_map] = favor.maps;
-        let params =
-            LinearMappedParams { problem: self.params, q_map, k_map, v_map, key_terms: favor.key_terms as i32 };
         let name = format!("linear_favor_{kernel}_sm90_{}_{}_{}", self.shapes().dtype, favor.width, favor.features);
-        let shared = favor.shared_bytes(kernel) as u32;
-        let blocks = self.blocks() * self.params.segments as usize;
-        self.plan.launch(name, [grid(blocks), 1, 1], THREADS, shared, &params);
+        let [q_map, k_map, v_map] = favor.maps;
+        let key_terms = favor.key_terms as i32;
+        let mapped = |problem| LinearMappedParams { problem, q_map, k_map, v_map, key_terms };
+        self.launch_mapped(name, THREADS, favor.shared_bytes(kernel), mapped);
     }
 }

@@ -1,21 +1,17 @@
 //! Plans of the backward pass on sm_90a (kernels/linear/queries.sm90.cu, keys.sm90.cu): which problems it is for, and how.
 
 use super::backward::SavedLayout;
-use super::params::LinearSweepParams;
-use super::warpgroups::Chunks;
-use super::{LinearLayout, Planner, THREADS, grid, to_i64};
+use super::params::{LinearParams, LinearSweepParams};
+use super::warpgroups::{BARRIERS, CHUNK, Chunks, STAGES};
+use super::{LinearLayout, Planner, THREADS, to_i64};
 use crate::gpu::plan::{Argument, DeviceFacts, TensorMap};
 use crate::linear::FeatureMap;
 use crate::problem::{Decay, LinearFinish, Map, Scan};
 use crate::transnormer::NormScope;
 
-/// Positions of a chunk, and columns of a warpgroup and of a box, which are 128 bytes.
-const CHUNK: usize = 64;
-const STAGES: usize = 2;
-/// Bytes of `SweepScratch`, of `SweepRows` and of the mbarriers of a stage.
+/// Bytes of `SweepScratch` and of `SweepRows`.
 const SCRATCH: usize = 4 * (8 * 128 + 2 * 128 + 8 + 2 * CHUNK);
 const ROWS: usize = 4 * (12 * CHUNK + 3);
-const BARRIERS: usize = 16;
 /// Elements of a vector, to whole ones of which rows of a workspace are filled up.
 const VECTOR: usize = 8;
 
@@ -156,12 +152,10 @@ impl Planner<'_> {
         kernel: &str,
         sweep: Sweep,
         tiles: usize,
-        params: impl FnOnce(super::LinearParams) -> LinearSweepParams,
+        params: impl FnOnce(LinearParams) -> LinearSweepParams,
     ) {
         self.params.value_tiles = tiles as i32;
         let name = format!("linear_{kernel}_sm90_{}_{}", self.shapes().dtype, sweep.inner);
-        let blocks = self.blocks() * self.params.segments as usize;
-        let shared = sweep.shared_bytes() as u32;
-        self.plan.launch(name, [grid(blocks), 1, 1], sweep.threads(), shared, &params(self.params));
+        self.launch_mapped(name, sweep.threads(), sweep.shared_bytes(), params);
     }
 }

@@ -1,7 +1,8 @@
 //! Plans of the kernels for sm_90a (kernels/linear/*.sm90.cu): which problems they are for, and how.
 
-use super::params::LinearMappedParams;
+use super::params::{LinearMappedParams, LinearParams};
 use super::{LinearLayout, Planner, grid};
+use crate::gpu::params::Field;
 use crate::gpu::plan::{Argument, TensorMap};
 use crate::linear::FeatureMap;
 use crate::problem::{DType, Decay, LinearFinish, LinearShapes, Map, Scan};
@@ -131,13 +132,23 @@ impl Planner<'_> {
     }
 
     fn launch_chunks(&mut self, kernel: &str, chunks: &Chunks) {
-        let [q_map, k_map, v_map] = chunks.maps;
-        let params =
-            LinearMappedParams { problem: self.params, q_map, k_map, v_map, key_terms: chunks.key_terms as i32 };
         let name = format!("linear_{kernel}_sm90_{}_{}_{}", self.shapes().dtype, chunks.width, chunks.columns);
-        let shared = chunks.shared_bytes(kernel) as u32;
+        let [q_map, k_map, v_map] = chunks.maps;
+        let key_terms = chunks.key_terms as i32;
+        let mapped = |problem| LinearMappedParams { problem, q_map, k_map, v_map, key_terms };
+        self.launch_mapped(name, chunks.threads(), chunks.shared_bytes(kernel), mapped);
+    }
+
+    /// Adds a launch for every segment of every state head and value tile, with the current parameters and tensor maps.
+    pub(super) fn launch_mapped<P: Field>(
+        &mut self,
+        name: String,
+        threads: u32,
+        shared: usize,
+        params: impl FnOnce(LinearParams) -> P,
+    ) {
         let blocks = self.blocks() * self.params.segments as usize;
-        self.plan.launch(name, [grid(blocks), 1, 1], chunks.threads(), shared, &params);
+        self.plan.launch(name, [grid(blocks), 1, 1], threads, shared as u32, &params(self.params));
     }
 }
 
