@@ -37,7 +37,7 @@ DEVICE void widen_vector(const ptx::Vector<Element, 8>& from, float (&x)[8]) {
     for (int j = 0; j < 4; ++j) ptx::unpack<Element>(pairs.value[j], x[2 * j], x[2 * j + 1]);
 }
 
-// And back with one rounding, two at a time: conversions of single elements are several times slower.
+// And back with one rounding, two with each instruction.
 template <class Element>
 DEVICE ptx::Vector<Element, 8> narrow_vector(const float (&x)[8]) {
     ptx::Vector<uint32_t, 4> pairs;
