@@ -1,6 +1,7 @@
 //! What must not matter: strides, the order of heads, what masked rows hold, sharing a head or repeating it, a decay
 //! of 0, the number of threads.
 
+use attn_kernels::gau::MixedChunkOptions;
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::performer::PerformerOptions;
 use attn_kernels::problem::{DType, Mask};
@@ -53,6 +54,13 @@ fn what_masked_rows_hold() {
         let mut filled = |value| {
             let global = data.global.iter_mut().map(|[_, k]| k);
             [&mut data.k, &mut data.v].into_iter().chain(global).for_each(|x| fill_masked(x, &mask, value));
+            if let Some(g) = data.extras.log_decay.as_mut().filter(|_| !case.has_decay_per_head()) {
+                let (heads, keys) = (g.shape[2], g.shape[3]);
+                for (index, g) in g.data.iter_mut().enumerate() {
+                    let kept = mask.row(0, 0, index / (heads * keys))[index % keys] != 0.0;
+                    *g = if kept || value.is_nan() { *g } else { -value.abs() };
+                }
+            }
             run(&case, &data)
         };
         let zero = filled(0.0);
@@ -212,34 +220,83 @@ fn rows_without_a_key() {
 #[test]
 fn number_of_threads() {
     let causal = SoftmaxOptions { mask: Mask::Causal, bias: Some(Extra::Shared), ..Default::default() };
+    let case = Case::new("one head on any number of threads", Operation::Softmax(causal))
+        .heads(1, 1, 1)
+        .lengths(900, 900)
+        .widths(6, 8);
+    let data = Data::new(&case, DType::F32);
+    let judge = Judge::new(&case, &data, DType::F32);
+    for threads in [1, 2, 3, 7] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let results = pool.install(|| run(&case, &data));
+        let repeat = pool.install(|| run(&case, &data));
+        assert_same_bits(&results, &repeat, &format!("{case}, {threads} threads, twice"));
+        let complaints = judge.complaints(&results);
+        assert!(complaints.is_empty(), "{case} on {threads} threads: {complaints:?}");
+    }
+}
+
+/// The linear family cuts a sequence by its length alone.
+#[test]
+fn threads_and_batch_entries_of_the_linear_family() {
     let linear = LinearOptions { causal: true, log_decay: Some(Extra::PerToken), ..Default::default() };
     let performer = PerformerOptions { causal: true, ..Default::default() };
     let norm = NormOptions { norm: NormScope::AllHeads, causal: true, ..Default::default() };
+    let chunks = MixedChunkOptions { causal: true, chunk_size: 48, ..Default::default() };
     for operation in [
-        Operation::Softmax(causal),
         Operation::Linear(linear),
+        Operation::Linear(LinearOptions::default()),
         Operation::Performer(performer, 20),
+        Operation::Performer(PerformerOptions::default(), 20),
         Operation::Norm(norm),
-        Operation::MixedChunk(attn_kernels::gau::MixedChunkOptions {
-            causal: true,
-            chunk_size: 48,
-            ..Default::default()
-        }),
+        Operation::MixedChunk(chunks),
     ] {
         let case =
             Case::new("one head on any number of threads", operation).heads(1, 1, 1).lengths(900, 900).widths(6, 8);
         let data = Data::new(&case, DType::F32);
         let judge = Judge::new(&case, &data, DType::F32);
+        let on = |threads, case: &Case, data: &Data| {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| run(case, data))
+        };
+        let alone = on(1, &case, &data);
+        let complaints = judge.complaints(&alone);
+        assert!(complaints.is_empty(), "{case}: {complaints:?}");
+        let (many, five) = (case.clone().batch(5), repeated_batch(&data, 5));
+        let first = Results(alone.0.iter().map(|(name, x)| (*name, batch_of(name, x, 5))).collect());
         for threads in [1, 2, 3, 7] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let results = pool.install(|| run(&case, &data));
-            assert_same_bits(
-                &results,
-                &pool.install(|| run(&case, &data)),
-                &format!("{case}, {threads} threads, twice"),
-            );
-            let complaints = judge.complaints(&results);
-            assert!(complaints.is_empty(), "{case} on {threads} threads: {complaints:?}");
+            let what = format!("{case}, {threads} threads");
+            assert_same_bits(&alone, &on(threads, &case, &data), &what);
+            assert_same_bits(&first, &on(threads, &many, &five), &format!("{what}, five batch entries"));
         }
     }
+}
+
+/// The dimension of batch entries of a result or an optional operand.
+fn batch_dimension(name: &str) -> usize {
+    match name {
+        "state.stabilizer" | "key_mask" => 2,
+        "d_log_decay" => 1,
+        _ => 0,
+    }
+}
+
+/// One batch entry `times` times.
+fn batch_of(name: &str, x: &Array, times: usize) -> Array {
+    let dimension = batch_dimension(name);
+    let mut shape = x.shape;
+    assert!(shape[dimension] == 1, "{name}");
+    shape[dimension] = times;
+    Array::from_fn(shape, |mut at| {
+        at[dimension] = 0;
+        x.row(at[0], at[1], at[2])[at[3]]
+    })
+}
+
+fn repeated_batch(data: &Data, times: usize) -> Data {
+    let mut many = data.clone();
+    let global = many.global.iter_mut().flatten();
+    let rows = [&mut many.q, &mut many.k, &mut many.v, &mut many.d_out];
+    rows.into_iter().chain(global).chain(&mut many.d_lse).for_each(|x| *x = batch_of("rows", x, times));
+    many.extras.log_decay.iter_mut().for_each(|g| *g = batch_of("d_log_decay", g, times));
+    many
 }

@@ -7,6 +7,7 @@ mod asked_for;
 mod bad_input;
 mod causality;
 mod common;
+mod decays;
 mod differences;
 mod emulated;
 mod emulated_linear;

@@ -1,9 +1,12 @@
 //! The linear engine: prefix sums S = Σ φ(k)vᵀ carried through tiles of positions, in time and memory O(N).
 //!
-//! Queries and keys lie on one line of positions, ends aligned; a tile is a few dozen positions. Long sequences of few
-//! heads are cut into segments, whose sums are made first and then handed from segment to segment.
+//! Queries and keys lie on one line of positions, ends aligned; a tile is a few dozen positions. Long sequences are
+//! cut into segments. Of few heads, the sums of all segments are made first and then handed from segment to segment.
 
 mod backward;
+mod carried;
+mod d_log;
+mod d_states;
 mod d_sums;
 mod features;
 mod forward;
@@ -187,13 +190,19 @@ impl<'a, T: Number> Context<'a, T> {
         tiles
     }
 
-    /// Cuts the line of positions into as many segments as keep every thread busy, at ends of tiles and chunks.
-    fn segments(&self, units: usize) -> Vec<Range<usize>> {
-        let positions = self.positions();
-        let step = self.chunk().unwrap_or(1).max(8 * TILE).next_multiple_of(self.chunk().unwrap_or(1));
-        let length = positions.div_ceil(super::parallel::pieces(units)).next_multiple_of(step).max(step);
+    /// Cuts the line of positions at ends of tiles and chunks, by widths alone: results do not depend on how much
+    /// there is to do beside. The sums of a segment take at most 64 numbers for each of its positions.
+    fn segments(&self) -> Vec<Range<usize>> {
+        let (positions, chunk) = (self.positions(), self.chunk().unwrap_or(1));
+        let length = (self.features.count * self.shapes().value_width / 64).max(8 * TILE).next_multiple_of(TILE);
+        let length = length.max(chunk).next_multiple_of(chunk);
         let starts = (0..positions.max(1)).step_by(length);
         starts.map(|start| start..(start + length).min(positions)).collect()
+    }
+
+    /// What one of `units` equal pieces of work takes on at once: all segments, or one where threads would be idle.
+    fn segments_at_once(&self, segments: usize, units: usize) -> usize {
+        if super::parallel::pieces(units) > 1 { 1 } else { segments }
     }
 }
 
