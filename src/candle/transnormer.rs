@@ -58,7 +58,7 @@ pub fn diag_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &DiagOptions<
 /// [module](crate::candle) documentation. Gradients: q, k, v, and the log-decay if it is per token.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, an ε that is not positive, a log-decay above 0 or without `causal`, a
+/// Shapes or dtypes that do not fit together, an ε that is not positive, a log-decay above 0, NaN or without `causal`, a
 /// tracked key mask or log-decay per head, a tensor that is not on the CPU.
 ///
 /// # Example

@@ -117,7 +117,9 @@ impl<T: Number> Worker<T> {
         for (index, segment) in segments.iter().enumerate() {
             if index > 0 && !is_full {
                 self.before.next_segment();
-                ends.extend(self.before.entering.clone().filter(|_| d_log.is_some()));
+                if d_log.is_some() {
+                    ends.extend(self.before.entering.clone());
+                }
             }
             if index > 0 && collects {
                 self.after.next_segment();
