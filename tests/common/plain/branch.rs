@@ -52,15 +52,8 @@ struct Sweep {
     k: Rows,
     v: Rows,
     bias: Option<Rows>,
-    decay: Option<DecaySweep>,
-}
-
-/// What the gradient of the log-decay is made of, per output head.
-struct DecaySweep {
-    /// Gradient by φ(k).
-    k: Rows,
-    /// ⟨φ(q_s), dφ(q_s)⟩ − ⟨φ(k_s), dφ(k_s)⟩ at position s, `[1, B, H, M]`.
-    differences: Rows,
+    /// `[1, B, Hs, M]`
+    decay: Option<Rows>,
 }
 
 /// Sums of the rows: t, Σ w and, for softmax, the log-sum-exp.
@@ -201,14 +194,10 @@ impl Branch<'_> {
 
     fn backward(&self, mapped: &Mapped, out: &Rows, divisors: &Rows, d_out: &Rows, d_lse: Option<&Rows>) -> Gradients {
         let (d_t, d_sum) = self.unfinish(out, divisors, d_out, d_lse);
-        let [batch, _, keys, features] = mapped.k.shape;
         let zeros = |x: &Rows| Rows::zeros(x.shape);
         let (bias, decay) = match &self.weights {
             Weights::Scores { bias, .. } => (bias.as_ref().map(zeros), None),
-            Weights::Decayed { log_decay: Some(_), .. } => {
-                let k = Rows::zeros([batch, self.heads(), keys, features]);
-                (None, Some(DecaySweep { k, differences: Rows::zeros([1, batch, self.heads(), keys]) }))
-            }
+            Weights::Decayed { log_decay, .. } => (None, log_decay.as_ref().map(zeros)),
             _ => (None, None),
         };
         let mut d = Sweep { q: zeros(&mapped.q), k: zeros(&mapped.k), v: zeros(&self.v), bias, decay };
@@ -221,7 +210,7 @@ impl Branch<'_> {
             k: self.map_backward(&self.k, &mapped.k, d.k, keeps),
             v: d.v.round(self.round),
             bias: d.bias.map(|bias| bias.round(self.round)),
-            log_decay: d.decay.map(|decay| self.decay_gradient(mapped, decay)),
+            log_decay: d.decay,
         }
     }
 
@@ -243,37 +232,24 @@ impl Branch<'_> {
             row.keys.iter().zip(&d_scores).for_each(|(&j, d)| d_bias[(first + j as i64) as usize] += d);
         }
         if let Some(decay) = &mut d.decay {
-            let mut d_q = vec![0.0; mapped.q.shape[3]];
-            for (a, &j) in row.keys.iter().enumerate() {
-                let d_x = (self.round)(row.inner[a] * d_scores[a]);
-                add_scaled(&mut d_q, d_x, mapped.k.row(self.at(&mapped.k, b, h, j)));
-                add_scaled(decay.k.row_mut([b, h, j]), d_x, mapped.q.row(self.at(&mapped.q, b, h, i)));
-            }
-            if place.position >= 0 {
-                let at_query = &mut decay.differences.row_mut([0, b, h])[place.position as usize];
-                *at_query += dot(mapped.q.row(self.at(&mapped.q, b, h, i)), &d_q);
-            }
+            let products = row.weights.iter().zip(&d_weights).map(|(weight, d)| (self.round)(weight * d));
+            self.decay_gradient(place, &row.keys, products, decay);
         }
     }
 
-    /// dg_t = Σ_{s ≥ t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩), summed over the heads that share a decay.
-    fn decay_gradient(&self, mapped: &Mapped, mut decay: DecaySweep) -> Rows {
-        let state_heads = self.k.shape[1].max(self.v.shape[1]);
-        let [_, batch, heads, keys] = decay.differences.shape;
-        let mut gradient = Rows::zeros([1, batch, state_heads, keys]);
-        for [b, h, j] in decay.k.indices() {
-            let product = dot(mapped.k.row(self.at(&mapped.k, b, h, j)), decay.k.row([b, h, j]));
-            decay.differences.row_mut([0, b, h])[j] -= product;
-        }
-        for [_, b, h] in decay.differences.indices() {
-            let mut sum = 0.0;
-            let row = gradient.row_mut([0, b, h * state_heads / heads]);
-            for (d, difference) in row.iter_mut().zip(decay.differences.row([0, b, h])).rev() {
-                sum += difference;
-                *d += sum;
+    /// dg_t += Σ_{j < t} dW_ij W_ij for the t up to the query, masked ones left out.
+    fn decay_gradient(&self, at: Place, keys: &[usize], products: impl Iterator<Item = f32>, decay: &mut Rows) {
+        let mut by_key = vec![0.0; at.keys];
+        keys.iter().zip(products).for_each(|(&j, product)| by_key[j] = product);
+        let state_heads = decay.shape[2];
+        let row = decay.row_mut([0, at.b, at.h * state_heads / self.heads()]);
+        let mut before = 0.0;
+        for t in (1..at.keys).filter(|&t| t as i64 <= at.position) {
+            before += by_key[t - 1];
+            if self.keeps(at.b, t) {
+                row[t] += before;
             }
         }
-        gradient
     }
 
     fn map_backward(&self, x: &Rows, phi: &Rows, d_phi: Rows, keeps: impl Fn(usize, usize) -> bool) -> Rows {
@@ -297,17 +273,13 @@ impl Branch<'_> {
         for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
             let head = |x: &Rows| h * x.shape[1] / heads;
             let mut max = f32::NEG_INFINITY;
-            for j in 0..keys {
-                let mut carry = self.weights.log_decay(b, h, j).exp();
-                let mut enter = 0.0;
-                if self.keeps(b, j) {
-                    let exponent = mapped.exponents.row([b, head(&self.k), j])[0];
-                    let grown = max.max(exponent);
-                    carry *= (max - grown).exp();
-                    enter = (exponent - grown).exp();
-                    max = grown;
-                }
-                let value: &[f32] = if enter == 0.0 { &[] } else { self.v.row([b, head(&self.v), j]) };
+            for j in (0..keys).filter(|&j| self.keeps(b, j)) {
+                let exponent = mapped.exponents.row([b, head(&self.k), j])[0];
+                let grown = max.max(exponent);
+                let carry = self.weights.log_decay(b, h, j).exp() * (max - grown).exp();
+                let enter = (exponent - grown).exp();
+                max = grown;
+                let value = self.v.row([b, head(&self.v), j]);
                 for (f, phi) in mapped.k.row([b, head(&self.k), j]).iter().enumerate() {
                     let z = &mut z.row_mut([b, 0, h])[f];
                     *z = (self.round)(*z * carry + phi * enter);

@@ -57,8 +57,7 @@ fn rounding<const CUT: u32>(sample: usize) -> Round {
 }
 
 /// The results of `case` with storage in `dtype`. Sample 0 is the plain implementation as it is; in the others every
-/// result is moved in its last place, so that they tell how far the rounding errors can go. f64 is f32 with running
-/// sums of the log-decay in f32 as well: no type is wider than f64.
+/// result is moved in its last place, so that they tell how far the rounding errors can go.
 pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
     let round = match dtype {
         DType::F16 => rounding::<13>(sample),
@@ -70,7 +69,7 @@ pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
         let bias = joined.extras.bias.as_ref();
         return mixed_chunk(case, &joined, Weights::mixed_chunk(options, bias), round);
     }
-    let (weights, finish) = weights(case, &joined, (dtype == DType::F64).then_some(64));
+    let (weights, finish) = weights(case, &joined);
     let branch = Branch { finish, ..branch(case, &joined, weights, round) };
     let (out, log_sum_exp, d) = branch.run(&Rows::new(&joined.d_out), joined.d_lse.as_ref().map(Rows::new).as_ref());
     let mut results = Results::default();
@@ -126,10 +125,10 @@ fn branch<'a>(case: &Case, data: &'a Data, weights: Weights, round: Round) -> Br
     }
 }
 
-fn weights(case: &Case, data: &Data, chunk: Option<usize>) -> (Weights, Finish) {
+fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
     let (d, keys) = (case.width as f32, data.k.shape[2].max(1) as f32);
     let bias = || data.extras.bias.as_ref().map(Rows::new);
-    let linear = |causal| Weights::linear(causal, data.extras.log_decay.as_ref(), chunk);
+    let linear = |causal| Weights::linear(causal, data.extras.log_decay.as_ref(), data.extras.key_mask.as_ref());
     let scaled = |scale: Option<f64>| scale.map_or(1.0 / d.sqrt(), |scale| scale as f32);
     match &case.operation {
         Operation::Softmax(o) => {

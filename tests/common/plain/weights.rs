@@ -25,9 +25,8 @@ pub enum Window {
 pub enum Weights {
     /// rule(cap(scale·x) + bias)
     Scores { mask: Mask, scale: f32, cap: Option<f32>, bias: Option<Rows>, rule: Rule },
-    /// x times the decay between key and query; `[1, B, Hs, M]`. With `chunk`, decays are made of sums that start anew
-    /// in every chunk, else each is summed up by itself.
-    Decayed { causal: bool, log_decay: Option<Rows>, chunk: Option<usize> },
+    /// x times the decay between key and query; `[1, B, Hs, M]`, 0 at masked keys.
+    Decayed { causal: bool, log_decay: Option<Rows> },
     /// x·norm
     Chunks { window: Window, norm: GlobalNorm, chunk: usize },
 }
@@ -65,8 +64,18 @@ impl Row {
 }
 
 impl Weights {
-    pub fn linear(causal: bool, log_decay: Option<&Array>, chunk: Option<usize>) -> Self {
-        Self::Decayed { causal, log_decay: log_decay.map(Rows::new), chunk }
+    pub fn linear(causal: bool, log_decay: Option<&Array>, key_mask: Option<&Array>) -> Self {
+        let log_decay = log_decay.map(|log_decay| {
+            let mut rows = Rows::new(log_decay);
+            for [_, b, h] in rows.indices() {
+                if let Some(mask) = key_mask {
+                    let removed = |(g, kept): (&mut f32, &f64)| *g = if *kept == 0.0 { 0.0 } else { *g };
+                    rows.row_mut([0, b, h]).iter_mut().zip(mask.row(0, 0, b)).for_each(removed);
+                }
+            }
+            rows
+        });
+        Self::Decayed { causal, log_decay }
     }
 
     /// The local and the global branch.
@@ -110,11 +119,11 @@ impl Weights {
                 });
                 score_row(keys, x, *scale, *cap, bias, *rule, round)
             }
-            Self::Decayed { log_decay, chunk, .. } => {
+            Self::Decayed { log_decay, .. } => {
                 let max = exponents.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let mut factors: Vec<f32> = exponents.iter().map(|e| round((e - max).exp())).collect();
                 if let Some(log_decay) = log_decay {
-                    let sums = decay_sums(log_decay, at, *chunk);
+                    let sums = decay_sums(log_decay, at);
                     keys.iter()
                         .zip(&mut factors)
                         .for_each(|(&j, factor)| *factor = round(*factor * round(sums[j].exp())));
@@ -137,27 +146,12 @@ impl Weights {
 }
 
 /// Σ_{j < t ≤ position} g_t for every key j.
-fn decay_sums(log_decay: &Rows, at: Place, chunk: Option<usize>) -> Vec<f32> {
+fn decay_sums(log_decay: &Rows, at: Place) -> Vec<f32> {
     let decay = log_decay.row([0, at.b, at.h * log_decay.shape[2] / at.heads]);
     let mut sums = vec![0.0; at.keys];
     let seen = (at.position + 1).clamp(0, at.keys as i64) as usize;
-    let Some(chunk) = chunk else {
-        for j in (0..seen.saturating_sub(1)).rev() {
-            sums[j] = sums[j + 1] + decay[j + 1];
-        }
-        return sums;
-    };
-    // G_i, then G_C of the chunks between, less G_j of the chunk of j.
-    let mut after = 0.0;
-    for start in (0..seen).step_by(chunk).rev() {
-        let end = (start + chunk).min(seen);
-        let mut running = 0.0;
-        for j in start..end {
-            running += decay[j];
-            sums[j] = running;
-        }
-        sums[start..end].iter_mut().for_each(|sum| *sum = (running - *sum) + after);
-        after += running;
+    for j in (0..seen.saturating_sub(1)).rev() {
+        sums[j] = sums[j + 1] + decay[j + 1];
     }
     sums
 }
