@@ -9,7 +9,7 @@ use super::super::tile::Verbs;
 use super::super::{dispatch, parallel};
 use super::d_sums::Statistics;
 use super::gradients::Gradient;
-use super::segments::{cut, entering_states, next_pieces};
+use super::segments::{cut, entering_states, head_at, next_pieces};
 use super::sweeps::{Sweep, Worker, entering_gradients};
 use super::tiles::{State, StateHead};
 use super::{Context, LinearGradients, LinearInputs, LinearSaved, check};
@@ -48,7 +48,7 @@ pub struct Task<'s, 'o, T> {
     dq: Vec<SliceMut<'o>>,
     dk: Vec<SliceMut<'o>>,
     dv: Vec<SliceMut<'o>>,
-    /// Per state head, one per key: ⟨q, dq⟩ − ⟨k, dk⟩; empty when nobody asks.
+    /// Per state head, one per key: ⟨q, dq⟩ − ⟨k, dk⟩ of what passes between keys; empty when nobody asks.
     pub d_log: Vec<&'o mut [f64]>,
 }
 
@@ -97,14 +97,20 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
     }
     parallel::run(tasks, || Worker::new(context), |worker, task| task.run(context, saved, &statistics, worker));
     if let Some(mut log_decay) = gradients.log_decay {
-        for row in d_log.chunks_exact_mut(shapes.keys.max(1)) {
-            let mut sum = 0.0;
-            for x in row.iter_mut().rev() {
-                sum += *x;
-                *x = sum;
-            }
+        for (head, row) in d_log.chunks_exact_mut(shapes.keys.max(1)).enumerate() {
+            sum_d_log(context, head_at(context, head), row);
         }
         f64::store(&d_log, &mut log_decay, 0);
+    }
+}
+
+/// dg_t = Σ_{s ≥ t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩): exactly 0 where nothing passes, and for a key that is not there.
+fn sum_d_log<T: Number>(context: &Context<'_, T>, at: StateHead, d_log: &mut [f64]) {
+    let mut sum = 0.0;
+    for (key, x) in d_log.iter_mut().enumerate().rev() {
+        let passes = T::from_f64(context.log_decay(at.batch, at.head, key).exp()) != T::ZERO;
+        sum = if passes { sum + *x } else { 0.0 };
+        *x = if context.keeps(at.batch, key) { sum } else { 0.0 };
     }
 }
 

@@ -171,9 +171,9 @@ impl<T: Number> Worker<T> {
             let scores = &mut self.scores[..rows * width];
             let product = Product { band: Band::Result(1), ..size(width, count) };
             verbs.multiply(scores, width, Left::rows(phi, features), verbs.panels(&self.panels, count), product);
-            let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
+            let logs = self.keys.decays.then_some(&self.keys.logs[..]);
             let mut inside = [T::ZERO; TILE];
-            verbs.causal_weights(scores, width, cumulative, &mut inside[..rows]);
+            verbs.causal_weights(scores, width, logs, &mut inside[..rows]);
             for (norm, inside) in norms.iter_mut().zip(inside) {
                 *norm += inside;
             }

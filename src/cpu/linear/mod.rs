@@ -43,9 +43,9 @@ pub type LinearGradients<'a> = problem::LinearGradients<SliceMut<'a>>;
 fn check(problem: &Linear, inputs: &LinearInputs<'_>) -> Result<()> {
     inputs.check(problem)?;
     let Some(log_decay) = &inputs.log_decay else { return Ok(()) };
-    let invalid = gather::<f64>(log_decay).into_iter().find(|g| !(g.is_finite() && *g <= 0.0));
+    let invalid = gather::<f64>(log_decay).into_iter().find(|g| g.is_nan() || *g > 0.0);
     let got = invalid.map_or(String::new(), |g| g.to_string());
-    ensure_value(invalid.is_none(), problem.function, "log_decay", got, "finite numbers of at most 0")
+    ensure_value(invalid.is_none(), problem.function, "log_decay", got, "numbers of at most 0")
 }
 
 /// What all tasks of a call share.
@@ -129,11 +129,12 @@ impl<'a, T: Number> Context<'a, T> {
         self.shapes().decay != Decay::None || self.problem.map.is_stabilized()
     }
 
-    /// Log-decay of a key of a state head, the stabiliser's share aside.
+    /// Log-decay of a key of a state head, the stabiliser's share aside; 0 for a key that the mask removes.
     fn log_decay(&self, batch: usize, head: usize, key: usize) -> f64 {
         let shapes = self.shapes();
         match shapes.decay {
             Decay::None => 0.0,
+            _ if !self.keeps(batch, key) => 0.0,
             Decay::Head => self.log_decay[head],
             Decay::Token => self.log_decay[(batch * shapes.state_heads() + head) * shapes.keys + key],
         }

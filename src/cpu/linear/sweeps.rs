@@ -54,6 +54,8 @@ pub struct Worker<T> {
     v_panels: Buffer<T>,
     d_s_panels: Buffer<T>,
     weights: Buffer<T>,
+    /// ⟨φ(q_i), φ(k_j)⟩ without decay; only where the log-decay has a gradient.
+    scores: Buffer<T>,
     d_phi: Buffer<T>,
     d_x: Buffer<T>,
     dv: Buffer<T>,
@@ -77,6 +79,7 @@ impl<T: Number> Worker<T> {
             v_panels: zeros(verbs.panels_len(TILE, shapes.value_width)),
             d_s_panels: zeros(verbs.panels_len(context.features.count, shapes.value_width)),
             weights: zeros(TILE * verbs.padded(TILE)),
+            scores: zeros(TILE * verbs.padded(TILE)),
             d_phi: zeros(TILE * features),
             d_x: zeros(TILE * verbs.padded(shapes.width)),
             dv: zeros(TILE * e),
@@ -84,7 +87,7 @@ impl<T: Number> Worker<T> {
     }
 
     /// Both sweeps. `entering` holds the sums from before and the gradients from after the segment; without it the
-    /// segment is the whole line. `d_log` receives ⟨q, dq⟩ − ⟨k, dk⟩ per key.
+    /// segment is the whole line. `d_log` receives ⟨q, dq⟩ − ⟨k, dk⟩ per key, the key's own query left out of both.
     pub fn head(
         &mut self,
         sweep: &Sweep<'_, T>,
@@ -181,8 +184,8 @@ impl<T: Number> Worker<T> {
         if context.normalizes() {
             verbs.add_outer(weights, width, &self.sums.d_norms, &[T::ONE; TILE]);
         }
-        let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut []);
+        let logs = self.keys.decays.then_some(&self.keys.logs[..]);
+        verbs.causal_weights(weights, width, logs, &mut []);
     }
 
     /// dφ(q) of the loaded reader, and from it dq.
@@ -206,6 +209,9 @@ impl<T: Number> Worker<T> {
         if self.keys.decays && !context.is_full() {
             verbs.scale_rows(d_phi, features, &self.keys.from_start);
         }
+        if let Some(d_log) = d_log {
+            self.add_log(sweep, tile, &self.queries.phi, T::ONE, d_log);
+        }
         if context.is_inclusive() {
             self.weight_gradients(context, rows);
             let width = verbs.padded(rows);
@@ -215,9 +221,6 @@ impl<T: Number> Worker<T> {
         }
         let first = first_row(context, tile);
         let queries = context.queries(tile);
-        if let Some(d_log) = d_log {
-            self.add_log(sweep, tile, &self.queries.phi, T::ONE, d_log);
-        }
         let d = verbs.padded(shapes.width);
         let (x, phi) = (&self.queries.x[..rows * d], &self.queries.phi[..rows * features]);
         context.features.gradient(x, phi, &mut self.d_phi[..rows * features], &mut self.d_x[..rows * d]);
@@ -266,7 +269,7 @@ impl<T: Number> Worker<T> {
         tile: &Range<usize>,
         stabilizer: &mut T,
         gradients: &mut Gradients<'_, T>,
-        d_log: Option<&mut [f64]>,
+        mut d_log: Option<&mut [f64]>,
     ) {
         let (context, rows) = (sweep.context, tile.len());
         let (features, e) = context.padded();
@@ -275,13 +278,13 @@ impl<T: Number> Worker<T> {
         }
         self.keys.load(context, sweep.at, tile, stabilizer);
         self.gradient_from_later(context, rows);
-        self.move_back(sweep, tile);
+        if let Some(d_log) = d_log.as_deref_mut() {
+            self.add_log(sweep, tile, &self.keys.phi, -T::ONE, d_log);
+        }
+        self.move_back(sweep, tile, d_log);
         for r in (0..rows).filter(|&r| !self.keys.present[r]) {
             self.d_phi[r * features..][..features].fill(T::ZERO);
             self.dv[r * e..][..e].fill(T::ZERO);
-        }
-        if let Some(d_log) = d_log {
-            self.add_log(sweep, tile, &self.keys.phi, -T::ONE, d_log);
         }
         self.store_keys(sweep, tile, gradients);
     }
@@ -308,7 +311,7 @@ impl<T: Number> Worker<T> {
     }
 
     /// Adds what the tile's own queries give to dv and dφ(k), and moves R and r to the tile's start.
-    fn move_back(&mut self, sweep: &Sweep<'_, T>, tile: &Range<usize>) {
+    fn move_back(&mut self, sweep: &Sweep<'_, T>, tile: &Range<usize>, mut d_log: Option<&mut [f64]>) {
         let (context, verbs, rows) = (sweep.context, sweep.context.verbs, tile.len());
         if context.is_full() {
             return;
@@ -322,7 +325,10 @@ impl<T: Number> Worker<T> {
         for reader in 0..context.readers() {
             self.load_reader(sweep, reader, tile);
             if context.is_inclusive() {
-                self.gradient_from_tile(context, rows);
+                self.gradient_from_tile(context, rows, d_log.is_some());
+            }
+            if let Some(d_log) = d_log.as_deref_mut() {
+                self.add_pairs(sweep, tile, d_log);
             }
             self.absorb_queries(context, rows);
         }
@@ -336,8 +342,8 @@ impl<T: Number> Worker<T> {
         }
     }
 
-    /// dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
-    fn gradient_from_tile(&mut self, context: &Context<'_, T>, rows: usize) {
+    /// dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader; keeps the scores on demand.
+    fn gradient_from_tile(&mut self, context: &Context<'_, T>, rows: usize, keeps_scores: bool) {
         let (verbs, count) = (context.verbs, context.features.count);
         let (features, e) = context.padded();
         let width = verbs.padded(rows);
@@ -345,8 +351,11 @@ impl<T: Number> Worker<T> {
         let weights = &mut self.weights[..rows * width];
         let size = Product { m: rows, n: width, k: count, accumulate: false, band: Band::Result(1) };
         verbs.multiply(weights, width, Left::rows(phi, features), verbs.panels(&self.phi_panels, count), size);
-        let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut []);
+        if keeps_scores {
+            self.scores[..rows * width].copy_from_slice(weights);
+        }
+        let logs = self.keys.decays.then_some(&self.keys.logs[..]);
+        verbs.causal_weights(weights, width, logs, &mut []);
         let down = |n| Product { m: rows, n, k: rows, accumulate: true, band: Band::Transposed(1) };
         let right = verbs.rows(&self.sums.d_sums, e);
         verbs.multiply(&mut self.dv, e, Left::transposed(weights, width), right, down(e));
@@ -372,14 +381,43 @@ impl<T: Number> Worker<T> {
 
     /// Adds ±⟨φ, dφ⟩ of the tile's rows to those of their positions that have a key.
     fn add_log(&self, sweep: &Sweep<'_, T>, tile: &Range<usize>, phi: &[T], sign: T, d_log: &mut [f64]) {
-        let (context, features) = (sweep.context, sweep.context.features.padded);
-        let (keys, segment) = (context.keys(tile), context.keys(sweep.segment));
-        let first = (keys.start + context.first_key()).saturating_sub(tile.start).min(tile.len());
-        for (r, key) in (first..).zip(keys) {
+        let features = sweep.context.features.padded;
+        for (r, d_log) in rows_with_key(sweep, tile, d_log) {
             let row = r * features..(r + 1) * features;
-            d_log[key - segment.start] += (sign * dot(&phi[row.clone()], &self.d_phi[row])).to_f64();
+            *d_log += (sign * dot(&phi[row.clone()], &self.d_phi[row])).to_f64();
         }
     }
+
+    /// Adds what pairs i > j inside the tile give to ⟨q_i, dq_i⟩ and −⟨k_j, dk_j⟩: the same numbers to both, so that
+    /// what cancels from the sum over positions does so without a rest. Pairs i = j, which do not depend on any decay,
+    /// would drown the others where decay is strong.
+    fn add_pairs(&self, sweep: &Sweep<'_, T>, tile: &Range<usize>, d_log: &mut [f64]) {
+        let (rows, width) = (tile.len(), sweep.context.verbs.padded(tile.len()));
+        let mut differences = [0.0; TILE];
+        for i in 0..rows {
+            let row = i * width..i * width + i;
+            for (j, (&score, &d_weight)) in self.scores[row.clone()].iter().zip(&self.weights[row]).enumerate() {
+                let product = score.to_f64() * d_weight.to_f64();
+                differences[i] += product;
+                differences[j] -= product;
+            }
+        }
+        for (r, d_log) in rows_with_key(sweep, tile, d_log) {
+            *d_log += differences[r];
+        }
+    }
+}
+
+/// The rows of a tile whose position has a key, with its entry among those of the segment.
+fn rows_with_key<'d, T: Number>(
+    sweep: &Sweep<'_, T>,
+    tile: &Range<usize>,
+    d_log: &'d mut [f64],
+) -> impl Iterator<Item = (usize, &'d mut f64)> {
+    let context = sweep.context;
+    let (keys, segment) = (context.keys(tile), context.keys(sweep.segment));
+    let first = (keys.start + context.first_key()).saturating_sub(tile.start).min(tile.len());
+    (first..).zip(&mut d_log[keys.start - segment.start..keys.end - segment.start])
 }
 
 /// The gradients of S and z that enter each segment of each state head from its end, `[head][segment]`; with a full

@@ -40,8 +40,8 @@ pub struct KeyTile<T> {
     pub direction: Direction,
     /// Whether anything shrinks on the way through the tile; what follows is only set if so.
     pub decays: bool,
-    /// Log-decay summed from the tile's start through each row.
-    pub cumulative: [f64; TILE],
+    /// Log-decay of each row, at most 0; −∞ lets nothing through.
+    pub logs: [f64; TILE],
     /// e^{G}: what is left at each row of the sums entering the tile.
     pub from_start: [T; TILE],
     /// e^{G_C − G}: what is left of each row at the tile's end.
@@ -58,7 +58,7 @@ impl<T: Number> KeyTile<T> {
             present: [false; TILE],
             direction: Direction::Forward,
             decays: false,
-            cumulative: [0.0; TILE],
+            logs: [0.0; TILE],
             from_start: [T::ONE; TILE],
             to_end: [T::ONE; TILE],
         }
@@ -104,7 +104,7 @@ impl<T: Number> KeyTile<T> {
                     *stabilizer = old.larger(*shift);
                 }
                 if old > T::NEG_INFINITY {
-                    *log += (old - *stabilizer).to_f64();
+                    *log += old.to_f64() - stabilizer.to_f64();
                 }
                 *shift = *stabilizer;
             }
@@ -116,19 +116,21 @@ impl<T: Number> KeyTile<T> {
         }
         self.decays = logs.iter().any(|&log| log != 0.0);
         if self.decays {
-            self.decay_rows(&logs);
+            self.logs = logs;
+            self.decay_rows();
         }
     }
 
-    fn decay_rows(&mut self, logs: &[f64; TILE]) {
-        let mut sum = 0.0;
-        for (cumulative, log) in self.cumulative.iter_mut().zip(logs) {
-            sum += log;
-            *cumulative = sum;
+    /// Sums from either end, as differences of one sum would lose what is small beside a large term.
+    fn decay_rows(&mut self) {
+        let (mut before, mut after) = (0.0, 0.0);
+        for r in 0..TILE {
+            before += self.logs[r];
+            self.from_start[r] = T::from_f64(f64::exp(before));
         }
-        for (r, &cumulative) in self.cumulative.iter().enumerate() {
-            self.from_start[r] = T::from_f64(cumulative.exp());
-            self.to_end[r] = T::from_f64((sum - cumulative).exp());
+        for r in (0..TILE).rev() {
+            self.to_end[r] = T::from_f64(f64::exp(after));
+            after += self.logs[r];
         }
     }
 

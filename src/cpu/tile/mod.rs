@@ -108,7 +108,7 @@ verbs! {
     multiply_elements = maps::multiply_elements(tile: &mut [T], other: &[T]);
     add_rows = maps::add_rows(vector: &mut [T], tile: &[T], width: usize, factors: &[T]);
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
-    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]);
+    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -273,9 +273,9 @@ impl<T: Real> Verbs<T> {
     }
 
     /// See [`maps::causal_weights`].
-    pub fn causal_weights(&self, tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]) {
+    pub fn causal_weights(&self, tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]) {
         assert!(width <= 64 && tile.len() <= width * width);
-        unsafe { (self.causal_weights)(tile, width, cumulative, sums) }
+        unsafe { (self.causal_weights)(tile, width, logs, sums) }
     }
 
     /// Rows of whole vectors, with every bound inside.
