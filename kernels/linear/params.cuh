@@ -36,6 +36,7 @@ enum Piece : int32_t {
     kPieceValues,
     kPieceSums,
     kPieceDPhi,
+    kPieceFromOwn,
     kPieceDValues,
     kPieceZ,
     kPieceS,

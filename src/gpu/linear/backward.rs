@@ -66,7 +66,7 @@ const QUERIES: [Piece; 10] = [
     Piece::X,
     Piece::S,
 ];
-const KEYS: [Piece; 11] = [
+const KEYS: [Piece; 12] = [
     Piece::Rows,
     Piece::Weights,
     Piece::Z,
@@ -76,6 +76,7 @@ const KEYS: [Piece; 11] = [
     Piece::Values,
     Piece::Sums,
     Piece::DValues,
+    Piece::FromOwn,
     Piece::X,
     Piece::S,
 ];

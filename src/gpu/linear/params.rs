@@ -15,6 +15,7 @@ pub(super) enum Piece {
     Values,
     Sums,
     DPhi,
+    FromOwn,
     DValues,
     Z,
     S,
