@@ -4,6 +4,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::LinearState;
 use super::features::features;
+use super::own_gradient::with_gradient;
 use crate::linear::FeatureMap;
 use crate::performer::{FavorMap, PerformerOptions};
 
@@ -33,39 +34,61 @@ impl FavorFeatures {
             });
             return Ok(Self { q: q?, k: k?, log_decay: None, stabilizer: None });
         }
-        let [q, k] = [q, k].map(|x| exponents(x, omega, options.map));
+        let [q, k] = [q, k].map(|x| Exponents::new(x, omega, options.map));
         let (q, k) = (q?, k?);
-        let a = q.detach().max_keepdim(D::Minus1)?;
-        let own = k.detach().max(D::Minus1)?;
-        let keys = Stabilizers::new(&own, options, state.and_then(LinearState::stabilizer))?;
-        let phi = |exponents: &Tensor, shift: &Tensor| -> Result<Tensor> {
-            exponents.broadcast_sub(shift)?.exp()? * (exponents.dim(D::Minus1)? as f64).powf(-0.5)
-        };
+        let keys = Stabilizers::new(&k.largest()?.squeeze(3)?, options, state.and_then(LinearState::stabilizer))?;
         Ok(Self {
-            q: phi(&q, &a)?,
-            k: phi(&k, &keys.shifts.unsqueeze(D::Minus1)?)?,
+            q: q.features(&q.largest()?)?,
+            k: k.features(&keys.shifts.unsqueeze(3)?)?,
             log_decay: keys.log_decay,
             stabilizer: Some(keys.last),
         })
     }
 }
 
-/// ωx̃ of rows `[B, H, N, D]`, x̃ = x/D^{1/4}: `[B, H, N, m]`
+/// ωx̃ of rows `[B, H, N, D]`, x̃ = x/D^{1/4}: `[B, H, N, m]`. Gradients: x, not ω.
 fn projected(x: &Tensor, omega: &Tensor) -> Result<Tensor> {
     let (batch, heads, rows, width) = x.dims4()?;
-    let omega = (omega.detach().t()? * (width as f64).powf(-0.25))?;
-    x.contiguous()?.reshape((batch * heads * rows, width))?.matmul(&omega)?.reshape((batch, heads, rows, ()))
+    let omega = (omega.detach() * (width as f64).powf(-0.25))?;
+    let flat = x.reshape((batch * heads * rows, width))?;
+    let result = flat.detach().matmul(&omega.t()?)?;
+    with_gradient("projection", &flat, result, move |gradient| gradient.contiguous()?.matmul(&omega))?.reshape((
+        batch,
+        heads,
+        rows,
+        (),
+    ))
 }
 
-/// ±ωx̃ − ‖x̃‖²/2
-fn exponents(x: &Tensor, omega: &Tensor, map: FavorMap) -> Result<Tensor> {
-    let projected = projected(x, omega)?;
-    let projected = match map {
-        FavorMap::Hyperbolic => Tensor::cat(&[&projected, &projected.neg()?], D::Minus1)?,
-        _ => projected,
-    };
-    let half = (x.sqr()?.sum_keepdim(D::Minus1)? * (0.5 / (x.dim(D::Minus1)? as f64).sqrt()))?;
-    projected.broadcast_sub(&half)
+/// The exponents ±ωx̃ − ‖x̃‖²/2 of rows, in two parts.
+struct Exponents {
+    /// ±ωx̃ `[B, H, N, D']`
+    projected: Tensor,
+    /// ‖x̃‖²/2 `[B, H, N, 1]`
+    half: Tensor,
+}
+
+impl Exponents {
+    fn new(x: &Tensor, omega: &Tensor, map: FavorMap) -> Result<Self> {
+        let projected = projected(x, omega)?;
+        let projected = match map {
+            FavorMap::Hyperbolic => Tensor::cat(&[&projected, &projected.neg()?], D::Minus1)?,
+            _ => projected,
+        };
+        let half = (x.sqr()?.sum_keepdim(D::Minus1)? * (0.5 / (x.dim(D::Minus1)? as f64).sqrt()))?;
+        Ok(Self { projected, half })
+    }
+
+    /// Of every row `[B, H, N, 1]`, without a gradient.
+    fn largest(&self) -> Result<Tensor> {
+        self.projected.detach().max_keepdim(D::Minus1)? - self.half.detach()
+    }
+
+    /// e^{exponents − shift}/√D'
+    fn features(&self, shift: &Tensor) -> Result<Tensor> {
+        let amplitude = (self.projected.dim(D::Minus1)? as f64).ln() / 2.0;
+        features(&self.projected.broadcast_sub(&((&self.half + shift)? + amplitude)?)?, FeatureMap::Exp)
+    }
 }
 
 /// What the exponents of keys are taken relative to.
