@@ -123,7 +123,12 @@ pub fn norm_attention_with_state(
     norm_call(q, k, v, options).recurrent(state)
 }
 
-fn norm_call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a NormOptions<Array>) -> LinearCall<'a> {
+pub(super) fn norm_call<'a>(
+    q: &'a Array,
+    k: &'a Array,
+    v: &'a Array,
+    options: &'a NormOptions<Array>,
+) -> LinearCall<'a> {
     let call = LinearCall {
         q,
         k,
@@ -133,6 +138,7 @@ fn norm_call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a NormOpti
         key_mask: options.key_mask.as_ref(),
         log_decay: options.log_decay.as_ref(),
         finish: Finish::RmsNorm { epsilon: options.epsilon, scope: options.norm },
+        rotary: None,
     };
     call.check();
     call
