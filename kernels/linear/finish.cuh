@@ -21,7 +21,7 @@ DEVICE void finish_row(const LinearParams& p, const Place& place, int64_t head, 
         divisor = ptx::sqrt(square / Real(columns) + Real(p.epsilon));
         factor = Real(1) / divisor;
     }
-    if (p.finish == kChunkNorm) factor = chunk_norm<Real>(p, position);
+    if (p.finish == kChunkNorm) factor = chunk_norm<Real>(p, place.batch, position);
     int64_t row = (place.batch * p.heads + head) * p.queries + query;
     bool is_raw = p.finish == kRaw;
     void* to = is_raw ? p.raw : p.out;

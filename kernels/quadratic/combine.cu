@@ -64,9 +64,9 @@ DEVICE void combine(const QuadraticParams<Element>& params) {
     Combine<Element> parts{params, row, rows};
     Real maximum = parts.maximum();
     Real squares = params.finish == kRmsNorm ? parts.squares(maximum) : Real(0);
-    auto finish = Finish<Real>::of(params, maximum, parts.weight(maximum), squares);
     int64_t query = row % params.queries, head = row / params.queries % params.heads;
     int64_t batch = row / params.queries / params.heads;
+    auto finish = Finish<Real>::of(params, batch, maximum, parts.weight(maximum), squares);
     const tile::Strides& strides = params.out_strides;
     int64_t out = batch * strides.batch + head * strides.head + query * strides.row;
     for (int column = ptx::lane(); column < params.value_width; column += 32) {

@@ -85,7 +85,7 @@ DEVICE void store_rows(const Params& params, const RowBlock& block, typename Con
     for (int m = 0; m < Config::kBlocks; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            auto finish = Finish<Real>::of(params, maximum.value[m][half], sum.value[m][half], factors.value[m][half]);
+            auto finish = Finish<Real>::of(params, block.batch, maximum.value[m][half], sum.value[m][half], factors.value[m][half]);
             factors.value[m][half] = finish.factor, statistics.value[m][half] = finish.statistic;
         }
     }

@@ -200,7 +200,7 @@ struct ForwardRows {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float unit = weight.unit(maximum.value[0][half]);
-            auto finish = Finish<float>::of(params, maximum.value[0][half], factors.value[0][half] * unit,
+            auto finish = Finish<float>::of(params, block.batch, maximum.value[0][half], factors.value[0][half] * unit,
                                             squared.value[0][half] * unit * unit);
             factors.value[0][half] = finish.factor * unit, statistics.value[0][half] = finish.statistic;
         }

@@ -25,13 +25,13 @@ DEVICE Real row_product(const Params& params, int64_t batch, int64_t head, int64
 }
 
 template <class Params, class Real>
-DEVICE RowFactors<Real> factors_of(const Params& params, Real product, Real statistic, Real d_statistic) {
+DEVICE RowFactors<Real> factors_of(const Params& params, int64_t batch, Real product, Real statistic, Real d_statistic) {
     if (params.weight == kSoftmax) {
         // Rows without a key have no weights.
         bool is_empty = statistic == -Real(__builtin_huge_val());
         return {is_empty ? -statistic : statistic * Real(kLog2E), product - d_statistic, Real(0), Real(0)};
     }
-    if (params.finish == kScale) return {Real(params.constant), Real(0), Real(0), Real(0)};
+    if (params.finish == kScale) return {Real(params.constant_of(batch)), Real(0), Real(0), Real(0)};
     if (params.finish == kRowSum) return {inverse(statistic), product, Real(0), Real(0)};
     if (params.finish == kRmsNorm) return {Real(1) / statistic, Real(0), product / Real(params.value_width), Real(0)};
     return {Real(1), Real(0), Real(0), Real(0)};
@@ -56,7 +56,7 @@ DEVICE void prepare(const QuadraticParams<Element>& params) {
     int64_t at = batch * strides.batch + head * strides.head + query * strides.row;
     Real d_statistic = params.d_statistic == nullptr ? Real(0) : params.d_statistic[at];
     if (ptx::lane() == 0) {
-        params.factors[row] = factors_of(params, product, *params.statistic_of(batch, head, query), d_statistic);
+        params.factors[row] = factors_of(params, batch, product, *params.statistic_of(batch, head, query), d_statistic);
     }
 }
 

@@ -126,10 +126,10 @@ template <class Real>
 struct Finish {
     Real factor, statistic;
 
-    // Of a row's largest logit, its sum of weights, and Σ x² over its sums x.
+    // Of a row of a batch entry: its largest logit, its sum of weights, and Σ x² over its sums x.
     template <class Params>
-    DEVICE static Finish of(const Params& params, Real maximum, Real sum, Real squares) {
-        Real constant = Real(params.constant);
+    DEVICE static Finish of(const Params& params, int64_t batch, Real maximum, Real sum, Real squares) {
+        Real constant = Real(params.constant_of(batch));
         if (params.weight == kSoftmax) {
             Real log_sum = sum == Real(0) ? -Real(__builtin_huge_val()) : (maximum + ptx::log2(sum)) * Real(kLn2);
             return {inverse(sum), log_sum};

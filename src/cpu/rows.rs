@@ -104,6 +104,15 @@ impl Number for f64 {
     }
 }
 
+/// 1/n for each batch entry, where n is the number of keys that the mask [B, M] keeps, all without one; 1 for n = 0.
+pub fn inverse_key_counts(key_mask: Option<&[u8]>, batch: usize, keys: usize) -> Vec<f64> {
+    let kept = |entry: usize| match key_mask {
+        Some(mask) => mask[entry * keys..][..keys].iter().filter(|&&keep| keep != 0).count(),
+        None => keys,
+    };
+    (0..batch).map(|entry| 1.0 / kept(entry).max(1) as f64).collect()
+}
+
 /// One head of a [batch, heads, rows, width] operand.
 #[derive(Clone, Copy)]
 pub struct HeadRows<'a> {

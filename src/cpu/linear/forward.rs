@@ -201,7 +201,7 @@ impl<T: Number> Worker<T> {
                     let divisor = root_mean_square(row, epsilon);
                     (T::ONE / divisor, divisor)
                 }
-                LinearFinish::ChunkNorm { .. } => (context.chunk_norm(tile.start + r), T::ONE),
+                LinearFinish::ChunkNorm { .. } => (context.chunk_norm(task.at.batch, tile.start + r), T::ONE),
                 LinearFinish::None | LinearFinish::RmsNorm { .. } => continue,
             };
             (factors[r], self.norms[r]) = (factor, statistic);

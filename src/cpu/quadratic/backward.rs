@@ -177,11 +177,11 @@ impl<T: Number> Worker<T> {
                     self.tile(context, place, rows, keys.clone(), key - task.keys.start, d_bias);
                 }
             }
-            multiply_by(&mut self.dq, T::from_f64(context.problem.scale));
+            multiply_by(&mut self.dq, context.sign * context.scale(task.batch));
             store_rows(&self.dq, d, shapes.width, &mut task.dq, member * shapes.queries);
         }
         let (dk, dv) = (&mut self.dk[..task.keys.len() * d], &self.dv[..task.keys.len() * e]);
-        multiply_by(dk, context.scale);
+        multiply_by(dk, context.scale(task.batch));
         store_rows(dk, d, shapes.width, &mut task.dk, 0);
         store_rows(dv, e, shapes.value_width, &mut task.dv, 0);
     }
@@ -200,7 +200,8 @@ impl<T: Number> Worker<T> {
 
     /// Loads a head's queries and the gradients of its sums.
     fn load_queries(&mut self, context: &Context<'_, T>, saved: &QuadraticSaved<'_>, batch: usize, head: usize) {
-        let (shapes, verbs, problem) = (context.shapes(), context.verbs, context.problem);
+        let (shapes, verbs, weight) = (context.shapes(), context.verbs, context.problem.weight);
+        let finish = context.finish(batch);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
         HeadRows::new(&context.inputs.q, batch, head).load(0..shapes.queries, &mut self.q, d);
         multiply_by(&mut self.q, context.sign);
@@ -216,7 +217,7 @@ impl<T: Number> Worker<T> {
         for (i, d_row) in self.d_out.chunks_exact_mut(e).enumerate() {
             out.load(i..i + 1, &mut row, e);
             let (d_row, row) = (&mut d_row[..shapes.value_width], &row[..shapes.value_width]);
-            self.delta[i] = unfinish(problem.weight, problem.finish, d_row, row, self.statistic[i], self.delta[i]);
+            self.delta[i] = unfinish(weight, finish, d_row, row, self.statistic[i], self.delta[i]);
         }
     }
 

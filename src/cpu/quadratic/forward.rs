@@ -196,7 +196,7 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         let q = &precision.operand(&self.q, &self.narrow_q)[row * d..];
         let right = verbs.panels(&task.packed.k[keys.start * inner..], inner);
         precision.multiply(verbs, scores, width, Left::rows(q, d), right, size(width, inner, false));
-        let mut scale = context.scale;
+        let mut scale = context.scale(task.batch);
         if context.adjusts() {
             let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
             scale = context.adjust(place, scores, width, bounds, None);
@@ -222,13 +222,14 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
     }
 
     fn store(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, P::X>) {
-        let (shapes, problem) = (context.shapes(), context.problem);
+        let (shapes, weight) = (context.shapes(), context.problem.weight);
+        let how = context.finish(task.batch);
         let (e, padded) = (shapes.value_width, context.verbs.padded(shapes.value_width));
         let rows = task.queries.len();
         let sums = &mut self.sums[..rows * padded];
         for (r, row) in sums.chunks_exact_mut(padded).enumerate() {
             // The statistic takes the place of the sum.
-            self.sum[r] = finish(problem.weight, problem.finish, &mut row[..e], self.sum[r], self.maximum[r]);
+            self.sum[r] = finish(weight, how, &mut row[..e], self.sum[r], self.maximum[r]);
         }
         store_rows(sums, padded, e, &mut task.out, 0);
         if let Some(statistic) = &mut task.statistic {

@@ -9,10 +9,10 @@ pub use forward::forward;
 
 use std::ops::Range;
 
-use super::rows::{HeadRows, Number, gather};
+use super::rows::{HeadRows, Number, gather, inverse_key_counts};
 use super::simd::Real;
 use super::tile::{Bounds, Verbs};
-use crate::problem::{self, Quadratic, QuadraticShapes, SliceMut, View, Weight};
+use crate::problem::{self, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, SliceMut, View, Weight};
 
 /// The operands, as views of slices.
 pub type QuadraticInputs<'a> = problem::QuadraticInputs<View<'a>>;
@@ -30,23 +30,47 @@ struct Context<'a, T: 'static> {
     bias: Vec<T>,
     /// [B, M]
     key_mask: Option<Vec<u8>>,
-    /// q is multiplied by this (1, −1 or 0) so that `scale` is positive.
+    /// q is multiplied by this (1, −1 or 0) so that `scales` are positive.
     sign: T,
-    scale: T,
+    /// Of the batch entries.
+    scales: Vec<T>,
+    /// 1/n of the batch entries, where sums are divided by it.
+    inverse_counts: Vec<f64>,
 }
 
 impl<'a, T: Number> Context<'a, T> {
     fn new(problem: &'a Quadratic, inputs: &'a QuadraticInputs<'a>, verbs: &'static Verbs<T>) -> Self {
         let scale = problem.scale;
         let (sign, scale) = if scale == 0.0 { (0.0, 1.0) } else { (scale.signum(), scale.abs()) };
+        let key_mask: Option<Vec<u8>> =
+            inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect());
+        let QuadraticShapes { batch, keys, .. } = problem.shapes;
+        let counts = |what| match problem.per_key == what {
+            true => inverse_key_counts(key_mask.as_deref(), batch, keys),
+            false => vec![1.0; batch],
+        };
         Self {
             problem,
             inputs,
             verbs,
             bias: inputs.bias.as_ref().map(gather).unwrap_or_default(),
-            key_mask: inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect()),
             sign: T::from_f64(sign),
-            scale: T::from_f64(scale),
+            scales: counts(PerKey::Scores).into_iter().map(|count| T::from_f64(scale * count)).collect(),
+            inverse_counts: counts(PerKey::Sums),
+            key_mask,
+        }
+    }
+
+    /// The scale of products of queries, which carry its sign, and keys.
+    fn scale(&self, batch: usize) -> T {
+        self.scales[batch]
+    }
+
+    /// What becomes of the sums of a batch entry.
+    fn finish(&self, batch: usize) -> QuadraticFinish {
+        match (self.problem.finish, self.problem.per_key) {
+            (QuadraticFinish::Scale(scale), PerKey::Sums) => QuadraticFinish::Scale(scale * self.inverse_counts[batch]),
+            (finish, _) => finish,
         }
     }
 
@@ -103,7 +127,7 @@ impl<'a, T: Number> Context<'a, T> {
     /// Applies soft-cap, bias and key mask to the scores of a strip (rows from query `first` on, columns from key
     /// `key` on) and returns the scale that is left to apply. `tanh`, when wanted, receives tanh(scale·s/c).
     fn adjust(&self, at: Place, scores: &mut [T], width: usize, bounds: &[Bounds], tanh: Option<&mut [T]>) -> T {
-        let mut scale = self.scale;
+        let mut scale = self.scale(at.batch);
         if let Some(cap) = self.problem.soft_cap {
             let cap = T::from_f64(cap);
             self.verbs.scaled_tanh(scores, scale / cap);

@@ -265,7 +265,12 @@ pub fn gau() -> Vec<Case> {
         case("key mask, bias, row sum", masked(biased(full(row_sum), Extra::Shared), Extra::SomeKeys))
             .batch(2)
             .lengths(90, 150),
+        case("key mask, length", masked(causal(length), Extra::SomeKeys)).batch(3).lengths(70, 150),
+        case("key mask, length, width and bias", masked(biased(full(length_width), Extra::Shared), Extra::SomeKeys))
+            .batch(2)
+            .lengths(130, 90),
         case("all keys masked", masked(full(length), Extra::NoKeys)).batch(2),
+        case("all keys masked, length and width", masked(full(length_width), Extra::NoKeys)).batch(2),
         case("all keys masked, row sum", masked(full(row_sum), Extra::NoKeys)).batch(2),
         case("fixed length below 1", full(GauNorm::Fixed { length: 0.25 })).std(0.5).lengths(70, 70),
         case("large ε of the row sum", full(GauNorm::RowSum { epsilon: 5.0 })).lengths(70, 70),

@@ -13,7 +13,8 @@ pub enum Finish {
     /// Nothing; the weights are those of a softmax, whose backward takes the mean of the gradient off.
     Softmax,
     None,
-    Scale(f32),
+    /// Divided by this and by the number of keys that the key mask leaves.
+    PerKey(f32),
     /// Divided by Σ w + ε.
     Sum(f32),
     Rms(f32, NormScope),
@@ -79,6 +80,11 @@ impl Branch<'_> {
         self.key_mask.is_none_or(|mask| mask.row(0, 0, b)[j] != 0.0)
     }
 
+    /// Keys that the key mask leaves in a batch entry, at least 1.
+    fn kept(&self, b: usize) -> usize {
+        (0..self.k.shape[2]).filter(|&j| self.keeps(b, j)).count().max(1)
+    }
+
     /// Row `j` of the head of `x` that output head `h` reads.
     fn at(&self, x: &Rows, b: usize, h: usize, j: usize) -> [usize; 3] {
         [b, h * x.shape[1] / self.heads(), j]
@@ -123,7 +129,7 @@ impl Branch<'_> {
     fn row(&self, mapped: &Mapped, [b, h, i]: [usize; 3]) -> (Place, Row) {
         let keys = self.k.shape[2];
         let position = i as i64 + keys as i64 - self.q.shape[2] as i64;
-        let place = Place { b, h, heads: self.heads(), i, position, keys };
+        let place = Place { b, h, heads: self.heads(), i, position, keys, kept: self.kept(b) };
         let visible: Vec<usize> = self.weights.visible(place).filter(|&j| self.keeps(b, j)).collect();
         let q = mapped.q.row(self.at(&mapped.q, b, h, i));
         let product = |&j: &usize| (self.round)(dot(q, mapped.k.row(self.at(&mapped.k, b, h, j))));
@@ -157,7 +163,7 @@ impl Branch<'_> {
         for [b, h, i] in divisors.indices() {
             divisors.row_mut([b, h, i])[0] = (self.round)(match self.finish {
                 Finish::Softmax | Finish::None => 1.0,
-                Finish::Scale(scale) => 1.0 / scale,
+                Finish::PerKey(divisor) => divisor * self.kept(b) as f32,
                 Finish::Sum(epsilon) => sums.weight.row([b, h, i])[0] + epsilon,
                 Finish::Rms(epsilon, scope) => {
                     let members = if scope == NormScope::Head { h..h + 1 } else { 0..heads };
@@ -186,7 +192,7 @@ impl Branch<'_> {
                 }
                 Finish::None => continue,
                 Finish::Sum(_) => d_sum.row_mut(at)[0] = (self.round)(-product(at) * inverse),
-                Finish::Scale(_) => {}
+                Finish::PerKey(_) => {}
                 Finish::Rms(_, scope) => {
                     let members = if scope == NormScope::Head { h..h + 1 } else { 0..self.heads() };
                     let count = (members.len() * out.shape[3]) as f32;
