@@ -1,4 +1,4 @@
-//! What must not matter: strides, the order of heads, what masked rows hold, padding behind a key mask, sharing a head or repeating it, a decay
+//! What must not matter: strides, the order of heads, what masked rows hold, padding behind a key mask, the size of sums, sharing a head or repeating it, a decay
 //! of 0, the number of threads.
 
 use attn_kernels::gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
@@ -15,7 +15,7 @@ use crate::common::cases::{self, Case, Extra, Operation};
 use crate::common::compare::{Judge, error, magnitude};
 use crate::common::data::{Data, fill_masked, rows};
 use crate::common::random::Random;
-use crate::common::reference::Results;
+use crate::common::reference::{Results, expected};
 
 fn run(case: &Case, data: &Data) -> Results {
     backends::default().run(case, data, DType::F32, Pass::Both).unwrap()
@@ -310,6 +310,61 @@ fn padding_behind_a_key_mask() {
             let scale = magnitude(x).rms;
             let difference = error(results.get(name).unwrap(), x).unwrap();
             assert!(difference.rms <= 1e-6 * scale, "{case}: {name} changes by {difference:?} of {scale:e}");
+        }
+    }
+}
+
+/// RMS norms of sums of any size, whose squares over- or underflow: gradients too.
+#[test]
+fn norms_of_sums_of_any_size() {
+    let norm = |causal, norm| Operation::Norm(NormOptions { causal, norm, epsilon: 1e-30, ..Default::default() });
+    let weight = DiagWeight::Relu { epsilon: 1e-30 };
+    let diag = Operation::Diag(DiagOptions { block_size: 32, causal: true, weight, ..Default::default() });
+    for operation in [norm(true, NormScope::Head), norm(false, NormScope::AllHeads), diag] {
+        let case = Case::new("sums of any size", operation).lengths(70, 70);
+        let data = Data::new(&case, DType::F32);
+        for size in [1e-30, 1e-20, 1.0, 1e18, 1e30] {
+            let mut data = data.clone();
+            data.v.data.iter_mut().for_each(|x| *x = f64::from((*x * size) as f32));
+            let expected = expected(&case, &data);
+            let results = run(&case, &data);
+            for (name, x) in expected.0.iter().filter(|(name, _)| *name == "out" || name.starts_with("d_")) {
+                // Below the smallest normal number f32 has fewer digits.
+                let (found, whole) = (error(results.get(name).unwrap(), x).unwrap(), magnitude(x));
+                assert!(
+                    found.worst <= 1e-4 * whole.worst + 1e-37,
+                    "{case}, values of {size:e}: {name}: {found:?} of {whole:?}"
+                );
+            }
+        }
+    }
+}
+
+/// A row that sees a single key has that key's value whatever q and k are.
+#[test]
+fn a_single_key_has_no_gradient() {
+    let key_mask = Some(Extra::SomeKeys);
+    let options = |mask| SoftmaxOptions { mask, ..Default::default() };
+    let alone = Mask::Window { left: Some(0), right: Some(0) };
+    for (options, queries, keys) in [
+        (options(Mask::Causal), 9, 1),
+        (options(alone), 300, 300),
+        (SoftmaxOptions { key_mask, ..options(Mask::Full) }, 300, 300),
+    ] {
+        let case = Case::new("a single key", Operation::Softmax(options)).lengths(queries, keys).widths(40, 72);
+        for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+            let mut data = Data::new(&case, dtype);
+            if let Some(mask) = &mut data.extras.key_mask {
+                // One key behind the first tile.
+                *mask = Array::from_fn(mask.shape, |[.., j]| if j == 200 { 1.0 } else { 0.0 });
+                data.k = Random::new("k").array(data.k.shape, 1.0);
+                data.v = Random::new("v").array(data.v.shape, 1.0);
+            }
+            let results = backends::default().run(&case, &data, dtype, Pass::Both).unwrap();
+            for name in ["d_q", "d_k"] {
+                let largest = results.get(name).unwrap().data.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+                assert_eq!(largest, 0.0, "{case}, {dtype}: {name}");
+            }
         }
     }
 }

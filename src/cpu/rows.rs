@@ -15,6 +15,7 @@ pub trait Number: Real {
     fn load(from: Slice<'_>, at: usize, into: &mut [Self]);
     /// `from` rounded into `into[at..]`.
     fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize);
+    fn slice(data: &[Self]) -> Slice<'_>;
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
     /// Whether the elements are of this type.
     fn is_type_of(slice: &SliceMut<'_>) -> bool;
@@ -48,6 +49,10 @@ impl Number for f32 {
             SliceMut::F32(x) => x[range].copy_from_slice(from),
             SliceMut::F64(x) => convert(from, &mut x[range], f64::from),
         }
+    }
+
+    fn slice(data: &[Self]) -> Slice<'_> {
+        Slice::F32(data)
     }
 
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {
@@ -86,6 +91,10 @@ impl Number for f64 {
             SliceMut::F32(x) => convert(from, &mut x[range], |x| x as f32),
             SliceMut::F64(x) => x[range].copy_from_slice(from),
         }
+    }
+
+    fn slice(data: &[Self]) -> Slice<'_> {
+        Slice::F64(data)
     }
 
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {

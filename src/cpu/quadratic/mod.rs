@@ -2,6 +2,7 @@
 
 mod backward;
 mod forward;
+mod means;
 mod precision;
 
 pub use backward::backward;
@@ -30,6 +31,8 @@ struct Context<'a, T: 'static> {
     bias: Vec<T>,
     /// [B, M]
     key_mask: Option<Vec<u8>>,
+    /// Keys that the mask leaves before each, and in all: [B, M + 1].
+    kept_before: Vec<usize>,
     /// q is multiplied by this (1, −1 or 0) so that `scales` are positive.
     sign: T,
     /// Of the batch entries.
@@ -57,6 +60,7 @@ impl<'a, T: Number> Context<'a, T> {
             sign: T::from_f64(sign),
             scales: counts(PerKey::Scores).into_iter().map(|count| T::from_f64(scale * count)).collect(),
             inverse_counts: counts(PerKey::Sums),
+            kept_before: key_mask.as_deref().map(|mask| running_counts(mask, batch, keys)).unwrap_or_default(),
             key_mask,
         }
     }
@@ -95,6 +99,31 @@ impl<'a, T: Number> Context<'a, T> {
     /// Keys that query `i` sees, key mask aside.
     fn visible(&self, i: usize) -> Range<usize> {
         self.problem.mask.visible(i as i64 + self.shapes().offset(), self.shapes().keys)
+    }
+
+    /// Keys that any query sees, key mask aside.
+    fn visible_to_any(&self) -> Range<usize> {
+        match self.shapes().queries {
+            0 => 0..0,
+            queries => self.visible(0).start..self.visible(queries - 1).end,
+        }
+    }
+
+    /// From the first to the last of the keys that query `i` sees and the key mask leaves, and how many they are.
+    fn kept(&self, batch: usize, i: usize) -> (Range<usize>, usize) {
+        let visible = self.visible(i);
+        if self.key_mask.is_none() {
+            return (visible.clone(), visible.len());
+        }
+        let len = self.shapes().keys + 1;
+        let before = &self.kept_before[batch * len..][..len];
+        let (first, last) = (before[visible.start], before[visible.end]);
+        if first == last {
+            return (visible.start..visible.start, 0);
+        }
+        // Of the first key with more kept ones behind it, and behind the last kept one.
+        let start = before.partition_point(|&count| count <= first) - 1;
+        (start..before.partition_point(|&count| count < last), last - first)
     }
 
     /// The queries between the first and the last that see one of `keys`.
@@ -176,6 +205,20 @@ impl<'a, T: Number> Context<'a, T> {
     fn squared(&self) -> bool {
         self.problem.weight == Weight::ReluSquared
     }
+}
+
+/// Keys that are left before each of a batch entry's, and in all.
+fn running_counts(key_mask: &[u8], batch: usize, keys: usize) -> Vec<usize> {
+    let mut counts = Vec::with_capacity(batch * (keys + 1));
+    for entry in 0..batch {
+        let mut count = 0;
+        counts.push(count);
+        for &keep in &key_mask[entry * keys..][..keys] {
+            count += usize::from(keep != 0);
+            counts.push(count);
+        }
+    }
+    counts
 }
 
 /// Where a tile of scores lies.
