@@ -7,7 +7,9 @@
 //! | `ATTN_KERNELS_FATBINS` | a folder of fatbins from an earlier build (`OUT_DIR`), used instead of nvcc |
 //! | `ATTN_KERNELS_STUB` | 1: no kernels at all, enough for checks and documentation; loading one is an error |
 
+#[path = "build/instances.rs"]
 mod instances;
+#[path = "build/nvcc.rs"]
 mod nvcc;
 
 use std::env;
@@ -54,18 +56,20 @@ impl Source {
 }
 
 fn main() {
-    println!("cargo::rerun-if-changed=build");
+    let folder = folder();
+    println!("cargo::rerun-if-changed={}", folder.join("build.rs").display());
+    println!("cargo::rerun-if-changed={}", folder.join("build").display());
     if env::var_os("CARGO_FEATURE_GPU").is_none() {
         return;
     }
-    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed={}", folder.join("kernels").display());
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for variable in ["ARCHS", "FATBINS", "STUB"] {
         println!("cargo::rerun-if-env-changed=ATTN_KERNELS_{variable}");
     }
-    match build() {
+    match build(&folder.join("kernels")) {
         Ok(what) => println!("cargo::warning={what}"),
         Err(error) => {
             for line in error.lines() {
@@ -75,17 +79,22 @@ fn main() {
     }
 }
 
-/// Builds and says what was built.
-fn build() -> Result<String, String> {
-    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default()).join("kernels");
+/// The folder of this file: that of the package, or above it for one that is made of the same sources.
+fn folder() -> PathBuf {
+    let package = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
+    package.ancestors().find(|folder| folder.join("kernels").is_dir()).unwrap_or(&package).to_path_buf()
+}
+
+/// Builds and says what was built. `root` is the folder `kernels`.
+fn build(root: &Path) -> Result<String, String> {
     let out = PathBuf::from(variable("OUT_DIR").ok_or("no OUT_DIR: this is to be run by cargo")?);
     let (mut paths, mut digest) = (Vec::new(), Digest::new());
-    files(&root, &mut paths)?;
+    files(root, &mut paths)?;
     for path in &paths {
         digest.add(&fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?);
     }
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
-    let sources = paths.into_iter().map(|path| Source::read(path, &root)).collect::<Result<Vec<_>, _>>()?;
+    let sources = paths.into_iter().map(|path| Source::read(path, root)).collect::<Result<Vec<_>, _>>()?;
     let kernels: usize = sources.iter().map(|source| source.kernels.len()).sum();
     let counted = format!("{kernels} kernels in {} files", sources.len());
 
@@ -105,7 +114,7 @@ fn build() -> Result<String, String> {
     }
     let architectures = variable("ATTN_KERNELS_ARCHS").unwrap_or_else(|| ARCHITECTURES.into());
     let list: Vec<&str> = architectures.split(',').map(str::trim).collect();
-    let how = nvcc::compile(&sources, &list, &root, &out)?;
+    let how = nvcc::compile(&sources, &list, root, &out)?;
     write(&out.join("stamp"), &format!("{architectures}\n{}\n", digest.0))?;
     write_table(&out, &sources, &list, |source| source.include(&out, &list))?;
     Ok(format!("{counted} for {architectures}, {how}"))
