@@ -23,7 +23,7 @@ use crate::linear::LinearOptions;
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a negative ε, a log-decay above 0 or without `causal`, a tracked key mask
-/// or log-decay per head, a tensor that is not on the CPU.
+/// or log-decay per head, tensors on different devices or on one that this build does not compute on.
 ///
 /// # Example
 /// ```

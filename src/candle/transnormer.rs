@@ -20,8 +20,8 @@ use crate::transnormer::{DiagOptions, NormOptions};
 /// documentation. Gradients: q, k, v.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, a block size of 0, an ε that is not positive, a tracked key mask, a
-/// tensor that is not on the CPU.
+/// Shapes or dtypes that do not fit together, a block size of 0, an ε that is not positive, a tracked key mask, tensors
+/// on different devices or on one that this build does not compute on.
 ///
 /// # Example
 /// ```
@@ -59,7 +59,7 @@ pub fn diag_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &DiagOptions<
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, an ε that is not positive, a log-decay above 0 or without `causal`, a
-/// tracked key mask or log-decay per head, a tensor that is not on the CPU.
+/// tracked key mask or log-decay per head, tensors on different devices or on one that this build does not compute on.
 ///
 /// # Example
 /// ```
