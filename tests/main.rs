@@ -5,6 +5,7 @@ mod agreement;
 mod anything;
 mod asked_for;
 mod bad_input;
+mod calls;
 mod causality;
 mod common;
 mod decays;

@@ -2,8 +2,9 @@ use candle_core::{DType, Result, Tensor};
 
 use super::LinearState;
 use super::engine::{LinearCall, LinearTensors, QuadraticCall, accumulator};
-use super::state::{ensure_causal, ensure_whole_chunks};
+use super::state::ensure_causal;
 use crate::gau::{GauOptions, MixedChunkOptions};
+use crate::problem::{ensure_same_rows, ensure_whole_chunks};
 
 /// Squared-ReLU attention of the gated attention unit (Hua et al. 2022, "Transformer Quality in Linear Time"):
 ///
@@ -127,7 +128,7 @@ pub fn mixed_chunk_attention_with_state(
 ) -> Result<(Tensor, LinearState)> {
     let function = "mixed_chunk_attention_with_state";
     ensure_causal(function, options.causal)?;
-    ensure_whole_chunks(function, state, options.chunk_size)?;
+    ensure_whole_chunks(function, state.map_or(0, LinearState::position), options.chunk_size)?;
     let names = ["mixed_chunk_attention_with_state (local branch)", "mixed_chunk_attention_with_state (global branch)"];
     let (local, global) = branches(names, [q_quad, k_quad, v], [q_lin, k_lin, v], options, state)?;
     let sums = accumulator(v.dtype());
@@ -145,15 +146,7 @@ fn branches(
     let key_mask = options.key_mask.as_ref();
     let local = options.local_problem(names[0], quad[0], quad[1], quad[2])?;
     let global = options.global_problem(names[1], lin[0], lin[1], lin[2])?;
-    let (rows, needs) = (
-        [global.shapes().batch, global.shapes().heads(), global.shapes().queries],
-        [local.shapes().batch, local.shapes().heads, local.shapes().queries],
-    );
-    if rows != needs {
-        let describe = |[batch, heads, rows]: [usize; 3]| format!("{batch} × {heads} heads × {rows} queries");
-        let (got, needs) = (describe(rows), format!("{} as in the local branch", describe(needs)));
-        return Err(crate::Error::Shape { function: names[1], argument: "q", got, needs }.into());
-    }
+    ensure_same_rows(&local, &global)?;
     let wide = wide_values(quad[2])?;
     let local = QuadraticCall::new(local, quad, key_mask, options.bias.as_ref())?;
     let global = LinearCall::new(global, lin, LinearTensors { key_mask, state, ..Default::default() })?;
