@@ -15,6 +15,8 @@ mod emulated_quadratic;
 #[cfg(feature = "candle")]
 mod examples;
 mod favor;
+#[cfg(feature = "gpu")]
+mod gpu_calls;
 mod invariance;
 mod kernels;
 #[cfg(feature = "candle")]

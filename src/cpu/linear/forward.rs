@@ -238,9 +238,9 @@ impl<T: Number> Worker<T> {
                 }
                 LinearFinish::RmsNorm { epsilon, scope: NormScope::Head } => {
                     let divisor = root_mean_square(row, epsilon);
-                    (T::ONE / divisor, divisor)
+                    (inverse(divisor), divisor)
                 }
-                LinearFinish::ChunkNorm { .. } => (context.chunk_norm(tile.start + r), T::ONE),
+                LinearFinish::ChunkNorm { .. } => (context.chunk_norm(task.at.batch, tile.start + r), T::ONE),
                 LinearFinish::None | LinearFinish::RmsNorm { .. } => continue,
             };
             (factors[r], self.norms[r]) = (factor, statistic);
@@ -286,7 +286,7 @@ fn normalize_all_heads<T: Number>(
                     part.copy_from_slice(&raw[at..at + e]);
                 }
                 let divisor = root_mean_square(row, epsilon);
-                row.iter_mut().for_each(|x| *x = *x / divisor);
+                row.iter_mut().for_each(|x| *x = if divisor == T::ZERO { T::ZERO } else { *x / divisor });
                 for (part, out) in row.chunks_exact(e).zip(&mut outs) {
                     T::store(part, out, r * e);
                 }

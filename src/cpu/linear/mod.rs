@@ -20,7 +20,7 @@ pub use forward::forward;
 
 use std::ops::Range;
 
-use super::rows::{Number, gather};
+use super::rows::{Number, gather, inverse_key_counts};
 use super::tile::Verbs;
 use crate::Result;
 use crate::gau::GlobalNorm;
@@ -61,18 +61,28 @@ struct Context<'a, T: 'static> {
     log_decay: Vec<f64>,
     /// [B, M]
     key_mask: Option<Vec<u8>>,
+    /// 1/n of the batch entries, for norms that count keys.
+    inverse_counts: Vec<f64>,
 }
 
 impl<'a, T: Number> Context<'a, T> {
     fn new(problem: &'a Linear, inputs: &'a LinearInputs<'a>, verbs: &'static Verbs<T>) -> Self {
         let omega = inputs.omega.as_ref().map(gather).unwrap_or_default();
+        let key_mask: Option<Vec<u8>> =
+            inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect());
         Self {
             problem,
             inputs,
             verbs,
             features: Features::new(problem.map, problem.shapes.width, omega, verbs),
             log_decay: inputs.log_decay.as_ref().map(gather).unwrap_or_default(),
-            key_mask: inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect()),
+            inverse_counts: match problem.finish {
+                LinearFinish::ChunkNorm { .. } => {
+                    inverse_key_counts(key_mask.as_deref(), problem.shapes.batch, problem.shapes.keys)
+                }
+                _ => Vec::new(),
+            },
+            key_mask,
         }
     }
 
@@ -164,14 +174,13 @@ impl<'a, T: Number> Context<'a, T> {
     }
 
     /// Scale of the sums read at a position, for FLASH's global branch.
-    fn chunk_norm(&self, position: usize) -> T {
+    fn chunk_norm(&self, batch: usize, position: usize) -> T {
         let LinearFinish::ChunkNorm { norm, chunk } = self.problem.finish else { return T::ONE };
         let before = self.inputs.state.as_ref().map_or(0, |state| state.position);
         let tokens = match norm {
-            GlobalNorm::Mean if self.is_full() => self.shapes().keys,
-            GlobalNorm::Mean => (before + position) / chunk * chunk,
+            GlobalNorm::Mean if !self.is_full() => (before + position) / chunk * chunk,
             GlobalNorm::Chunk => chunk,
-            GlobalNorm::Length => self.shapes().keys,
+            GlobalNorm::Mean | GlobalNorm::Length => return T::from_f64(self.inverse_counts[batch]),
         };
         if tokens == 0 { T::ZERO } else { T::from_f64(1.0 / tokens as f64) }
     }
