@@ -192,12 +192,7 @@ pub unsafe fn scale_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fact
 /// # Safety
 /// As [`row_maxima`]; rows are at least as wide as there are rows, and at most 64 numbers.
 #[inline(always)]
-pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
-    tile: &mut [T],
-    width: usize,
-    logs: Option<&[f64]>,
-    sums: &mut [T],
-) {
+pub unsafe fn causal_weights<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]) {
     let mut decays = [0.0; 64];
     let columns: [T; 64] = std::array::from_fn(|column| T::from_f64(column as f64));
     for (i, row) in tile.chunks_exact_mut(width).enumerate() {
