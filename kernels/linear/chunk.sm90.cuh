@@ -54,8 +54,8 @@ struct ChunkScratch {
     float z[1024];
     // ⟨φ(q), z⟩ before the chunk, per row.
     float norm[kChunk];
-    // Σ o² over a warpgroup's columns, per row.
-    float squares[2][kChunk];
+    // √(Σ o²) over a warpgroup's columns, per row.
+    float norms[2][kChunk];
     // Largest |S| of a warp's rows.
     float largest[8];
 };

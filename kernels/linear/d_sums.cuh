@@ -49,7 +49,7 @@ struct SumsTile {
         int64_t query = tiles.query_at(tile, r);
         Real* row = &d_sums.at(r, 0);
         if (p.finish == kChunkNorm) {
-            Real factor = chunk_norm<Real>(p, tile.start + r);
+            Real factor = chunk_norm<Real>(p, tiles.place.batch, tile.start + r);
             return each_column(columns, [&](int c) { row[c] *= factor; });
         }
         bool is_joint = p.finish == kRmsNormAllHeads;

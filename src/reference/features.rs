@@ -34,6 +34,12 @@ impl Features<'_> {
         matches!(self, Self::Favor { map: FavorMap::Positive | FavorMap::Hyperbolic, .. })
     }
 
+    /// Whether ⟨φ(q), φ(k)⟩ is a function of ⟨q, k⟩ and the lengths of both, so that rotation of q and k is what makes
+    /// it one of their distance.
+    pub fn are_of_products(&self) -> bool {
+        matches!(self, Self::Plain(FeatureMap::Taylor | FeatureMap::Cosine))
+    }
+
     /// Writes `phi` and returns the exponent.
     pub fn apply(&self, x: &[f64], phi: &mut [f64]) -> f64 {
         match self {

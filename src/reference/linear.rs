@@ -61,7 +61,7 @@ pub fn linear_attention_with_state(
     call(q, k, v, options).recurrent(state)
 }
 
-fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions<Array>) -> LinearCall<'a> {
+pub(super) fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions<Array>) -> LinearCall<'a> {
     let call = LinearCall {
         q,
         k,
@@ -71,6 +71,7 @@ fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions
         key_mask: options.key_mask.as_ref(),
         log_decay: options.log_decay.as_ref(),
         finish: options.normalizer.map_or(Finish::None, |epsilon| Finish::Normalize { epsilon }),
+        rotary: None,
     };
     call.check();
     call
@@ -86,6 +87,8 @@ pub(super) struct LinearCall<'a> {
     pub key_mask: Option<&'a Array>,
     pub log_decay: Option<&'a Array>,
     pub finish: Finish,
+    /// Base of the rotary embedding, in the dense form.
+    pub rotary: Option<f64>,
 }
 
 impl LinearCall<'_> {

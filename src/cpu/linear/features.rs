@@ -114,6 +114,8 @@ impl<T: Real> Features<T> {
         let (mut norms, mut shifts) = ([T::ZERO; TILE], [T::ZERO; TILE]);
         let (norms, shifts) = (&mut norms[..rows], &mut shifts[..rows]);
         self.verbs.row_maxima(phi, self.padded, shifts);
+        let (mut maxima, mut own) = ([T::ZERO; TILE], [T::ZERO; TILE]);
+        maxima[..rows].copy_from_slice(shifts);
         let half = T::from_f64(0.5 / (self.width as f64).sqrt());
         let x_padded = self.verbs.padded(self.width);
         for (((x, norm), shift), _) in
@@ -122,10 +124,15 @@ impl<T: Real> Features<T> {
             self.verbs.row_products(x, x_padded, x, std::slice::from_mut(norm));
             *norm = *norm * half;
             *shift = *shift - *norm;
+            if *shift == T::NEG_INFINITY {
+                *shift = T::LOWEST;
+            }
         }
+        own[..rows].copy_from_slice(shifts);
         stabilize(shifts);
-        for (shift, &norm) in shifts.iter_mut().zip(&*norms) {
-            *shift += norm;
+        for (r, (shift, &norm)) in shifts.iter_mut().zip(&*norms).enumerate() {
+            // A large norm would take the maximum's digits along, one that overflows everything.
+            *shift = if *shift == own[r] { maxima[r] } else { *shift + norm };
         }
         self.verbs.exp_rows(phi, self.padded, shifts, T::from_f64((self.count as f64).powf(-0.5)));
     }

@@ -30,6 +30,7 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
     if shapes.batch == 0 || shapes.queries.max(shapes.keys) == 0 {
         return planner.plan;
     }
+    planner.count_keys();
     planner.save(saved);
     if planner.sweep_chunks(layout, saved).is_some() {
         return planner.plan;

@@ -69,6 +69,8 @@ fn lengths() -> Vec<Case> {
         case("a tile and one", causal(EluPlusOne)).lengths(65, 65),
         case("several tiles", causal(EluPlusOne)).lengths(200, 200).batch(2).heads(3, 3, 3),
         case("several tiles, all heads", together(causal(EluPlusOne))).lengths(200, 200).batch(2).heads(3, 3, 3),
+        case("squares past the range of f32", causal(ReluSquared)).std(8e3).lengths(70, 70),
+        case("squares past the range of f32, all heads", together(full(ReluSquared))).std(8e3).lengths(40, 70),
         case("one head in segments", causal(EluPlusOne)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
         case("full, in segments, all heads", together(full(EluPlusOne))).lengths(1000, 1000).widths(8, 8),
         case("full", full(EluPlusOne)).lengths(130, 200),

@@ -13,7 +13,8 @@ pub enum Finish {
     /// Nothing; the weights are those of a softmax, whose backward takes the mean of the gradient off.
     Softmax,
     None,
-    Scale(f32),
+    /// Divided by this and by the number of keys that the key mask leaves.
+    PerKey(f32),
     /// Divided by Σ w + ε.
     Sum(f32),
     Rms(f32, NormScope),
@@ -72,6 +73,11 @@ impl Branch<'_> {
         self.key_mask.is_none_or(|mask| mask.row(0, 0, b)[j] != 0.0)
     }
 
+    /// Keys that the key mask leaves in a batch entry, at least 1.
+    fn kept(&self, b: usize) -> usize {
+        (0..self.k.shape[2]).filter(|&j| self.keeps(b, j)).count().max(1)
+    }
+
     /// Row `j` of the head of `x` that output head `h` reads.
     fn at(&self, x: &Rows, b: usize, h: usize, j: usize) -> [usize; 3] {
         [b, h * x.shape[1] / self.heads(), j]
@@ -116,7 +122,7 @@ impl Branch<'_> {
     fn row(&self, mapped: &Mapped, [b, h, i]: [usize; 3]) -> (Place, Row) {
         let keys = self.k.shape[2];
         let position = i as i64 + keys as i64 - self.q.shape[2] as i64;
-        let place = Place { b, h, heads: self.heads(), i, position, keys };
+        let place = Place { b, h, heads: self.heads(), i, position, keys, kept: self.kept(b) };
         let visible: Vec<usize> = self.weights.visible(place).filter(|&j| self.keeps(b, j)).collect();
         let q = mapped.q.row(self.at(&mapped.q, b, h, i));
         let product = |&j: &usize| (self.round)(dot(q, mapped.k.row(self.at(&mapped.k, b, h, j))));
@@ -150,20 +156,28 @@ impl Branch<'_> {
         for [b, h, i] in divisors.indices() {
             divisors.row_mut([b, h, i])[0] = (self.round)(match self.finish {
                 Finish::Softmax | Finish::None => 1.0,
-                Finish::Scale(scale) => 1.0 / scale,
+                Finish::PerKey(divisor) => divisor * self.kept(b) as f32,
                 Finish::Sum(epsilon) => sums.weight.row([b, h, i])[0] + epsilon,
                 Finish::Rms(epsilon, scope) => {
                     let members = if scope == NormScope::Head { h..h + 1 } else { 0..heads };
                     let count = (members.len() * sums.t.shape[3]) as f32;
-                    let square = |h| dot(sums.t.row([b, h, i]), sums.t.row([b, h, i]));
-                    (members.map(square).sum::<f32>() / count + epsilon).sqrt()
+                    // Squares are no numbers of f32, whose range they leave.
+                    let square = |h| sums.t.row([b, h, i]).iter().map(|&t| f64::from(t).powi(2)).sum::<f64>();
+                    (members.map(square).sum::<f64>() / f64::from(count) + f64::from(epsilon)).sqrt() as f32
                 }
             });
         }
         divisors
     }
 
-    /// dt, and what is added to every dw of the row.
+    /// Whether rows of weights are divided by their sum before they meet the values, so that a mean of their gradient is
+    /// taken off it.
+    fn takes_mean(&self) -> bool {
+        let are_scores = matches!(self.weights, Weights::Scores { .. });
+        are_scores && matches!(self.finish, Finish::Softmax | Finish::Sum(_))
+    }
+
+    /// dt, and what is added to every dw of the row, but for that mean.
     fn unfinish(&self, out: &Rows, divisors: &Rows, d_out: &Rows, d_lse: Option<&Rows>) -> (Rows, Rows) {
         let (mut d_t, mut d_sum) = (d_out.clone(), Rows::zeros(divisors.shape));
         let product = |at: [usize; 3]| dot(d_out.row(at), out.row(at));
@@ -174,12 +188,13 @@ impl Branch<'_> {
             let row = d_t.row_mut(at);
             match self.finish {
                 Finish::Softmax => {
-                    d_sum.row_mut(at)[0] = d_lse.map_or(0.0, |d| d.row(at)[0]) - product(at);
+                    d_sum.row_mut(at)[0] = d_lse.map_or(0.0, |d| d.row(at)[0]);
                     continue;
                 }
                 Finish::None => continue,
+                Finish::Sum(_) if self.takes_mean() => {}
                 Finish::Sum(_) => d_sum.row_mut(at)[0] = (self.round)(-product(at) * inverse),
-                Finish::Scale(_) => {}
+                Finish::PerKey(_) => {}
                 Finish::Rms(_, scope) => {
                     let members = if scope == NormScope::Head { h..h + 1 } else { 0..self.heads() };
                     let count = (members.len() * out.shape[3]) as f32;
@@ -202,7 +217,8 @@ impl Branch<'_> {
         };
         let mut d = Sweep { q: zeros(&mapped.q), k: zeros(&mapped.k), v: zeros(&self.v), bias, decay };
         for at in d_out.indices() {
-            self.row_backward(mapped, at, d_t.row(at), d_sum.row(at)[0], &mut d);
+            let divisor = divisors.row(at)[0];
+            self.row_backward(mapped, at, (d_t.row(at), d_sum.row(at)[0], divisor), &mut d);
         }
         let keeps = |b, j| self.keeps(b, j);
         Gradients {
@@ -214,10 +230,21 @@ impl Branch<'_> {
         }
     }
 
-    fn row_backward(&self, mapped: &Mapped, [b, h, i]: [usize; 3], d_t: &[f32], d_sum: f32, d: &mut Sweep) {
+    fn row_backward(
+        &self,
+        mapped: &Mapped,
+        [b, h, i]: [usize; 3],
+        (d_t, d_sum, divisor): (&[f32], f32, f32),
+        d: &mut Sweep,
+    ) {
         let (place, row) = self.row(mapped, [b, h, i]);
-        let d_weight = |&j: &usize| (self.round)(dot(d_t, self.v.row(self.at(&self.v, b, h, j))) + d_sum);
-        let d_weights: Vec<f32> = row.keys.iter().map(d_weight).collect();
+        let inside = if self.takes_mean() { 0.0 } else { d_sum };
+        let d_weight = |&j: &usize| (self.round)(dot(d_t, self.v.row(self.at(&self.v, b, h, j))) + inside);
+        let mut d_weights: Vec<f32> = row.keys.iter().map(d_weight).collect();
+        if self.takes_mean() && divisor != 0.0 {
+            let mean: f32 = row.recomputed.iter().zip(&d_weights).map(|(weight, d)| weight / divisor * d).sum();
+            d_weights.iter_mut().for_each(|d| *d += d_sum - mean);
+        }
         let d_scores: Vec<f32> = row.slopes.iter().zip(&d_weights).map(|(s, d)| (self.round)(s * d)).collect();
         for (a, &j) in row.keys.iter().enumerate() {
             let d_x = (self.round)(row.inner[a] * d_scores[a]);

@@ -126,14 +126,17 @@ fn branch<'a>(case: &Case, data: &'a Data, weights: Weights, round: Round) -> Br
 }
 
 fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
-    let (d, keys) = (case.width as f32, data.k.shape[2].max(1) as f32);
+    let d = case.width as f32;
     let bias = || data.extras.bias.as_ref().map(Rows::new);
     let linear = |causal| Weights::linear(causal, data.extras.log_decay.as_ref(), data.extras.key_mask.as_ref());
     let scaled = |scale: Option<f64>| scale.map_or(1.0 / d.sqrt(), |scale| scale as f32);
     match &case.operation {
         Operation::Softmax(o) => {
             let (scale, cap) = (scaled(o.scale), o.soft_cap.map(|cap| cap as f32));
-            (Weights::Scores { mask: o.mask, scale, cap, bias: bias(), rule: Rule::Softmax }, Finish::Softmax)
+            (
+                Weights::Scores { mask: o.mask, scale, per_key: false, cap, bias: bias(), rule: Rule::Softmax },
+                Finish::Softmax,
+            )
         }
         Operation::Diag(o) => {
             let mask = Mask::Blocks { size: o.block_size, causal: o.causal };
@@ -141,16 +144,18 @@ fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
                 DiagWeight::Softmax => (Rule::Softmax, Finish::Softmax),
                 DiagWeight::Relu { epsilon } => (Rule::Relu, Finish::Rms(epsilon as f32, NormScope::Head)),
             };
-            (Weights::Scores { mask, scale: scaled(o.scale), cap: None, bias: None, rule }, finish)
+            (Weights::Scores { mask, scale: scaled(o.scale), per_key: false, cap: None, bias: None, rule }, finish)
         }
         Operation::Gau(o) => {
             let (scale, finish) = match o.norm {
-                GauNorm::Length => (1.0 / keys, Finish::None),
-                GauNorm::LengthWidth => (1.0, Finish::Scale(1.0 / (keys * d))),
+                GauNorm::Length => (1.0, Finish::None),
+                GauNorm::LengthWidth => (1.0, Finish::PerKey(d)),
                 GauNorm::RowSum { epsilon } => (1.0 / d.sqrt(), Finish::Sum(epsilon as f32)),
                 GauNorm::Fixed { length } => (1.0 / length as f32, Finish::None),
             };
-            (Weights::Scores { mask: o.mask, scale, cap: None, bias: bias(), rule: Rule::ReluSquared }, finish)
+            let per_key = o.norm == GauNorm::Length;
+            let rule = Rule::ReluSquared;
+            (Weights::Scores { mask: o.mask, scale, per_key, cap: None, bias: bias(), rule }, finish)
         }
         Operation::Linear(o) => (linear(o.causal), o.normalizer.map_or(Finish::None, |e| Finish::Sum(e as f32))),
         Operation::Performer(o, _) => (linear(o.causal), Finish::Sum(o.epsilon as f32)),

@@ -23,8 +23,8 @@ pub enum Window {
 }
 
 pub enum Weights {
-    /// rule(cap(scale·x) + bias)
-    Scores { mask: Mask, scale: f32, cap: Option<f32>, bias: Option<Rows>, rule: Rule },
+    /// rule(cap(scale·x) + bias), x divided by the number of keys that the key mask leaves if `per_key`
+    Scores { mask: Mask, scale: f32, per_key: bool, cap: Option<f32>, bias: Option<Rows>, rule: Rule },
     /// x times the decay between key and query; `[1, B, Hs, M]`, 0 at masked keys.
     Decayed { causal: bool, log_decay: Option<Rows> },
     /// x·norm
@@ -42,6 +42,8 @@ pub struct Place {
     /// Position of the query among the keys.
     pub position: i64,
     pub keys: usize,
+    /// Keys that the key mask leaves, at least 1.
+    pub kept: usize,
 }
 
 /// The weights of one query: `weights[a]` is that of key `keys[a]`, `slopes[a]` its derivative by the score (for
@@ -85,7 +87,7 @@ impl Weights {
         let mask = Mask::Blocks { size: chunk, causal: options.causal };
         let window = if options.causal { Window::Exclusive { chunk } } else { Window::Full };
         [
-            Self::Scores { mask, scale, cap: None, bias: bias.map(Rows::new), rule: Rule::ReluSquared },
+            Self::Scores { mask, scale, per_key: false, cap: None, bias: bias.map(Rows::new), rule: Rule::ReluSquared },
             Self::Chunks { window, norm: options.global_norm, chunk },
         ]
     }
@@ -112,12 +114,13 @@ impl Weights {
     /// FAVOR+ features.
     pub fn row(&self, at: Place, keys: Vec<usize>, x: &[f32], exponents: &[f32], round: Round) -> Row {
         match self {
-            Self::Scores { scale, cap, bias, rule, .. } => {
+            Self::Scores { scale, per_key, cap, bias, rule, .. } => {
+                let scale = if *per_key { *scale / at.kept as f32 } else { *scale };
                 let bias = bias.as_ref().map(|bias| {
                     let row = bias.row([0, 0, if bias.shape[2] == 1 { 0 } else { at.h }]);
                     (row, row.len() as i64 / 2 - at.position)
                 });
-                score_row(keys, x, *scale, *cap, bias, *rule, round)
+                score_row(keys, x, scale, *cap, bias, *rule, round)
             }
             Self::Decayed { log_decay, .. } => {
                 let max = exponents.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -135,7 +138,7 @@ impl Weights {
                 let count = match (norm, window) {
                     (GlobalNorm::Mean, Window::Exclusive { chunk }) => at.i / chunk * chunk,
                     (GlobalNorm::Chunk, _) => *chunk,
-                    _ => at.keys,
+                    _ => at.kept,
                 };
                 let norm = 1.0 / count.max(1) as f32;
                 let slopes = vec![norm; keys.len()];
