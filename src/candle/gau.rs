@@ -21,7 +21,7 @@ use crate::problem::{ensure_same_rows, ensure_whole_chunks};
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a norm out of range, a bias that does not reach every visible distance, a
-/// tracked key mask, tensors on different devices or on one that this build does not compute on.
+/// tracked key mask, tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```
@@ -61,8 +61,8 @@ pub fn gau_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &GauOptions<Te
 /// tensors and the bias.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, a chunk size of 0, a bias that does not reach C − 1, a tracked key mask, tensors
-/// on different devices or on one that this build does not compute on.
+/// Shapes or dtypes that do not fit together, a chunk size of 0, a bias that does not reach C − 1, a tracked key mask,
+/// tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```

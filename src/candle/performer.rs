@@ -23,7 +23,7 @@ use crate::performer::PerformerOptions;
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a negative ε, a tracked ω or key mask, tensors on
-/// different devices or on one that this build does not compute on.
+/// different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```

@@ -16,7 +16,7 @@ use crate::softmax::SoftmaxOptions;
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a scale or soft-cap out of range, a bias that does not reach every
-/// visible distance, a tracked key mask, tensors on different devices or on one that this build does not compute on.
+/// visible distance, a tracked key mask, tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```

@@ -72,6 +72,8 @@
 
 mod buffer;
 mod calls;
+#[cfg(feature = "candle")]
+pub(crate) mod elementwise;
 mod finish;
 pub mod linear;
 mod parallel;
