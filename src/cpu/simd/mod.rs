@@ -165,6 +165,7 @@ pub trait Real:
     const EXP2_COEFFICIENTS: &'static [Self];
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
+    fn exp(self) -> Self;
     fn exp2(self) -> Self;
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
@@ -189,6 +190,9 @@ macro_rules! real {
             }
             fn to_f64(self) -> f64 {
                 self as f64
+            }
+            fn exp(self) -> Self {
+                $t::exp(self)
             }
             fn exp2(self) -> Self {
                 $t::exp2(self)
