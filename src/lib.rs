@@ -12,8 +12,9 @@
 //! | `rotary_linear_attention`, `…_performer_…`, `…_norm_…` | the same with rotary embedding behind the features | as without |
 //!
 //! With the feature `candle` (default) the operations take and return candle tensors and give gradients to every
-//! differentiable input; they are in the module `candle` and at the crate's root. Without it, and beneath it, an
-//! options struct describes a problem ([`problem`]) and an engine of the backend ([`cpu`]) computes it on slices.
+//! differentiable input; they are in the module `candle` and at the crate's root. Without it [`cpu`] has a call for each
+//! that takes views of slices and gives outputs, gradients and states as vectors. Beneath both an options struct describes
+//! a problem ([`problem`]) and an engine of the backend computes it in memory of the caller.
 //! The feature brings layers, caches for decoding and language models as well, in the module `nn`.
 //! [`mod@reference`] holds the same operations as plain f64 loops: the definition that everything is tested against.
 //!
@@ -45,6 +46,7 @@ pub mod softmax;
 pub mod transnormer;
 
 #[cfg(feature = "candle")]
+#[doc(inline)]
 pub use candle::nn;
 #[cfg(feature = "candle")]
 pub use candle::{

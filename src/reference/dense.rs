@@ -181,8 +181,10 @@ impl LinearCall<'_> {
             let mut before = 0.0;
             for t in (1..d_logarithms.len()).filter(|&t| t as i128 <= position) {
                 before += d_logarithms[t - 1];
-                let index = self.decay_index(d_log_decay, b, h, t);
-                d_log_decay.data[index] += before;
+                if is_kept(self.key_mask, b, t) {
+                    let index = self.decay_index(d_log_decay, b, h, t);
+                    d_log_decay.data[index] += before;
+                }
             }
         }
     }
