@@ -10,7 +10,7 @@
 
 #include "guarded.hpp"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(ATTN_THREAD_SANITIZER)
+#if defined(ATTN_ADDRESS_SANITIZER) || defined(ATTN_THREAD_SANITIZER)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -29,11 +29,7 @@ static const Launch* running;
 static uint32_t started, finished;  // what the race checker knows the start and the end of a block by
 
 // For the race checker the blocks of a launch are not ordered: each has its own memory and other threads than the last.
-#ifdef ATTN_THREAD_SANITIZER
-static constexpr bool separate_blocks = true;
-#else
-static constexpr bool separate_blocks = false;
-#endif
+static constexpr bool separate_blocks = has_thread_sanitizer;
 
 static Fiber& scheduler() {
     static Fiber fiber;
@@ -68,7 +64,7 @@ void fail(const char* format, ...) {
     vfprintf(stderr, format, arguments);
     va_end(arguments);
     fputc('\n', stderr);
-#if defined(__SANITIZE_ADDRESS__) || defined(ATTN_THREAD_SANITIZER)
+#if defined(ATTN_ADDRESS_SANITIZER) || defined(ATTN_THREAD_SANITIZER)
     __sanitizer_print_stack_trace();
 #endif
     fflush(nullptr);
@@ -228,6 +224,7 @@ static void run_block(const std::vector<int>& order) {
         progress = progress || complete_something();
     }
     require_exit();
+    check_products_are_whole();
 }
 
 // Threads in the order of a seed: warps permuted, lanes permuted within each.

@@ -7,6 +7,7 @@
 
 #include "emulator.hpp"
 #include "fiber.hpp"
+#include "watch.hpp"
 
 namespace emulator {
 
@@ -128,10 +129,11 @@ void start_tensor_copies();
 bool complete_tensor_copy();
 std::string mbarrier_states();
 
-// Products of warpgroups; those that are waited for are completed when no thread can go on.
+// Products of warpgroups; those that a warp waits for are completed for it when no thread can go on.
 void start_products();
 bool complete_products();
 void check_products_are_done();
+void check_products_are_whole();
 
 // Writes that the copy engine and products must know of, of a block.
 void start_proxies();

@@ -23,12 +23,9 @@ void copy_async(void* shared, const void* global, bool present) {
     if (present) {
         check_aligned(global, 16, "cp_async_16 from global memory");
         copy.global = static_cast<const char*>(global);
-        note_read(global, line);
-        char probe[16];
-        memcpy(probe, global, 16);  // for AddressSanitizer to report here
-        asm volatile("" ::"r"(probe) : "memory");
+        note_read(global, 16, line);
     }
-    note_write(shared, line);
+    note_write(shared, 16, line);
     if (block.copies_are_early) {
         complete(copy);
     } else {
@@ -49,7 +46,7 @@ void copy_wait(int groups) {
             continue;
         }
         if (!copy.done) complete(copy);
-        note_write(copy.shared, copy.line);
+        note_write(copy.shared, 16, copy.line);
     }
     self.copies.resize(kept);
 }

@@ -15,7 +15,7 @@
 
 namespace emulator {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ATTN_ADDRESS_SANITIZER)
 enum { plain, address, thread, build = address };
 #elif defined(ATTN_THREAD_SANITIZER)
 enum { plain, address, thread, build = thread };
@@ -63,6 +63,9 @@ static const Fault faults[] = {
     {"fault_blocks", nullptr, {silent, silent, race}},
     {"fault_null", nullptr, {"which is no memory", "SEGV", "SEGV"}},
     {"sound_pipeline", nullptr, {silent, silent, silent}},
+    {"sound_read_tile", nullptr, {silent, silent, silent}},
+    {"fault_released_by_one", "sound_read_tile", {differs, differs, race}},
+    {"fault_released_unsynced", "sound_read_tile", {silent, silent, race}},
     {"sound_rewrite", "sound_pipeline", {silent, silent, silent}},
     {"fault_rewrite_unfenced", "sound_rewrite", {unfenced, unfenced, unfenced}},
     {"fault_rewrite_behind", "sound_rewrite", {unfenced, unfenced, unfenced}},
@@ -74,8 +77,8 @@ static const Fault faults[] = {
     {"fault_fewer_bytes", nullptr, {bytes, bytes, bytes}},
     {"fault_no_bytes", nullptr, {in_flight, in_flight, race}},
     {"fault_early_release", "sound_pipeline", {differs, differs, race}},
-    {"fault_more_arrivals", nullptr, {waiting, waiting, waiting}},
-    {"fault_no_product_wait", nullptr, {under_way, under_way, race}},
+    {"fault_more_arrivals", nullptr, {waiting, waiting, race}},
+    {"fault_no_product_wait", nullptr, {under_way, under_way, under_way}},
     {"fault_no_fence", nullptr, {"no wgmma_fence", "no wgmma_fence", "no wgmma_fence"}},
     {"fault_touched_sums", "sound_pipeline", {differs, differs, differs}},
     {"fault_wrong_stride", "sound_pipeline", {differs, differs, differs}},

@@ -35,6 +35,10 @@ enum Fault {
     copy_at_exit,
     copy_outside,
     misaligned_copy,
+    // Tiles are read by ordinary loads too, and released by one thread for all, or without waiting for the warp's others.
+    read_tile,
+    released_by_one,
+    released_unsynced,
     // Tiles are written again, as they were; without the fence, and when they have been used.
     rewrite,
     rewrite_unfenced,
@@ -74,9 +78,20 @@ DEVICE void rewrite_tile(char* tile) {
     }
 }
 
+constexpr bool reads_tiles(Fault fault) {
+    return fault == read_tile || fault == released_by_one || fault == released_unsynced;
+}
+
+// By each warp when all of its threads have read the stage.
+template <Fault fault>
+DEVICE void release(const Stages& stages, int stage) {
+    if (fault != released_unsynced && fault != released_by_one) warp_sync();
+    if (thread() % (fault == released_by_one ? 128 : 32) == 0) mbarrier_arrive(stages.empty + stage);
+}
+
 template <Fault fault>
 DEVICE void consume(const Params& params, const Stages& stages) {
-    float d[32] = {};
+    float d[32] = {}, sum = 0;
     for (int i = 0; i < kTiles; ++i) {
         int stage = i % kStages, use = i / kStages;
         if (fault != no_full_wait) {
@@ -97,18 +112,18 @@ DEVICE void consume(const Params& params, const Stages& stages) {
                 matrix_descriptor(tile + b, fault == wrong_stride ? 512 : 1024, 0), true);
         }
         wgmma_commit();
-        bool is_elected = thread() % 128 == 0;
-        if (fault == early_release && is_elected) mbarrier_arrive(stages.empty + stage);
+        if (fault == early_release) release<fault>(stages, stage);
         if (fault == touched_sums) d[0] += 1;
         if (fault != no_product_wait) wgmma_wait<0>();
         if (fault == rewrite_behind) {
+            barrier_sync(1, 128);
             rewrite_tile(tile);
             barrier_sync(1, 128);
         }
-        if (fault != early_release && is_elected) mbarrier_arrive(stages.empty + stage);
-        if (fault == more_arrivals && thread() % 128 == 1) mbarrier_arrive(stages.empty + stage);
+        if (reads_tiles(fault)) sum += to_float(reinterpret_cast<const f16*>(tile)[128 * i + 8 * (thread() % 128)]);
+        if (fault != early_release) release<fault>(stages, stage);
+        if (fault == more_arrivals && thread() % 32 == 1) mbarrier_arrive(stages.empty + stage);
     }
-    float sum = 0;
     for (int i = 0; i < 32; ++i) sum += d[i];
     params.output[block_x() * 128 + thread() % 128] = sum;
 }
@@ -120,7 +135,10 @@ DEVICE void pipeline(const Params& params) {
     Mbarrier* barriers = reinterpret_cast<Mbarrier*>(shared + kStages * kTileBytes);
     Stages stages{shared, barriers, barriers + kStages};
     if (thread() == 0) {
-        for (int i = 0; i < 2 * kStages; ++i) mbarrier_init(barriers + i, 1);
+        for (int i = 0; i < kStages; ++i) {
+            mbarrier_init(stages.full + i, 1);
+            mbarrier_init(stages.empty + i, fault == released_by_one ? 1 : 4);
+        }
         fence_mbarrier_init();
     }
     if (fault != no_barrier) barrier_sync();
@@ -138,6 +156,9 @@ DEVICE void taken_registers(const Params&) {
 }
 
 ATTN_KERNEL(sound_pipeline, pipeline<none>, Params, 256)
+ATTN_KERNEL(sound_read_tile, pipeline<read_tile>, Params, 256)
+ATTN_KERNEL(fault_released_by_one, pipeline<released_by_one>, Params, 256)
+ATTN_KERNEL(fault_released_unsynced, pipeline<released_unsynced>, Params, 256)
 ATTN_KERNEL(sound_rewrite, pipeline<rewrite>, Params, 256)
 ATTN_KERNEL(fault_rewrite_unfenced, pipeline<rewrite_unfenced>, Params, 256)
 ATTN_KERNEL(fault_rewrite_behind, pipeline<rewrite_behind>, Params, 256)

@@ -6,17 +6,12 @@
 #include <cstdio>
 #include <cstdlib>
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ATTN_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef ATTN_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
-extern "C" void __tsan_read16_pc(void* at, void* line);
-extern "C" void __tsan_write16_pc(void* at, void* line);
-extern "C" void __tsan_read8_pc(void* at, void* line);
-extern "C" void __tsan_write8_pc(void* at, void* line);
-extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 #endif
 
 // switch_context(save, load) stores the callee-saved registers on the stack and its top in *save, then goes on at load.
@@ -123,7 +118,7 @@ void Fiber::enter() {
 }
 
 void Fiber::rewind() {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ATTN_ADDRESS_SANITIZER
     __asan_unpoison_memory_region(top - page, page);
     sanitizer = nullptr;
 #endif
@@ -133,7 +128,7 @@ void Fiber::rewind() {
 void Fiber::switch_to(Fiber& next) {
     left = this;
     running = &next;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ATTN_ADDRESS_SANITIZER
     __sanitizer_start_switch_fiber(&sanitizer, next.stack, next.stack_bytes);
 #endif
 #ifdef ATTN_THREAD_SANITIZER
@@ -144,25 +139,9 @@ void Fiber::switch_to(Fiber& next) {
 }
 
 void Fiber::arrive() {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ATTN_ADDRESS_SANITIZER
     __sanitizer_finish_switch_fiber(sanitizer, &left->stack, &left->stack_bytes);
 #endif
 }
-
-#ifdef ATTN_THREAD_SANITIZER
-void release(const void* at) { __tsan_release(const_cast<void*>(at)); }
-void acquire(const void* at) { __tsan_acquire(const_cast<void*>(at)); }
-void note_read(const void* at, const void* line) { __tsan_read16_pc(const_cast<void*>(at), const_cast<void*>(line)); }
-void note_write(const void* at, const void* line) { __tsan_write16_pc(const_cast<void*>(at), const_cast<void*>(line)); }
-void note_read_8(const void* at, const void* line) { __tsan_read8_pc(const_cast<void*>(at), const_cast<void*>(line)); }
-void note_write_8(const void* at, const void* line) { __tsan_write8_pc(const_cast<void*>(at), const_cast<void*>(line)); }
-#else
-void release(const void*) {}
-void acquire(const void*) {}
-void note_read(const void*, const void*) {}
-void note_write(const void*, const void*) {}
-void note_read_8(const void*, const void*) {}
-void note_write_8(const void*, const void*) {}
-#endif
 
 }  // namespace emulator

@@ -29,14 +29,4 @@ class Fiber {
     void* sanitizer = nullptr;
 };
 
-// For the race checker: what was done before release(at) is seen after acquire(at). Without it, nothing.
-void release(const void* at);
-void acquire(const void* at);
-// Tells the race checker of 16 bytes that an instruction accesses; `line` is an address in the kernel's code.
-void note_read(const void* at, const void* line);
-void note_write(const void* at, const void* line);
-// Of 8 bytes.
-void note_read_8(const void* at, const void* line);
-void note_write_8(const void* at, const void* line);
-
 }  // namespace emulator

@@ -8,7 +8,7 @@
 namespace emulator {
 
 static constexpr size_t alignment = 256;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ATTN_ADDRESS_SANITIZER
 static constexpr size_t guard = 0;
 #else
 static constexpr size_t guard = 256;

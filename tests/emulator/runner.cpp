@@ -30,7 +30,7 @@ static void serve() {
     }
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(ATTN_THREAD_SANITIZER)
+#if !defined(ATTN_ADDRESS_SANITIZER) && !defined(ATTN_THREAD_SANITIZER)
 static void on_bad_access(int, siginfo_t* information, void*) {
     fail("access to address %p, which is no memory", information->si_addr);
 }

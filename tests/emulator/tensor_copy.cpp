@@ -23,7 +23,7 @@ void mbarrier_init(void* barrier, int arrivals) {
     if (arrivals < 1) fail("mbarrier_init: %d arrivals", arrivals);
     if (at_byte(at)) fail("mbarrier_init: the one at byte %td is there already", at);
     if (block.mbarrier_count == 64) fail("mbarrier_init: more than 64 of them");
-    note_write_8(barrier, __builtin_return_address(0));
+    note_write(barrier, 8, __builtin_return_address(0));
     memcpy(barrier, &written, 8);
     block.mbarriers[block.mbarrier_count++] = {at, arrivals, arrivals, 0, 0, {}};
 }
@@ -31,7 +31,7 @@ void mbarrier_init(void* barrier, int arrivals) {
 static Mbarrier& find(void* barrier, const char* what, const void* line) {
     Mbarrier* found = at_byte(shared_offset(barrier, 8, what));
     if (!found) fail("%s: no mbarrier was initialised there", what);
-    note_read_8(barrier, line);
+    note_read(barrier, 8, line);
     if (memcmp(barrier, &written, 8) != 0) fail("%s: the mbarrier was written over", what);
     return *found;
 }
@@ -111,7 +111,7 @@ struct TensorCopy {
     int64_t bytes() const { return int64_t(map.box[0]) * map.box[1] * map.box[2] * map.box[3] * map.element_bytes; }
 };
 
-// Those from `first` to `end`, in turn; in fixed memory, as the race checker follows what is allocated.
+// Those from `first` to `end`, in turn; in fixed memory.
 static struct {
     TensorCopy ring[256];
     unsigned first, end;
@@ -119,8 +119,6 @@ static struct {
     unsigned count() const { return end - first; }
     TensorCopy& at(unsigned number) { return ring[number % 256]; }
 } under_way;
-
-static void touch(char byte) { asm volatile("" ::"r"(byte)); }
 
 static void complete(const TensorCopy& copy) {
     copy.each_chunk([](char* to, const char* from, int low, int high) {
@@ -179,10 +177,8 @@ void tensor_load(void* shared, const void* map, void* at, const int* where) {
     ptrdiff_t offset = shared_offset(shared, size_t(copy.bytes()), "tensor_load");
     if (offset % (copy.map.swizzle ? 1024 : 128)) fail("tensor_load: byte %td of shared memory is misaligned", offset);
     copy.each_chunk([=](char* to, const char* from, int low, int high) {
-        if (high - low == 16) note_read(from, line);
-        // What AddressSanitizer is to report, it reports here.
-        if (high > low) touch(from[low]), touch(from[high - 1]);
-        note_write(to, line);
+        if (high > low) note_read(from + low, size_t(high - low), line);
+        note_write(to, 16, line);
         wrote_by_copy(to);
         if (!block.copies_are_early) memset(to, 0xff, 16);
     });

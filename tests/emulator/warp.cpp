@@ -74,7 +74,7 @@ void ldmatrix(uint32_t* registers, const void* row, int matrices, bool transpose
     if (here.thread % 32 < 8 * matrices) {
         check_aligned(row, 16, "ldmatrix");
         shared_offset(row, 16, "ldmatrix");
-        note_read(row, __builtin_return_address(0));
+        note_read(row, 16, __builtin_return_address(0));
     }
     Operation operation = Operation(int(Operation::ldmatrix_x2) + (matrices == 4 ? 2 : 0) + (transpose ? 1 : 0));
     rendezvous(operation, {registers, row, nullptr, 0},
@@ -101,7 +101,7 @@ void stmatrix(void* row, const uint32_t* registers, bool transpose) {
     check_aligned(row, 16, "stmatrix");
     shared_offset(row, 16, "stmatrix");
     wrote(row, 16);
-    note_write(row, __builtin_return_address(0));
+    note_write(row, 16, __builtin_return_address(0));
     rendezvous(transpose ? Operation::stmatrix_x4_trans : Operation::stmatrix_x4, {row, nullptr, registers, 0},
                [=](Operands* lanes) { store_matrices(lanes, transpose); });
 }
