@@ -4,9 +4,11 @@
 //   dφ(k) = e^{G_C−G} (v Rᵀ + r) + Vᵀ φ(q)                 dv = e^{G_C−G} φ(k) R + Wᵀ dT
 //   R ← e^{G_C} R + (φ(q) e^G)ᵀ dT                         r ← e^{G_C} r + (φ(q) e^G)ᵀ dn
 //
+// and, for the gradient of a log-decay, less the sum of the keys' pairs with later queries, ⟨φ(k_j), dφ(k_j)⟩ without i = j.
+//
 // One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z and S for r
-// and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D]. All
-// warps work on the same step; a barrier ends each.
+// and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D], for
+// the gradient of a log-decay pairs [32 × 32]. All warps work on the same step; a barrier ends each.
 #include "d_features.cuh"
 #include "state.cuh"
 #include "d_sums.cuh"
@@ -48,6 +50,12 @@ struct Keys {
             tiles.load_keys(tile);
             gradient_from_later();
             ptx::barrier_sync();
+            if (p.d_log) {
+                for (int r = ptx::thread(); r < kTile; r += ptx::threads()) tiles.rows->d_log[r] = 0.0;
+                ptx::barrier_sync();
+                multiply_rows(tiles, tiles.key_phi, d_phi);
+                ptx::barrier_sync();
+            }
         }
         for (int64_t reader = 0; absorbs && reader < tiles.readers(); ++reader) {
             tiles.load_queries(reader, tile);
@@ -92,6 +100,13 @@ struct Keys {
                 right_rows<Math>(tiles.query_phi),
                 [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
         });
+        if (p.d_log) {
+            auto pairs = multiply_pairs(tiles);
+            each_row([&](int r) {
+                double sum = warp_sum(double(pairs.at(ptx::lane(), r)));
+                if (ptx::lane() == 0) tiles.rows->d_log[r] += sum;
+            });
+        }
         ptx::barrier_sync();
     }
 
@@ -118,15 +133,12 @@ struct Keys {
         ptx::barrier_sync();
     }
 
-    // ⟨φ(k), dφ(k)⟩
+    // What the queries' sweep has stored becomes the difference.
     DEVICE void subtract_log(Range tile) {
         auto d_log = static_cast<double*>(p.d_log) + tiles.place.state_head(p) * p.keys;
-        each_row([&](int r) {
-            if (!tiles.rows->present[r]) return;
-            Real product = row_sum<Real>(p.features, [&](int f) { return tiles.key_phi.at(r, f) * d_phi.at(r, f); });
-            if (ptx::lane() == 0) d_log[tiles.key_at(tile, r)] -= double(product);
-        });
-        ptx::barrier_sync();
+        for (int r = ptx::thread(); r < kTile; r += ptx::threads()) {
+            if (tiles.rows->present[r]) d_log[tiles.key_at(tile, r)] -= tiles.rows->d_log[r];
+        }
     }
 
     DEVICE void run() {

@@ -1,9 +1,10 @@
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::LinearState;
 use super::engine::{LinearCall, LinearTensors, QuadraticCall, accumulator};
-use super::state::{ensure_causal, ensure_whole_chunks};
+use super::state::ensure_causal;
 use crate::gau::{GauOptions, MixedChunkOptions};
+use crate::problem::{ensure_same_rows, ensure_whole_chunks};
 
 /// Squared-ReLU attention of the gated attention unit (Hua et al. 2022, "Transformer Quality in Linear Time"):
 ///
@@ -20,7 +21,7 @@ use crate::gau::{GauOptions, MixedChunkOptions};
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a norm out of range, a bias that does not reach every visible distance, a
-/// tracked key mask, a tensor that is not on the CPU.
+/// tracked key mask, tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```
@@ -55,13 +56,14 @@ pub fn gau_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &GauOptions<Te
 ///
 /// q = `q_quad` and q' = `q_lin` `[B, H, N, D]`, k = `k_quad` and k' = `k_lin` `[B, Hk, M, D]`, v `[B, Hk, M, E]` →
 /// `[B, H, N, E]` in their dtype, f32, f64, f16 or bf16. The paper has one head; D may differ between the branches;
-/// causal needs M = N. The branches are added before the rounding to the dtype. C, c, the norm, key mask and bias are
+/// causal needs M = N. The branches are added before the rounding to the dtype, and on the CPU so are their
+/// gradients of v. C, c, the norm, key mask and bias are
 /// in [`MixedChunkOptions`]; what holds for every operation is in the [module](crate::candle) documentation. Gradients: all five
 /// tensors and the bias.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, a chunk size of 0, a bias that does not reach C − 1, a tracked key mask, a
-/// tensor that is not on the CPU.
+/// Shapes or dtypes that do not fit together, a chunk size of 0, a bias that does not reach C − 1, a tracked key mask,
+/// tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```
@@ -126,7 +128,7 @@ pub fn mixed_chunk_attention_with_state(
 ) -> Result<(Tensor, LinearState)> {
     let function = "mixed_chunk_attention_with_state";
     ensure_causal(function, options.causal)?;
-    ensure_whole_chunks(function, state, options.chunk_size)?;
+    ensure_whole_chunks(function, state.map_or(0, LinearState::position), options.chunk_size)?;
     let names = ["mixed_chunk_attention_with_state (local branch)", "mixed_chunk_attention_with_state (global branch)"];
     let (local, global) = branches(names, [q_quad, k_quad, v], [q_lin, k_lin, v], options, state)?;
     let sums = accumulator(v.dtype());
@@ -144,19 +146,18 @@ fn branches(
     let key_mask = options.key_mask.as_ref();
     let local = options.local_problem(names[0], quad[0], quad[1], quad[2])?;
     let global = options.global_problem(names[1], lin[0], lin[1], lin[2])?;
-    let (rows, needs) = (
-        [global.shapes().batch, global.shapes().heads(), global.shapes().queries],
-        [local.shapes().batch, local.shapes().heads, local.shapes().queries],
-    );
-    if rows != needs {
-        let describe = |[batch, heads, rows]: [usize; 3]| format!("{batch} × {heads} heads × {rows} queries");
-        let (got, needs) = (describe(rows), format!("{} as in the local branch", describe(needs)));
-        return Err(crate::Error::Shape { function: names[1], argument: "q", got, needs }.into());
-    }
-    Ok((
-        QuadraticCall::new(local, quad, key_mask, options.bias.as_ref())?,
-        LinearCall::new(global, lin, LinearTensors { key_mask, state, ..Default::default() })?,
-    ))
+    ensure_same_rows(&local, &global)?;
+    let wide = wide_values(quad[2])?;
+    let local = QuadraticCall::new(local, quad, key_mask, options.bias.as_ref())?;
+    let global = LinearCall::new(global, lin, LinearTensors { key_mask, state, ..Default::default() })?;
+    Ok((local.with_wide_v(wide.as_ref()), global.with_wide_v(wide.as_ref())))
+}
+
+/// v in the dtype of sums, where the gradients of both branches can be added up before they are rounded.
+fn wide_values(v: &Tensor) -> Result<Option<Tensor>> {
+    let is_narrow = matches!(v.dtype(), DType::F16 | DType::BF16);
+    let adds = is_narrow && v.track_op() && v.device().is_cpu();
+    adds.then(|| v.to_dtype(accumulator(v.dtype()))).transpose()
 }
 
 /// The local branch of [`mixed_chunk_attention`] in the dtype of sums, for queries at the end of a longer row of keys.

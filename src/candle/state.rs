@@ -1,6 +1,6 @@
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use crate::problem::ensure_value;
+pub(super) use crate::problem::ensure_causal;
 
 /// The sums that linear attention carries from one piece of a sequence to the next, with H the larger of key heads
 /// and value heads, D' the width of the features, E that of the values:
@@ -51,20 +51,10 @@ impl LinearState {
 
     /// Bytes that the tensors take.
     pub fn size_in_bytes(&self) -> usize {
-        let tensors = [Some(&self.s), Some(&self.z), self.stabilizer.as_ref()];
-        tensors.into_iter().flatten().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+        self.tensors().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
     }
-}
 
-/// Refuses forms with state that are not causal: there the first piece would have to read the last one.
-pub(super) fn ensure_causal(function: &'static str, causal: bool) -> Result<()> {
-    Ok(ensure_value(causal, function, "causal", causal, "`true` to carry a state")?)
-}
-
-/// Refuses a state that ends inside a chunk.
-pub(super) fn ensure_whole_chunks(function: &'static str, state: Option<&LinearState>, chunk: usize) -> Result<()> {
-    let position = state.map_or(0, LinearState::position);
-    let got = format!("at position {position}");
-    let needs = format!("a position at the end of a chunk of {chunk}");
-    Ok(ensure_value(position.is_multiple_of(chunk.max(1)), function, "state", got, &needs)?)
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.s, &self.z].into_iter().chain(&self.stabilizer)
+    }
 }

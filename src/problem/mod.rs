@@ -3,19 +3,21 @@
 //! Every error about an argument is worded here, once for all backends; a [`Quadratic`] or [`Linear`] that
 //! exists can be computed.
 
+mod call;
 mod linear;
 mod mask;
 mod operands;
 mod quadratic;
 mod view;
 
+pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_whole_chunks};
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
 pub use operands::{
     LinearGradients, LinearInputs, LinearOutputs, LinearSaved, QuadraticGradients, QuadraticInputs, QuadraticSaved,
     StateMut, StateView,
 };
-pub use quadratic::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+pub use quadratic::{PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
 pub use view::{DType, Elements, Operand, Slice, SliceMut, Strided, View};
 
 use crate::{Error, Result};

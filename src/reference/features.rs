@@ -34,6 +34,12 @@ impl Features<'_> {
         matches!(self, Self::Favor { map: FavorMap::Positive | FavorMap::Hyperbolic, .. })
     }
 
+    /// Whether ⟨φ(q), φ(k)⟩ is a function of ⟨q, k⟩ and the lengths of both, so that rotation of q and k is what makes
+    /// it one of their distance.
+    pub fn are_of_products(&self) -> bool {
+        matches!(self, Self::Plain(FeatureMap::Taylor | FeatureMap::Cosine))
+    }
+
     /// Writes `phi` and returns the exponent.
     pub fn apply(&self, x: &[f64], phi: &mut [f64]) -> f64 {
         match self {
@@ -86,21 +92,22 @@ fn amplitude(features: usize) -> f64 {
     1.0 / (features as f64).sqrt()
 }
 
-/// ±ω x̃ − ‖x̃‖²/2, less its maximum (which is returned), through exp.
+/// ±ω x̃ − ‖x̃‖²/2, less its maximum (which is returned), through exp. The square, which is the same for all features, is left
+/// out of the difference: of a long x it would take the digits.
 fn exponential(omega: &Array, x: &[f64], phi: &mut [f64]) -> f64 {
     let x = scaled(x);
     let half = dot(&x, &x) / 2.0;
     let directions = omega.shape[2];
     for (f, phi) in phi.iter_mut().enumerate() {
         let projection = dot(omega.row(0, 0, f % directions), &x);
-        *phi = if f < directions { projection - half } else { -projection - half };
+        *phi = if f < directions { projection } else { -projection };
     }
     let max = phi.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let amplitude = amplitude(phi.len());
     for phi in phi {
         *phi = amplitude * (*phi - max).exp();
     }
-    max
+    max - half
 }
 
 /// dx = D^{-1/4} (Σ_f ±u_f ω_f − (Σ_f u_f) x̃) with u_f = dφ_f φ_f
@@ -136,9 +143,9 @@ fn plain(map: FeatureMap, x: &[f64], phi: &mut [f64]) {
             }
         }
         FeatureMap::Cosine => {
-            let norm = dot(x, x).sqrt();
+            let (largest, norm) = norms(x);
             phi[0] = 1.0;
-            each(x, &mut phi[1..], |x| if norm == 0.0 { 0.0 } else { x / norm });
+            each(x, &mut phi[1..], |x| if largest == 0.0 { x } else { x / largest / norm });
         }
     }
 }
@@ -178,12 +185,20 @@ fn taylor_backward(x: &[f64], d_phi: &[f64], d_x: &mut [f64]) {
     }
 }
 
+/// max |x| and ‖x‖ over it: neither overflows or vanishes where x does not.
+fn norms(x: &[f64]) -> (f64, f64) {
+    let largest = x.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+    (largest, x.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt())
+}
+
 /// dx = (dx̂ − x̂⟨x̂, dx̂⟩)/‖x‖, 0 for a zero row
 fn cosine_backward(x: &[f64], unit: &[f64], d_unit: &[f64], d_x: &mut [f64]) {
-    let norm = dot(x, x).sqrt();
-    if norm > 0.0 {
-        add_scaled(d_x, 1.0 / norm, d_unit);
-        add_scaled(d_x, -dot(unit, d_unit) / norm, unit);
+    let (largest, norm) = norms(x);
+    if largest > 0.0 {
+        let along = dot(unit, d_unit);
+        for ((d_x, unit), d) in d_x.iter_mut().zip(unit).zip(d_unit) {
+            *d_x += (d - unit * along) / norm / largest;
+        }
     }
 }
 

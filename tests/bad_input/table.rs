@@ -200,7 +200,6 @@ fn decays(rows: &mut Rows) {
     rows.bad("growth per head", "log_decay", &["is 0.25", "at most 0"], with(Tensor { fill: 0.25, ..float(&[2]) }));
     rows.bad("NaN", "log_decay", needs, with(Tensor { fill: f64::NAN, ..log_decay() }));
     rows.bad("+∞", "log_decay", needs, with(Tensor { fill: f64::INFINITY, ..log_decay() }));
-    rows.bad("−∞", "log_decay", needs, with(Tensor { fill: f64::NEG_INFINITY, ..log_decay() }));
     rows.bad("NaN per head", "log_decay", needs, with(Tensor { fill: f64::NAN, ..float(&[2]) }));
     rows.bad("decay of what is not causal", "log_decay", &["without `causal`"], |c| {
         c.log_decay = Some(log_decay());

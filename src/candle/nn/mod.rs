@@ -16,7 +16,8 @@
 //!
 //! Layers of different mechanisms have weights of the same names and shapes. So that one is not loaded into another, a
 //! layer has a tensor `mechanism.<kind>` of one number among its weights, and refuses weights that have it for another
-//! kind or for none. Weights that do not come from this crate have none: pass them through [`foreign_weights`].
+//! kind or for none. Weights that do not come from this crate have none: pass them through [`foreign_weights`]. Known
+//! weights beside those that a configuration reads are refused too: without them the model would be another.
 
 mod attention;
 mod cache;
@@ -32,12 +33,15 @@ mod model;
 mod model_config;
 mod norm;
 mod omega;
-mod own_gradient;
+mod packing;
 mod projection;
-mod rotary;
 mod sampler;
 mod seeded;
+mod siblings;
+#[cfg(test)]
+mod tests;
 
+pub use crate::candle::rotary::Rotary;
 pub use attention::Attention;
 pub use cache::{Cache, ModelCache};
 pub use config::AttentionConfig;
@@ -48,6 +52,5 @@ pub use mechanism::Mechanism;
 pub use model::{Block, LanguageModel};
 pub use model_config::LanguageModelConfig;
 pub use norm::{Norm, NormConfig, NormKind};
-pub use rotary::Rotary;
 pub use sampler::{Sampler, SamplerConfig};
 pub use seeded::seeded_weights;

@@ -149,6 +149,8 @@ pub trait Real:
     const ZERO: Self;
     const ONE: Self;
     const NEG_INFINITY: Self;
+    /// The lowest finite number.
+    const LOWEST: Self;
     /// Below this eˣ is taken as 0: twice the smallest normal number.
     const EXP_MIN: Self;
     /// Slightly above the largest x whose eˣ is finite.
@@ -176,6 +178,7 @@ macro_rules! real {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            const LOWEST: Self = $t::MIN;
             const EXP_MIN: Self = $min;
             const EXP_MAX: Self = $max;
             const LN_2: [Self; 2] = $ln_2;

@@ -2,6 +2,7 @@
 
 use super::TILE;
 use super::params::{LinearParams, PIECES, Piece};
+use crate::gpu::params::Pointer;
 use crate::gpu::plan::DeviceFacts;
 
 /// Numbers set aside for what a kernel keeps per row, `kRowsSize` on the device.
@@ -61,6 +62,8 @@ fn size(params: &LinearParams, piece: Piece) -> usize {
     match piece {
         Piece::Rows => ROWS_SIZE,
         Piece::Weights => weights,
+        Piece::Pairs if params.d_log == Pointer::default() => 0,
+        Piece::Pairs => weights,
         Piece::QueryPhi | Piece::KeyPhi | Piece::DPhi => features,
         Piece::X if params.directions_count == 0 => 0,
         Piece::X => width,

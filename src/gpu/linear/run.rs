@@ -5,7 +5,7 @@ use super::super::plan::Argument;
 use super::super::view::{DeviceSliceMut, DeviceView, strides};
 use super::{ForwardOutputs, LinearLayout, SavedLayout, StateLayout, plan_backward, plan_forward};
 use crate::Result;
-use crate::problem::{Elements, Linear, Operand, StateMut, StateView};
+use crate::problem::{Elements, Linear, Operand, StateMut, StateView, ensure_value};
 
 /// The operands, as views of device memory.
 pub type LinearInputs<'a> = crate::problem::LinearInputs<DeviceView<'a>>;
@@ -35,7 +35,7 @@ pub fn forward(
         statistic: outputs.statistic.is_some() && problem.statistic_len() > 0,
         state: outputs.state.is_some(),
     };
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     let plan = plan_forward(problem, &layout(inputs, &arguments), asked, device.facts());
     arguments.write(Argument::Out, &mut outputs.out);
@@ -67,11 +67,13 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
+    let dtype = gradients.v.dtype();
+    ensure_value(dtype == problem.shapes.dtype, problem.function, "gradient of v", dtype, "the dtype of v on a GPU")?;
     let statistic = saved.statistic.as_ref().map_or([0; 3], |statistic| match statistic.strides() {
         [batch, row] => [*batch as i64, 0, *row as i64],
         _ => strides(statistic),
     });
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     arguments.read(Argument::Out, &saved.out);
     arguments.read(Argument::DOut, &saved.d_out);

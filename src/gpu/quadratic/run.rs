@@ -5,7 +5,7 @@ use super::super::plan::Argument;
 use super::super::view::{DeviceSliceMut, DeviceView, strides};
 use super::{QuadraticLayout, QuadraticOutputs, QuadraticSavedLayout, plan_backward, plan_forward};
 use crate::Result;
-use crate::problem::{Elements, Operand, Quadratic};
+use crate::problem::{Elements, Operand, Quadratic, ensure_value};
 
 /// The operands, as views of device memory.
 pub type QuadraticInputs<'a> = crate::problem::QuadraticInputs<DeviceView<'a>>;
@@ -29,7 +29,7 @@ pub fn forward(
     inputs.check(problem)?;
     problem.check_outputs(&out, statistic.as_ref())?;
     let asked = QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     let plan = plan_forward(problem, &layout(inputs, &arguments), asked, device.facts());
     arguments.write(Argument::Out, &mut out);
@@ -53,7 +53,9 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
-    let mut arguments = Arguments::new(device);
+    let dtype = gradients.v.dtype();
+    ensure_value(dtype == problem.shapes.dtype, problem.function, "gradient of v", dtype, "the dtype of v on a GPU")?;
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     arguments.read(Argument::Out, &saved.out);
     arguments.read(Argument::Statistic, &saved.statistic);

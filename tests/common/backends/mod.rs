@@ -1,5 +1,6 @@
 //! Who computes a case. Another backend is another implementation of [`Backend`] in [`all`].
 
+mod calls;
 #[cfg(feature = "candle")]
 pub mod candle;
 mod cpu;
@@ -13,6 +14,7 @@ use super::cases::Case;
 use super::data::Data;
 use super::reference::Results;
 
+pub use calls::Calls;
 pub use cpu::Cpu;
 
 /// What is computed.

@@ -1,0 +1,28 @@
+//! Checks of whole calls, whatever their tensors are.
+
+use super::{Linear, Quadratic, ensure_value};
+use crate::{Error, Result};
+
+/// Refuses forms with state that are not causal: there the first piece would have to read the last one.
+pub(crate) fn ensure_causal(function: &'static str, causal: bool) -> Result<()> {
+    ensure_value(causal, function, "causal", causal, "`true` to carry a state")
+}
+
+/// Refuses a state that ends inside a chunk.
+pub(crate) fn ensure_whole_chunks(function: &'static str, position: usize, chunk: usize) -> Result<()> {
+    let got = format!("at position {position}");
+    let needs = format!("a position at the end of a chunk of {chunk}");
+    ensure_value(position.is_multiple_of(chunk.max(1)), function, "state", got, &needs)
+}
+
+/// Refuses branches of mixed chunk attention whose outputs cannot be added.
+pub(crate) fn ensure_same_rows(local: &Quadratic, global: &Linear) -> Result<()> {
+    let (got, needs) = (global.shapes(), local.shapes());
+    let (got, needs) = ([got.batch, got.heads(), got.queries], [needs.batch, needs.heads, needs.queries]);
+    if got == needs {
+        return Ok(());
+    }
+    let describe = |[batch, heads, rows]: [usize; 3]| format!("{batch} × {heads} heads × {rows} queries");
+    let needs = format!("{} as in the local branch", describe(needs));
+    Err(Error::Shape { function: global.function, argument: "q", got: describe(got), needs })
+}
