@@ -98,7 +98,7 @@ struct VectorOfThread {
 template <class Real, class Element, class Keep>
 DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, int64_t first, int rows, int columns,
                  Keep keep) {
-    // 16 bytes of the tile, or 16 of the rows: neighbouring lanes write neighbouring banks.
+    // 16 bytes of the tile, so that neighbouring lanes write neighbouring banks.
     constexpr int kVector = 16 / sizeof(Real);
     bool is_aligned = from.is_aligned();
     bool is_tile_aligned = (reinterpret_cast<uint64_t>(into.data) | into.row * sizeof(Real)) % 16 == 0;
