@@ -119,6 +119,8 @@ struct FavorOutputs : FavorReader<Config> {
         Sums out;
         multiply(queries, out, norm);
         project_next(keys, is_last);
+        // The other warps have read the keys' features, in whose place rows are handed over.
+        this->barrier_of_one();
         this->end_rows(chunk, out, norm);
         this->publish_state();
         turn.advance();

@@ -38,8 +38,10 @@ struct ReaderOfWarpgroup : StateOfWarpgroup<Config> {
         publish_state();
     }
 
-    // S, rounded, to where the next products read it.
+    // S, rounded, to where the next products read it. Each warp writes what all of them have read: first they have waited for
+    // their products, which in f16 `publish` sees to.
     DEVICE void publish_state() {
+        if constexpr (!kScales) barrier_of_one();
         state_scale = publish(state, shared.state_of(own), shared.scratch->largest + 4 * own, kBarrierOfOne + own);
         ptx::fence_proxy_async();
         barrier_of_one();

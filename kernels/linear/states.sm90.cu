@@ -23,8 +23,6 @@ struct StatesOfWarpgroup : StateOfWarpgroup<Config> {
         this->add_features(rows);
         this->shrink_state(rows);
         this->add_keys();
-        // All have read the rows.
-        this->barrier_of_one();
         shared.pipeline.release(turn);
         turn.advance();
     }

@@ -6,8 +6,8 @@
 namespace attn::ptx {
 
 // A tensor of four dimensions in global memory, the box that a copy moves and how it lies in shared memory: a CUtensorMap,
-// which the launch writes into the kernel's parameters.
-struct alignas(64) TensorMap {
+// which the launch writes into the kernel's parameters. Aligned as newer toolkits' documentation asks.
+struct alignas(128) TensorMap {
     uint64_t words[16];
 };
 

@@ -169,4 +169,15 @@ DEVICE void wgmma_registers(float (&d)[Count]) {
 #endif
 }
 
+// The same for a left operand.
+template <int Count>
+DEVICE void wgmma_registers(uint32_t (&a)[Count]) {
+#ifdef ATTN_EMULATOR
+    (void)a;
+#else
+#pragma unroll
+    for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(a[i])::"memory");
+#endif
+}
+
 }  // namespace attn::ptx

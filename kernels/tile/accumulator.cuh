@@ -7,6 +7,10 @@
 
 namespace attn::tile {
 
+// Which two of the eight inner indices of a step the lanes with t = lane%4 bring to a product, the same ones on both sides:
+// neighbours 2t and 2t + 1, which are the columns of a block of sums, or t and t + 4, as the instruction numbers them.
+enum class Inner { neighbours, apart };
+
 // Element i of a 16×8 block belongs to this row and column of it.
 DEVICE int block_row(int i) { return ptx::lane() / 4 + 8 * (i / 2); }
 DEVICE int block_column(int i) { return 2 * (ptx::lane() % 4) + i % 2; }

@@ -10,13 +10,14 @@ namespace attn::tile {
 template <class Math, int M, int N, class Left, class Right>
 DEVICE void multiply_step(Accumulator<typename Math::Real, M, N>& sums, const Left& left, const Right& right, int k) {
     static_assert(N % 2 == 0, "right fragments come in pairs");
+    constexpr Inner kInner = Math::template kInner<Left, Right>;
     typename Math::Left a[M];
 #pragma unroll
-    for (int m = 0; m < M; ++m) a[m] = left.fragment(m, k);
+    for (int m = 0; m < M; ++m) a[m] = left.template fragment<kInner>(m, k);
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
         typename Math::Right b[2];
-        right.fragments(n, k, b);
+        right.template fragments<kInner>(n, k, b);
 #pragma unroll
         for (int m = 0; m < M; ++m) {
             Math::multiply(sums.value[m][n], a[m], b[0]);

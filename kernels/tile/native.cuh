@@ -48,6 +48,7 @@ struct NativeLeftRows {
     typename Math::Tile tile;
     int row = 0;
 
+    template <Inner>
     DEVICE typename Math::Left fragment(int m, int k) const {
         typename Math::Left a;
         int lane = ptx::lane();
@@ -61,6 +62,7 @@ template <class Math, int M, int N>
 struct NativeLeftRegisters {
     const Accumulator<float, M, N>& sums;
 
+    template <Inner>
     DEVICE typename Math::Left fragment(int m, int k) const {
         typename Math::Left a;
 #pragma unroll
@@ -79,6 +81,7 @@ struct NativeRightRows {
     typename Math::Tile tile;
     int column = 0;
 
+    template <Inner>
     DEVICE void fragments(int n, int k, typename Math::Right (&pair)[2]) const {
         uint32_t b[4];
         int lane = ptx::lane();
@@ -94,6 +97,7 @@ struct NativeRightTransposed {
     typename Math::Tile tile;
     int row = 0;
 
+    template <Inner>
     DEVICE void fragments(int n, int k, typename Math::Right (&pair)[2]) const {
         uint32_t b[4];
         int lane = ptx::lane();
@@ -109,6 +113,8 @@ struct Native {
     using Real = float;
     using Tile = SwizzledTile<E>;
     static constexpr int kStep = 16;
+    template <class L, class R>
+    static constexpr Inner kInner = Inner::neighbours;
     using LeftRows = NativeLeftRows<Native>;
     template <int M, int N>
     using LeftRegisters = NativeLeftRegisters<Native, M, N>;

@@ -49,7 +49,7 @@ struct Pipeline {
 #pragma unroll
         for (int stage = 0; stage < Stages; ++stage) {
             ptx::mbarrier_init(full(stage), arrivals);
-            ptx::mbarrier_init(empty(stage), readers);
+            ptx::mbarrier_init(empty(stage), 4 * readers);
         }
     }
 
@@ -63,9 +63,11 @@ struct Pipeline {
     // Waits until the stage is filled.
     DEVICE void wait(const Turn<Stages>& turn) const { wait_for_phase(full(turn.stage), turn.parity); }
 
-    // By all threads of a warpgroup, when products that read the stage have been waited for.
+    // By all threads of a warpgroup, when products that read the stage have been waited for. Each warp arrives for itself:
+    // neither its wait for products nor what it reads on its own says anything of the other warps.
     DEVICE void release(const Turn<Stages>& turn) const {
-        if (ptx::thread() % 128 == 0) ptx::mbarrier_arrive(empty(turn.stage));
+        ptx::warp_sync();
+        if (ptx::lane() == 0) ptx::mbarrier_arrive(empty(turn.stage));
     }
 };
 

@@ -98,8 +98,10 @@ struct VectorOfThread {
 template <class Real, class Element, class Keep>
 DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, int64_t first, int rows, int columns,
                  Keep keep) {
-    constexpr int kVector = 16 / sizeof(Element);
+    // 16 bytes of the tile, so that neighbouring lanes write neighbouring banks.
+    constexpr int kVector = 16 / sizeof(Real);
     bool is_aligned = from.is_aligned();
+    bool is_tile_aligned = (reinterpret_cast<uint64_t>(into.data) | into.row * sizeof(Real)) % 16 == 0;
     int vectors = (columns + kVector - 1) / kVector;
 #pragma unroll 2
     for (auto at = VectorOfThread::first(vectors); at.row < rows; at.advance(vectors)) {
@@ -109,11 +111,20 @@ DEVICE void load(const WideTile<Real>& into, const Rows<const Element>& from, in
         int present = is_present ? ptx::min(from.width - c, kVector) : 0;
         ptx::Vector<Element, kVector> x;
         if (is_aligned && present == kVector) x = ptx::load_constant<Element, kVector>(from.row(row) + c);
+        ptx::Vector<Real, kVector> wide;
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
             bool is_read = i < present;
             if (is_read && !is_aligned) x.value[i] = from.row(row)[c + i];
-            if (c + i < columns) into.at(r, c + i) = is_read ? widen<Real>(x.value[i]) : Real(0);
+            wide.value[i] = is_read ? widen<Real>(x.value[i]) : Real(0);
+        }
+        if (is_tile_aligned && c + kVector <= columns) {
+            ptx::store_vector(&into.at(r, c), wide);
+            continue;
+        }
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+            if (c + i < columns) into.at(r, c + i) = wide.value[i];
         }
     }
 }

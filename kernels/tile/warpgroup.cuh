@@ -124,9 +124,11 @@ DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const Left& left, co
 
 // The same with the left operand in registers.
 template <class Element, int Inner, int N, class Right>
-DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, const PackedRows<Element, Inner>& left, const Right& right,
+DEVICE void multiply_beside(Accumulator<float, 1, N>& sums, PackedRows<Element, Inner>& left, const Right& right,
                             bool accumulates) {
     ptx::wgmma_registers(registers_of(sums));
+#pragma unroll
+    for (int k = 0; k < Inner / 16; ++k) ptx::wgmma_registers(left.value[k]);
     ptx::wgmma_fence();
     auto b = right.here();
 #pragma unroll

@@ -1,9 +1,6 @@
 // Products of tiles whose elements lie in shared (or global) memory in the type of the sums: f32 through tf32 tensor
 // cores in one product (operands that were 16-bit numbers are exact), two (the right operand was) or three (neither was),
 // f64 through its own.
-//
-// Inside a step of 8 along the inner dimension the instruction's index t (0..3) stands for 2t, and t + 4 for 2t + 1, on
-// both sides. So a block of sums is a left fragment as it is, and a lane reads neighbours.
 #pragma once
 
 #include "../ptx/element.cuh"
@@ -24,60 +21,90 @@ struct WideTile {
     DEVICE WideTile from(int r, int c) const { return {data + (r * row + c), row}; }
 };
 
-// Distance of rows, in elements, for rows of `width` numbers that lanes read without bank conflicts.
-DEVICE constexpr int wide_row(int width) { return (width + 31) / 32 * 32 + 8; }
+// Distance of rows, in elements, for rows of `width` numbers: 4 modulo 32, and rows at multiples of 16 bytes. With g = lane/4
+// and t = lane%4, a lane reads row g of what is stored along the inner dimension and column g of what is stored across it.
+// Of f32, g rows and `apart` indices are 4g + t banks on, columns and `neighbours` 8t + g: 32 different ones. Of f64, whose
+// half-warps have 16 banks of 8 bytes, 4g + t and, `apart`, 4t + g are. Twice as long as they could take loads of f32 along
+// the left operand's rows with a right operand across, and of f64 across with a left operand in registers.
+DEVICE constexpr int wide_row(int width) { return (width + 31) / 32 * 32 + 4; }
+
+// From a lane's first inner index of a step to its second.
+DEVICE constexpr int distance(Inner inner) { return inner == Inner::neighbours ? 1 : 4; }
+
+// This lane's first inner index of a step.
+template <Inner kInner>
+DEVICE int inner_index() {
+    return (kInner == Inner::neighbours ? 2 : 1) * (ptx::lane() % 4);
+}
 
 // Left operand [rows × inner].
 template <class Math>
 struct WideLeftRows {
+    static constexpr bool kIsInRegisters = false;
     typename Math::Tile tile;
 
+    template <Inner kInner>
     DEVICE typename Math::Left fragment(int m, int k) const {
-        auto block = tile.from(16 * m + ptx::lane() / 4, k + 2 * (ptx::lane() % 4));
-        return Math::left({block.at(0, 0), block.at(0, 1), block.at(8, 0), block.at(8, 1)});
+        auto block = tile.from(16 * m + ptx::lane() / 4, k + inner_index<kInner>());
+        constexpr int kNext = distance(kInner);
+        return Math::left({block.at(0, 0), block.at(0, kNext), block.at(8, 0), block.at(8, kNext)});
     }
 };
 
 // Left operand stored as its transpose [inner × rows].
 template <class Math>
 struct WideLeftTransposed {
+    static constexpr bool kIsInRegisters = false;
     typename Math::Tile tile;
 
+    template <Inner kInner>
     DEVICE typename Math::Left fragment(int m, int k) const {
-        auto block = tile.from(k + 2 * (ptx::lane() % 4), 16 * m + ptx::lane() / 4);
-        return Math::left({block.at(0, 0), block.at(1, 0), block.at(0, 8), block.at(1, 8)});
+        auto block = tile.from(k + inner_index<kInner>(), 16 * m + ptx::lane() / 4);
+        constexpr int kNext = distance(kInner);
+        return Math::left({block.at(0, 0), block.at(kNext, 0), block.at(0, 8), block.at(kNext, 8)});
     }
 };
 
-// Left operand in registers.
+// Left operand in registers: a block of sums as it is.
 template <class Math, int M, int N>
 struct WideLeftRegisters {
+    static constexpr bool kIsInRegisters = true;
     const Accumulator<typename Math::Real, M, N>& sums;
 
-    DEVICE typename Math::Left fragment(int m, int k) const { return Math::left(sums.value[m][k / 8]); }
+    template <Inner kInner>
+    DEVICE typename Math::Left fragment(int m, int k) const {
+        static_assert(kInner == Inner::neighbours, "columns of a block of sums");
+        return Math::left(sums.value[m][k / 8]);
+    }
 };
 
 // Right operand [inner × columns].
 template <class Math>
 struct WideRightRows {
+    static constexpr bool kIsAcross = true;
     typename Math::Tile tile;
 
+    template <Inner kInner>
     DEVICE void fragments(int n, int k, typename Math::Right (&pair)[2]) const {
-        auto block = tile.from(k + 2 * (ptx::lane() % 4), 8 * n + ptx::lane() / 4);
-        pair[0] = Math::right({block.at(0, 0), block.at(1, 0)});
-        pair[1] = Math::right({block.at(0, 8), block.at(1, 8)});
+        auto block = tile.from(k + inner_index<kInner>(), 8 * n + ptx::lane() / 4);
+        constexpr int kNext = distance(kInner);
+        pair[0] = Math::right({block.at(0, 0), block.at(kNext, 0)});
+        pair[1] = Math::right({block.at(0, 8), block.at(kNext, 8)});
     }
 };
 
 // Right operand stored as its transpose [columns × inner].
 template <class Math>
 struct WideRightTransposed {
+    static constexpr bool kIsAcross = false;
     typename Math::Tile tile;
 
+    template <Inner kInner>
     DEVICE void fragments(int n, int k, typename Math::Right (&pair)[2]) const {
-        auto block = tile.from(8 * n + ptx::lane() / 4, k + 2 * (ptx::lane() % 4));
-        pair[0] = Math::right({block.at(0, 0), block.at(0, 1)});
-        pair[1] = Math::right({block.at(8, 0), block.at(8, 1)});
+        auto block = tile.from(8 * n + ptx::lane() / 4, k + inner_index<kInner>());
+        constexpr int kNext = distance(kInner);
+        pair[0] = Math::right({block.at(0, 0), block.at(0, kNext)});
+        pair[1] = Math::right({block.at(8, 0), block.at(8, kNext)});
     }
 };
 
@@ -104,6 +131,10 @@ struct Wide<float, Passes> {
     using RightTransposed = WideRightTransposed<Wide>;
     using Left = Split<4>;
     using Right = Split<2>;
+
+    // Without bank conflicts on the right, of which there are more.
+    template <class L, class R>
+    static constexpr Inner kInner = L::kIsInRegisters || R::kIsAcross ? Inner::neighbours : Inner::apart;
 
     template <int kParts, int Count>
     DEVICE static Split<Count> split(const float (&x)[Count]) {
@@ -146,6 +177,9 @@ struct Wide<double, 1> {
     struct Right {
         double value[2];
     };
+
+    template <class L, class R>
+    static constexpr Inner kInner = L::kIsInRegisters ? Inner::neighbours : Inner::apart;
 
     DEVICE static Left left(const double (&x)[4]) { return {x[0], x[1], x[2], x[3]}; }
     DEVICE static Right right(const double (&x)[2]) { return {x[0], x[1]}; }

@@ -92,6 +92,10 @@ pub fn facts(device: CUdevice) -> Result<DeviceFacts, DriverError> {
     })
 }
 
+/// A tensor map where it is written, aligned as newer toolkits' documentation asks.
+#[repr(align(128))]
+struct Encoded(sys::CUtensorMap);
+
 /// The copy engine's form of a tensor map, for a tensor at an address.
 pub fn tensor_map(map: &TensorMap, address: u64) -> Result<[u64; 16], String> {
     use sys::CUtensorMapDataType as Kind;
@@ -106,12 +110,13 @@ pub fn tensor_map(map: &TensorMap, address: u64) -> Result<[u64; 16], String> {
         false => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
     };
     let every = [1u32; 4];
-    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
-    // SAFETY: the driver is open, since there is an address, and has the function (`OLDEST`). It reads four sizes, three strides, four sizes of the box
-    // and four steps, writes 128 bytes to a live local that is aligned as its type asks, and does not access the address.
+    let mut encoded = Encoded(sys::CUtensorMap { opaque: [0; 16] });
+    // SAFETY: the driver is open, since there is an address, and has the function (`OLDEST`). It reads four sizes, three
+    // strides, four sizes of the box and four steps, writes 128 bytes to a live local at a multiple of 128, and does not
+    // access the address.
     let status = unsafe {
         sys::cuTensorMapEncodeTiled(
-            &raw mut encoded,
+            &raw mut encoded.0,
             kind,
             4,
             address as *mut std::ffi::c_void,
@@ -126,7 +131,7 @@ pub fn tensor_map(map: &TensorMap, address: u64) -> Result<[u64; 16], String> {
         )
     };
     status.result().map_err(|error| format!("encoding {map}: {}", describe(error)))?;
-    Ok(encoded.opaque)
+    Ok(encoded.0.opaque)
 }
 
 /// Name and meaning of a driver's error.

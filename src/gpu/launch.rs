@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// 4096 bytes, the largest parameters of a kernel, aligned as the strictest of them.
 #[derive(Debug, PartialEq, Eq)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 struct Params([u64; 512]);
 
 // SAFETY: plain numbers, which the driver copies.

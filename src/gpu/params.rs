@@ -41,7 +41,7 @@ pub enum Type {
     F64,
     /// An address on the device.
     Pointer,
-    /// A description of a tensor for the copy engine: 128 bytes at a multiple of 64.
+    /// A description of a tensor for the copy engine: 128 bytes at a multiple of 128.
     TensorMap,
     /// `type name[count]`
     Array(&'static Type, usize),
@@ -55,7 +55,7 @@ impl Type {
         match self {
             Self::I32 | Self::U32 | Self::F32 => 4,
             Self::I64 | Self::U64 | Self::F64 | Self::Pointer => 8,
-            Self::TensorMap => 64,
+            Self::TensorMap => 128,
             Self::Array(element, _) => element.align(),
             Self::Struct(_, fields) => {
                 let (mut align, mut i) = (1, 0);

@@ -76,7 +76,7 @@ void expect(const char* name, std::vector<uint32_t> grid, const std::vector<In>&
     for (uint32_t seed = 0; seed < 4; ++seed) {
         Guarded source(input.size() * sizeof(In)), target(wanted.size() * sizeof(Out));
         memcpy(source.data(), input.data(), source.size());
-        struct alignas(64) {
+        struct alignas(128) {
             TensorMap map;
             char *source, *target;
         } params = {map ? *map : TensorMap{}, source.data(), target.data()};

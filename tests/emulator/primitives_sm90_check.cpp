@@ -33,7 +33,8 @@ static void check_stmatrix() {
 // A tensor of 70×37×3×2 elements with gaps between rows, after the coordinates of the boxes.
 static void check_tensor_load() {
     const int sizes[4] = {70, 37, 3, 2}, box[4] = {64, 16, 2, 1}, strides[4] = {1, 80, 37 * 80 + 8, 3 * (37 * 80 + 8) + 24};
-    const int starts[4][4] = {{0, 0, 0, 0}, {64, 30, 1, 1}, {-3, -5, -1, 0}, {16, 16, 2, 2}};
+    // The last two lie wholly past the columns, and past the rows.
+    const int starts[6][4] = {{0, 0, 0, 0}, {64, 30, 1, 1}, {-3, -5, -1, 0}, {16, 16, 2, 2}, {128, 3, 0, 1}, {0, 48, 1, 0}};
     // The kernel reads the coordinates from the tensor's first bytes.
     std::vector<uint16_t> tensor(size_t(2 * strides[3]));
     for (uint16_t& element : tensor) element = uint16_t(random_bits());

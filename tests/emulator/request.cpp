@@ -109,7 +109,7 @@ static RequestedLaunch read_launch(Reader& reader, const std::vector<Buffer>& bu
         launch.pointers.push_back(read_pointer(reader, launch, buffers, 8, 8));
     }
     for (uint32_t count = reader.number(); count; --count) {
-        Pointer pointer = read_pointer(reader, launch, buffers, sizeof(TensorMap), 64);
+        Pointer pointer = read_pointer(reader, launch, buffers, sizeof(TensorMap), 128);
         launch.maps.push_back({pointer, read_map(reader)});
     }
     return launch;
@@ -131,10 +131,10 @@ Request read_request(const std::string& path) {
 
 static void run_launch(const RequestedLaunch& launch, const std::vector<Guarded>& buffers, uint32_t seed) {
     // Aligned as the kernel's structure is, at most.
-    struct alignas(64) Line {
-        char bytes[64];
+    struct alignas(128) Line {
+        char bytes[128];
     };
-    std::vector<Line> lines((launch.params.size() + 63) / 64);
+    std::vector<Line> lines((launch.params.size() + 127) / 128);
     char* params = lines.data()->bytes;
     std::copy(launch.params.begin(), launch.params.end(), params);
     for (const Pointer& pointer : launch.pointers) {

@@ -17,7 +17,7 @@ pub fn block_multiple(size: usize) -> usize {
 
 /// Distance of rows in a tile of `width` columns, as `tile::wide_row`.
 pub fn wide_row(width: usize) -> usize {
-    width.next_multiple_of(32) + 8
+    width.next_multiple_of(32) + 4
 }
 
 /// Offsets of pieces and the memory that they need.

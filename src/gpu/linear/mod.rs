@@ -115,6 +115,11 @@ pub fn plan_forward(problem: &Linear, layout: &LinearLayout, outputs: ForwardOut
     planner.plan
 }
 
+/// Shared memory of each of two blocks on a multiprocessor, which sets 1024 bytes aside for each block.
+const fn half(limit: usize) -> usize {
+    limit.saturating_sub(1024) / 2
+}
+
 /// Pieces of memory of the kernels, those first that are best kept in shared memory.
 const OUTPUTS: [Piece; 9] = [
     Piece::Rows,
@@ -221,7 +226,7 @@ impl<'a> Planner<'a> {
             return self.params.set_value_tile(columns);
         }
         let widths = [MOST_COLUMNS, MOST_COLUMNS / 2, TILE].map(|width| width.min(columns));
-        let best = widths.into_iter().find(|&width| fills(width) && fits(width, limit / 2));
+        let best = widths.into_iter().find(|&width| fills(width) && fits(width, half(limit)));
         let next = || widths.into_iter().find(|&width| fills(width) && fits(width, limit));
         let width = best.or_else(next).unwrap_or(TILE);
         self.params.set_value_tile(width);

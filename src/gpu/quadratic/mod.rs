@@ -295,7 +295,7 @@ impl<'a> Planner<'a> {
                 self.launch_tiled("queries", &config, memory, [count, config.panels(shapes.width), 1]);
             }
             if let Some((heads, radius)) = bias {
-                self.launch_simple("reduce", (heads * (2 * radius + 1)).div_ceil(THREADS));
+                self.launch_simple("reduce", (heads * (2 * radius + 1)).div_ceil(WARPS));
             }
         }
     }

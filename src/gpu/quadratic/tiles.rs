@@ -63,7 +63,7 @@ impl Config {
 
     /// Numbers in a tile.
     fn tile(&self, rows: usize, columns: usize) -> usize {
-        rows * if self.is_native { columns.next_multiple_of(64) } else { columns.next_multiple_of(32) + 8 }
+        rows * if self.is_native { columns.next_multiple_of(64) } else { columns.next_multiple_of(32) + 4 }
     }
 
     fn piece(&self, numbers: usize) -> usize {
