@@ -8,8 +8,13 @@ use std::time::{Instant, SystemTime};
 
 use super::{Source, variable, write};
 
-/// Compiles the files that are older than what they include, several at a time, and says how.
-pub fn compile(sources: &[Source], architectures: &[&str], root: &Path, out: &Path) -> Result<String, String> {
+/// Compiles the files that are older than what they include, several at a time; says how, and the compiler's version.
+pub fn compile(
+    sources: &[Source],
+    architectures: &[&str],
+    root: &Path,
+    out: &Path,
+) -> Result<(String, String), String> {
     let started = Instant::now();
     let (nvcc, version) = find()?;
     let jobs = variable("NUM_JOBS").and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize);
@@ -31,7 +36,14 @@ pub fn compile(sources: &[Source], architectures: &[&str], root: &Path, out: &Pa
     if !errors.is_empty() {
         return Err(errors.join("\n"));
     }
-    Ok(format!("{compiled} files compiled in {:.1} s by nvcc {version}", started.elapsed().as_secs_f32()))
+    let how = format!("{compiled} files compiled in {:.1} s by nvcc {version}", started.elapsed().as_secs_f32());
+    Ok((how, version))
+}
+
+/// Major and minor version of the toolkit with a compiler of `version`, for the table; a driver must not be much older.
+pub fn toolkit(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.trim().split('.').map(|number| number.parse().ok());
+    numbers.next().flatten().zip(numbers.next().flatten())
 }
 
 /// The compiler and its version.

@@ -37,8 +37,11 @@ use scaling::Record;
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// Seconds after which a case gets no further sample, beyond the first three.
-const BUDGET: Duration = Duration::from_secs(1);
+/// After this a case gets no further sample, beyond the first three.
+const BUDGET: Duration = Duration::from_millis(300);
+
+/// How often the time that is shown moves on.
+const TICK: Duration = Duration::from_millis(200);
 
 /// How each attention mechanism scales with length: every case is checked against the f64 reference, then timed.
 #[derive(Parser)]
@@ -66,7 +69,7 @@ struct Options {
     /// Threads of the CPU, which also computes the reference [default: all that the machine has]
     #[arg(long, value_parser = positive)]
     threads: Option<usize>,
-    /// Timed runs of each case; those beyond the third only within a second; 20 or more on a GPU
+    /// Timed runs of each case; those beyond the third only within 0.3 seconds; 20 or more on a GPU
     #[arg(long, value_parser = positive, default_value = "15")]
     samples: usize,
     /// Directory for the SVG and the JSON
@@ -134,11 +137,18 @@ fn run(options: &Options) -> Result<(), String> {
 
 fn sweep(options: &Options, device: &Device, mechanisms: &[Mechanism]) -> Result<Vec<Record>, String> {
     let lengths = options.lengths();
+    let cases = lengths.len() * mechanisms.len();
+    eprintln!("{cases} cases: each is checked against the f64 reference, then timed; long ones come last");
     let style =
         ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}").map_err(|error| error.to_string())?;
-    let progress = ProgressBar::new((lengths.len() * mechanisms.len()) as u64).with_style(style);
+    let progress = ProgressBar::new(cases as u64).with_style(style);
+    progress.enable_steady_tick(TICK);
     let mut records = Vec::new();
     for len in lengths {
+        progress.set_message(format!("operands of length {len}"));
+        if progress.is_hidden() {
+            eprintln!("length {len} …");
+        }
         let inputs =
             Inputs::random(options.dtype, options.shape(len)).map_err(|error| format!("length {len}: {error}"))?;
         for &mechanism in mechanisms {

@@ -3,7 +3,7 @@
 #
 #     scripts/candle-cuda-tests.sh FILE     the program; it starts where libcuda, libcublas, libcurand … of CUDA 13 are
 #
-# nvcc is found as the build finds it (build/main.rs); CUDARC_CUDA_VERSION as cuda-toolchain.sh prints it.
+# nvcc is found as the build finds it (build.rs); CUDARC_CUDA_VERSION as cuda-toolchain.sh prints it.
 set -euo pipefail
 file=$(realpath -m "$1")
 cd "$(dirname "$0")/.."

@@ -59,6 +59,7 @@ fi
 
 checks() {
     on_gpu primitives 120 primitives::gpu
+    on_gpu calls 120 gpu_calls::threads_share_a_device gpu_calls::graphs_replay
     for operation in softmax diag gau linear performer norm mixed_chunk; do
         on_gpu "cases-$operation" 900 "on_gpu::$operation"
     done

@@ -5,7 +5,7 @@
 #
 # With PyTorch there, other libraries are timed beside; wheels in the folder (fla-core, einops) are taken up.
 #
-# Needs Rust, g++, make, xz, and nvcc as the build finds it (build/main.rs; installed by cuda-toolchain.sh if there is
+# Needs Rust, g++, make, xz, and nvcc as the build finds it (build.rs; installed by cuda-toolchain.sh if there is
 # none) or ATTN_KERNELS_FATBINS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,10 +33,13 @@ take() { # FILE NAME
     strip "$stage/$2"
 }
 take "$(built test --no-run --test main | tail -n 1)" tests
-take "$(built build --example length_scaling | tail -n 1)" length_scaling
-take "$(built build --example validate | tail -n 1)" validate
-take "$(built build --example peer_bench | tail -n 1)" peer_bench
 take "$(built bench --no-run --bench length_scaling | tail -n 1)" bench
+# The programs hold the crate once more, with the kernels that are compiled already.
+fatbins=$(cargo check --profile release --no-default-features --features gpu --message-format json |
+    sed -n 's/.*"build-script-executed".*attn-kernels.*"out_dir":"\([^"]*\)".*/\1/p')
+for program in length_scaling validate peer_bench; do
+    take "$(ATTN_KERNELS_FATBINS=${ATTN_KERNELS_FATBINS:-$fatbins} built build --example "$program" | tail -n 1)" "$program"
+done
 scripts/candle-cuda-tests.sh "$stage/tests-candle" || echo "without the tests of candle's CUDA tensors" >&2
 
 mkdir "$stage/peers"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds every kernel with the real compiler and prints what each needs on each architecture; fails if any spills
 # registers to memory, if the assembler serialises products of warpgroups, or if the machine code of a kernel that is
-# written with them (in a .sm90.cu file) has none. nvcc is found as the build finds it (see build/main.rs). The machine
+# written with them (in a .sm90.cu file) has none. nvcc is found as the build finds it (see build.rs). The machine
 # code is looked at with $CUOBJDUMP, or cuobjdump beside nvcc or in the path; without, the report says so.
 #
 #     scripts/kernel-report.sh [FOLDER]     FOLDER gets a copy of the fatbins, for ATTN_KERNELS_FATBINS

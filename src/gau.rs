@@ -4,12 +4,12 @@
 use crate::Result;
 use crate::linear::FeatureMap;
 use crate::problem::{
-    Linear, LinearFinish, LinearShapes, Map, Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Scan, Weight,
-    ensure_value,
+    Linear, LinearFinish, LinearShapes, Map, Mask, Operand, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Scan,
+    Weight, ensure_value,
 };
 
-/// How the squared-ReLU weights of [`GauOptions`] are scaled; n = M keys, s = D the key width,
-/// x_ij = ⟨q_i, k_j⟩. Scaling happens before squaring, in f32 (f64 for f64 inputs).
+/// How the squared-ReLU weights of [`GauOptions`] are scaled; n is the number of keys, less those of the batch entry that
+/// the key mask removes, s = D the key width, x_ij = ⟨q_i, k_j⟩. Scaling happens before squaring, in f32 (f64 for f64 inputs).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(
     feature = "candle",
@@ -61,27 +61,29 @@ impl<T: Operand> GauOptions<T> {
         if let GauNorm::Fixed { length } = self.norm {
             ensure_value(length.is_finite() && length > 0.0, function, "length", length, "a finite number above 0")?;
         }
-        let (n, s) = (shapes.keys.max(1) as f64, shapes.width as f64);
-        let (scale, finish) = match self.norm {
-            GauNorm::Length => (1.0 / n, QuadraticFinish::None),
-            GauNorm::LengthWidth => (1.0, QuadraticFinish::Scale(1.0 / (n * s))),
-            GauNorm::RowSum { epsilon } => (1.0 / s.sqrt(), QuadraticFinish::RowSum { epsilon }),
-            GauNorm::Fixed { length } => (1.0 / length, QuadraticFinish::None),
+        let s = shapes.width as f64;
+        let (scale, finish, per_key) = match self.norm {
+            GauNorm::Length => (1.0, QuadraticFinish::None, PerKey::Scores),
+            GauNorm::LengthWidth => (1.0, QuadraticFinish::Scale(1.0 / s), PerKey::Sums),
+            GauNorm::RowSum { epsilon } => (1.0 / s.sqrt(), QuadraticFinish::RowSum { epsilon }, PerKey::Nothing),
+            GauNorm::Fixed { length } => (1.0 / length, QuadraticFinish::None, PerKey::Nothing),
         };
-        Quadratic::new(function, shapes, Weight::ReluSquared, self.mask, scale, None, finish)
+        let problem = Quadratic::new(function, shapes, Weight::ReluSquared, self.mask, scale, None, finish)?;
+        Ok(problem.per_key(per_key))
     }
 }
 
-/// How the global branch of causal [`MixedChunkOptions`] is scaled in chunk g = 1, 2, …
+/// How the global branch of causal [`MixedChunkOptions`] is scaled in chunk g = 1, 2, …; n is the number of keys of this
+/// call, less those of the batch entry that the key mask removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "candle", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum GlobalNorm {
-    /// 1/((g − 1)·C), the mean over the tokens of the finished chunks (1/n when not causal).
+    /// 1/((g − 1)·C), the mean over the positions of the finished chunks, masked ones included (1/n when not causal).
     #[default]
     Mean,
     /// 1/C.
     Chunk,
-    /// 1/n with n the length of this call.
+    /// 1/n.
     Length,
 }
 

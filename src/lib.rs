@@ -9,6 +9,7 @@
 //! | `diag_attention` | TransNormer: attention inside blocks | [`DiagOptions`] |
 //! | `gau_attention` | gated attention unit: squared ReLU | [`GauOptions`] |
 //! | `mixed_chunk_attention` | FLASH: squared ReLU inside chunks, linear across | [`MixedChunkOptions`] |
+//! | `rotary_linear_attention`, `…_performer_…`, `…_norm_…` | the same with rotary embedding behind the features | as without |
 //!
 //! With the feature `candle` (default) the operations take and return candle tensors and give gradients to every
 //! differentiable input; they are in the module `candle` and at the crate's root. Without it, and beneath it, an
@@ -49,7 +50,9 @@ pub use candle::nn;
 pub use candle::{
     LinearState, diag_attention, gau_attention, linear_attention, linear_attention_with_state, mixed_chunk_attention,
     mixed_chunk_attention_with_state, norm_attention, norm_attention_with_state, performer_attention,
-    performer_attention_with_state, softmax_attention, softmax_attention_with_lse,
+    performer_attention_with_state, rotary_linear_attention, rotary_linear_attention_with_state, rotary_norm_attention,
+    rotary_norm_attention_with_state, rotary_performer_attention, rotary_performer_attention_with_state,
+    softmax_attention, softmax_attention_with_lse,
 };
 pub use error::{Error, Result};
 pub use gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};

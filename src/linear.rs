@@ -25,7 +25,8 @@ pub enum FeatureMap {
     Softmax,
     /// `[1, x, (x ⊗ x)/√2]` of width 1 + D + D²: weight 1 + s + s²/2 with s = ⟨q, k⟩.
     Taylor,
-    /// `[1, x/‖x‖]` of width 1 + D: weight 1 + cos(q, k). A zero row maps to `[1, 0]`.
+    /// `[1, x/‖x‖]` of width 1 + D: weight 1 + cos(q, k). A zero row maps to `[1, 0]`; ‖x‖ neither overflows nor
+    /// underflows.
     Cosine,
 }
 
@@ -57,9 +58,11 @@ pub struct LinearOptions<T> {
     /// `Some(ε)` divides by ⟨φ(q), z⟩ + ε, `None` does not divide. Default `Some(1e-6)`. A zero divisor gives 0.
     pub normalizer: Option<f64>,
     /// g ≤ 0, causal only: `[H]` per head or `[B, H, M]` per head and token, in f32 (f64 for f64 inputs),
-    /// H the larger of key heads and value heads. Default: none.
+    /// H the larger of key heads and value heads. −∞ cuts the state off, as at the start of a document: nothing from
+    /// before the token is read from there on, and its g has gradient 0. Default: none.
     pub log_decay: Option<T>,
-    /// `[B, M]` of u8: 0 removes the key from S and z. Default: none.
+    /// `[B, M]` of u8: 0 removes the token from S and z, and from the decay: the state passes it unchanged, whatever its
+    /// g, whose gradient is 0. So padding on either side leaves the state as it is without. Default: none.
     pub key_mask: Option<T>,
 }
 

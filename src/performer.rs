@@ -54,7 +54,7 @@ pub struct PerformerOptions<T> {
     pub causal: bool,
     /// ε ≥ 0, added to the stabilised denominator. Default 1e-6. A zero divisor gives 0.
     pub epsilon: f64,
-    /// `[B, M]` of u8: 0 removes the key from S and z. Default: none.
+    /// `[B, M]` of u8: 0 removes the key from S, z and the stabiliser. Default: none.
     pub key_mask: Option<T>,
 }
 

@@ -89,9 +89,9 @@ pub struct NormOptions<T> {
     pub epsilon: f64,
     /// Norm per head or over all heads. Default: per head.
     pub norm: NormScope,
-    /// Log-decay ≤ 0 as in [`LinearOptions`](crate::linear::LinearOptions). Default: none.
+    /// Log-decay ≤ 0, −∞ included, as in [`LinearOptions`](crate::linear::LinearOptions). Default: none.
     pub log_decay: Option<T>,
-    /// `[B, M]` of u8: 0 removes the key for every query. Default: none.
+    /// `[B, M]` of u8: 0 removes the token for every query, and from the decay. Default: none.
     pub key_mask: Option<T>,
 }
 

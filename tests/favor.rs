@@ -58,3 +58,26 @@ fn does_not_approximate_softmax_at_unit_variance() {
     let error = relative_error(FavorMap::Positive, FeatureKind::Orthogonal, 1024, false, 1.0);
     assert!(error > 1.0, "{error}");
 }
+
+/// Exponents ωx̃ − ‖x̃‖²/2 of rows so long that their squares have no digits left for ωx̃, or overflow.
+#[test]
+fn long_queries_keep_their_projections() {
+    for map in [FavorMap::Positive, FavorMap::Hyperbolic] {
+        for (causal, length) in [(true, 3e5), (false, 1e12), (true, 1e25)] {
+            let options = PerformerOptions { map, causal, ..Default::default() };
+            let case = Case::new("long queries", Operation::Performer(options.clone(), 12)).lengths(70, 70);
+            let mut data = Data::new(&case, DType::F32);
+            data.q.data.iter_mut().for_each(|x| *x = f64::from((*x * length) as f32));
+            let omega = data.omega.as_ref().unwrap();
+            let options = PerformerOptions { map, causal, epsilon: options.epsilon, key_mask: None };
+            let expected = reference::performer_attention(&data.q, &data.k, &data.v, omega, &options);
+            for backend in backends::all().iter().filter(|backend| backend.is_available()) {
+                let results = backend.run(&case, &data, DType::F32, Pass::Forward).unwrap();
+                let fits = |(x, y): (&f64, &f64)| (x - y).abs() <= 1e-4 * (1.0 + y.abs());
+                let name = backend.name();
+                let pairs = results.out().data.iter().zip(&expected.data);
+                assert!(pairs.into_iter().all(fits), "{name}, {map:?}, entries near {length:e}");
+            }
+        }
+    }
+}

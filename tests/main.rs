@@ -7,6 +7,7 @@ mod asked_for;
 mod bad_input;
 mod causality;
 mod common;
+mod decays;
 mod differences;
 mod emulated;
 mod emulated_linear;
@@ -14,6 +15,8 @@ mod emulated_quadratic;
 #[cfg(feature = "candle")]
 mod examples;
 mod favor;
+#[cfg(feature = "gpu")]
+mod gpu_calls;
 mod invariance;
 mod kernels;
 #[cfg(feature = "candle")]

@@ -45,6 +45,10 @@ impl Gpu {
         if let Some(why) = &info.unused {
             return Err(why.clone());
         }
+        // Before, `cuEventElapsedTime` has another name.
+        if info.driver.is_some_and(|version| version < (12, 8)) {
+            return Err("timing by events on the GPU needs a driver for CUDA 12.8 or later".into());
+        }
         let usable = info.devices.iter().enumerate().find(|(_, device)| device.unused.is_none());
         let (ordinal, found) = usable.ok_or("the driver has no device")?;
         let device = gpu::Device::new(ordinal).map_err(|error| error.to_string())?;

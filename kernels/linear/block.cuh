@@ -239,9 +239,10 @@ DEVICE bool is_inclusive(const LinearParams& p) { return p.scan == kCausal; }
 // Whether sums shrink from one position to the next.
 DEVICE bool decays(const LinearParams& p) { return p.decay != kNoDecay || is_stabilized(p); }
 
-// Scale of the sums read at a position, for FLASH's global branch.
+// Scale of the sums read at a position of a batch entry, for FLASH's global branch.
 template <class Real>
-DEVICE Real chunk_norm(const LinearParams& p, int64_t position) {
+DEVICE Real chunk_norm(const LinearParams& p, int64_t batch, int64_t position) {
+    if (p.inverse_counts) return Real(static_cast<const double*>(p.inverse_counts)[batch]);
     if (p.norm_chunk == 0) return Real(p.norm_factor);
     int64_t tokens = (p.norm_before + position) / p.norm_chunk * p.norm_chunk;
     return tokens == 0 ? Real(0) : Real(1.0 / double(tokens));

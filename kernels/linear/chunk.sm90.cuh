@@ -37,15 +37,14 @@ constexpr double kLog2E = 1.4426950408889634074;
 struct ChunkRows {
     // Keys; rows without a key, or whose key is masked, have zero features and values.
     int present[kChunk];
-    // Logarithm to base 2 of the decay from the chunk's start through each row, as the sum of two numbers.
+    // As in TileRows; G is a logarithm to base 2.
+    int cut[kChunk];
     float high[kChunk], low[kChunk];
-    // e^{G}, and e^{G_C − G}.
     float from_start[kChunk], to_end[kChunk];
-    // e^{G_C}
     float decay;
     int is_whole;
 
-    // What is left at row i of what row j adds; for later rows, without meaning.
+    // What is left at row i of what row j adds, for j from cut[i] to i; for others, without meaning.
     DEVICE float decay_between(int i, int j) const { return ptx::exp2((high[i] - high[j]) + (low[i] - low[j])); }
 };
 
@@ -55,8 +54,8 @@ struct ChunkScratch {
     float z[1024];
     // ⟨φ(q), z⟩ before the chunk, per row.
     float norm[kChunk];
-    // Σ o² over a warpgroup's columns, per row.
-    float squares[2][kChunk];
+    // √(Σ o²) over a warpgroup's columns, per row.
+    float norms[2][kChunk];
     // Largest |S| of a warp's rows.
     float largest[8];
 };
@@ -129,6 +128,22 @@ DEVICE void mark_keys(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows)
     if (ptx::lane() == 0) rows.is_whole = missing == 0;
 }
 
+// Takes cuts out of the logarithms of rows, two in each lane of a warp; the last of the chunk, or −1.
+DEVICE int cut_rows(ChunkRows& rows, double (&logs)[2]) {
+    int r = 2 * ptx::lane();
+    bool is_cut[2] = {cuts_off<float>(logs[0]), cuts_off<float>(logs[1])};
+    int last = is_cut[1] ? r + 1 : is_cut[0] ? r : -1;
+#pragma unroll 1
+    for (int delta = 1; delta < 32; delta *= 2) last = ptx::max(last, ptx::shuffle_up(last, delta));
+    int before = ptx::shuffle_up(last, 1);
+    if (r == 0) before = -1;
+    rows.cut[r] = is_cut[0] ? r : before;
+    rows.cut[r + 1] = last;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) logs[i] = is_cut[i] ? 0.0 : logs[i];
+    return ptx::shuffle(last, 31);
+}
+
 // Decays of the rows, two by each lane of a warp.
 template <class Element>
 DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows) {
@@ -136,6 +151,7 @@ DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows
     int r = 2 * ptx::lane();
     auto log_decay = [&](int r) { return tiles.has_key(chunk, r) ? tiles.log_decay(tiles.key_at(chunk, r)) : 0.0; };
     double logs[2] = {log_decay(r), log_decay(r + 1)};
+    int cut = cut_rows(rows, logs);
     DoubledSum sum{logs[0], 0.0};
     sum.add({logs[1], 0.0});
     auto from = [](const DoubledSum& sum, auto shuffle) { return DoubledSum{shuffle(sum.high), shuffle(sum.low)}; };
@@ -145,7 +161,7 @@ DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows
         if (ptx::lane() >= delta) sum.add(earlier);
     }
     DoubledSum all = from(sum, [](double x) { return ptx::shuffle(x, 31); });
-    if (ptx::lane() == 0) rows.decay = ptx::exp(float(all.high));
+    if (ptx::lane() == 0) rows.decay = cut < 0 ? ptx::exp(float(all.high)) : 0.0f;
     sum = from(sum, [](double x) { return ptx::shuffle_up(x, 1); });
     if (ptx::lane() == 0) sum = {0.0, 0.0};
     // Not unrolled, here and below: whoever copies has few registers.
@@ -155,8 +171,8 @@ DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows
         double log2 = sum.high * kLog2E;
         rows.high[r + i] = float(log2);
         rows.low[r + i] = float(log2 - double(rows.high[r + i]) + sum.low * kLog2E);
-        rows.from_start[r + i] = ptx::exp(float(sum.high));
-        rows.to_end[r + i] = ptx::exp(float((all.high - sum.high) + (all.low - sum.low)));
+        rows.from_start[r + i] = rows.cut[r + i] < 0 ? ptx::exp(float(sum.high)) : 0.0f;
+        rows.to_end[r + i] = r + i < cut ? 0.0f : ptx::exp(float((all.high - sum.high) + (all.low - sum.low)));
     }
 }
 

@@ -49,7 +49,7 @@ struct SumsTile {
         int64_t query = tiles.query_at(tile, r);
         Real* row = &d_sums.at(r, 0);
         if (p.finish == kChunkNorm) {
-            Real factor = chunk_norm<Real>(p, tile.start + r);
+            Real factor = chunk_norm<Real>(p, tiles.place.batch, tile.start + r);
             return each_column(columns, [&](int c) { row[c] *= factor; });
         }
         bool is_joint = p.finish == kRmsNormAllHeads;
@@ -74,7 +74,8 @@ struct SumsTile {
     }
 };
 
-// V_ij = ⟨dT_i, v_j⟩ + dn_i and its decay, the gradients of the weights inside the tile.
+// V_ij = ⟨dT_i, v_j⟩ + dn_i and its decay, the gradients of the weights inside the tile. The gradient of a log-decay has
+// no part in V_ii, next to which it may be small: then these are kept apart, and 0 among the others.
 template <class Element>
 DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element>& sums) {
     using Real = typename Arithmetic<Element>::Real;
@@ -84,7 +85,11 @@ DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element
         product<Math, 1, 2>(
             kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
             [&](int i, int) { return tiles.rows->d_norm[i]; },
-            [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
+            [&](int i, int j, Real x) {
+                bool is_apart = p.d_log && i == j;
+                if (is_apart) tiles.rows->own_weight[i] = x;
+                tiles.store_weight(i, j, is_apart ? Real(0) : x);
+            });
     });
 }
 

@@ -67,6 +67,12 @@ DEVICE Real row_max(int count, F f) {
     return warp_max(maximum);
 }
 
+// Largest size of the numbers of a row, by which their squares neither under- nor overflow.
+template <class Real, class F>
+DEVICE Real largest_size(int count, F f) {
+    return row_max<Real>(count, [&](int c) { return ptx::abs(f(c)); });
+}
+
 template <class F>
 DEVICE void each_column(int count, F f) {
     for (int c = ptx::lane(); c < count; c += 32) f(c);
@@ -82,8 +88,10 @@ DEVICE void softmax_row(const LinearParams& p, Real* row) {
 
 template <class Real>
 DEVICE void cosine_row(const LinearParams& p, Real* row) {
-    Real square = row_sum<Real>(p.width, [&](int c) { return row[1 + c] * row[1 + c]; });
-    Real factor = inverse(ptx::sqrt(square));
+    Real largest = largest_size<Real>(p.width, [&](int c) { return row[1 + c]; });
+    if (largest == Real(0)) return;
+    Real square = row_sum<Real>(p.width, [&](int c) { return row[1 + c] /= largest, row[1 + c] * row[1 + c]; });
+    Real factor = Real(1) / ptx::sqrt(square);
     each_column(p.width, [&](int c) { row[1 + c] *= factor; });
 }
 
@@ -175,10 +183,12 @@ DEVICE void softmax_gradient(const LinearParams& p, const Real* phi, const Real*
 
 template <class Real, class X, class Store>
 DEVICE void cosine_gradient(const LinearParams& p, const Real* phi, const Real* d_phi, X x, Store store) {
-    Real square = row_sum<Real>(p.width, [&](int c) { return x(c) * x(c); });
+    Real largest = largest_size<Real>(p.width, x);
+    if (largest == Real(0)) return each_column(p.width, [&](int c) { store(c, Real(0)); });
+    Real square = row_sum<Real>(p.width, [&](int c) { return x(c) / largest * (x(c) / largest); });
     Real along = row_sum<Real>(p.width, [&](int c) { return phi[1 + c] * d_phi[1 + c]; });
-    Real factor = inverse(ptx::sqrt(square));
-    each_column(p.width, [&](int c) { store(c, (d_phi[1 + c] - phi[1 + c] * along) * factor); });
+    Real factor = Real(1) / ptx::sqrt(square);
+    each_column(p.width, [&](int c) { store(c, (d_phi[1 + c] - phi[1 + c] * along) * factor / largest); });
 }
 
 template <class Real, class Store>

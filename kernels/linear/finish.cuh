@@ -1,6 +1,7 @@
 // Sums become outputs.
 #pragma once
 
+#include "../tile/norm.cuh"
 #include "features.cuh"
 
 namespace attn::linear {
@@ -17,11 +18,12 @@ DEVICE void finish_row(const LinearParams& p, const Place& place, int64_t head, 
         factor = inverse(divisor);
     }
     if (p.finish == kRmsNorm) {
-        Real square = row_sum<Real>(columns, [&](int c) { return sum(c) * sum(c); });
-        divisor = ptx::sqrt(square / Real(columns) + Real(p.epsilon));
-        factor = Real(1) / divisor;
+        Real scale = tile::scale_of_squares(row_max<Real>(columns, [&](int c) { return ptx::abs(sum(c)); }));
+        Real square = row_sum<Real>(columns, [&](int c) { return sum(c) * scale * (sum(c) * scale); });
+        divisor = tile::root_mean_square(tile::norm_of(square, scale), columns, p.epsilon);
+        factor = inverse(divisor);
     }
-    if (p.finish == kChunkNorm) factor = chunk_norm<Real>(p, position);
+    if (p.finish == kChunkNorm) factor = chunk_norm<Real>(p, place.batch, position);
     int64_t row = (place.batch * p.heads + head) * p.queries + query;
     bool is_raw = p.finish == kRaw;
     void* to = is_raw ? p.raw : p.out;

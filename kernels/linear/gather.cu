@@ -1,5 +1,5 @@
 // Sums that follow the sweeps of the backward pass, always in the same order.
-#include "block.cuh"
+#include "tiles.cuh"
 
 namespace attn::linear {
 
@@ -25,23 +25,29 @@ DEVICE void gather_heads(const GatherParams& p) {
     }
 }
 
-// Gradient of the log-decay per token: the sum of `d_log` from each key to the last. One warp: a state head.
+// Gradient of the log-decay per token: the sum of `d_log` from each key to the last before the next cut, behind which
+// nobody sees what is before it. 0 at a cut, and where the mask removes the key. One warp: a state head.
 template <class Real>
 DEVICE void d_log_decay(const LinearParams& p) {
     int64_t row = ptx::block_x() * warps() + ptx::warp();
     if (row >= p.batch * p.state_heads) return;
+    Tiles<Real> tiles(p);
+    tiles.place.batch = row / p.state_heads, tiles.place.head = row % p.state_heads;
     auto d_log = static_cast<const double*>(p.d_log) + row * p.keys;
     auto out = static_cast<Real*>(p.d_log_decay) + row * p.keys;
     double later = 0.0;
     for (int64_t end = p.keys; end > 0; end -= 32) {
         int64_t key = end - 1 - ptx::lane();
-        double sum = key >= 0 ? d_log[key] : 0.0;
+        bool is_cut = key >= 0 && cuts_off<Real>(tiles.log_decay(key));
+        int cut = last_lane(is_cut);
+        double sum = key >= 0 && !is_cut ? d_log[key] : 0.0;
         for (int delta = 1; delta < 32; delta *= 2) {
             double other = ptx::shuffle_up(sum, delta);
-            if (ptx::lane() >= delta) sum += other;
+            if (ptx::lane() - delta >= ptx::max(cut, 0)) sum += other;
         }
-        if (key >= 0) out[key] = Real(later + sum);
-        later += ptx::shuffle(sum, 31);
+        if (cut < 0) sum += later;
+        if (key >= 0) out[key] = tiles.keeps(key) ? Real(sum) : Real(0);
+        later = ptx::shuffle(sum, 31);
     }
 }
 

@@ -37,10 +37,13 @@ struct SweepOfWarpgroup : StateOfSweep<Config, G> {
 
     tile::WarpgroupSums<64> scores, out;
     tile::PackedRows<Element, 64> weights;
-    // ⟨φ, dφ⟩ per row, of this warpgroup's columns.
-    Values along;
+    // ⟨φ, dφ⟩ per row, of this warpgroup's columns; the weights of rows with themselves, which have no part in it.
+    Values along, own_weight;
 
     using Base::Base;
+
+    // Whether rows with themselves are kept apart.
+    DEVICE bool has_log() const { return kIsOfFeatures && p.d_log; }
 
     // Products of rows of x and y become weights, and what these are scaled by.
     DEVICE void weigh(const SweepRows& rows, Values& scale) {
@@ -54,10 +57,17 @@ struct SweepOfWarpgroup : StateOfSweep<Config, G> {
         if (p.decay == kNoDecay) {
             each_pair([&](int query, int key, float& x) { x = key <= query ? weight(query, x) : 0.0f; });
         } else {
+            if (has_log()) {
+                own_weight = Values::filled(0.0f);
+                scores.each_indexed([&](int m, int i, int row, int column, float& x) {
+                    if (column == chunk_row(row)) own_weight.value[m][i / 2] = weight(column, x);
+                });
+            }
             // Without branches: what later rows come to is thrown away.
+            int nearest = has_log();
             each_pair([&](int query, int key, float& x) {
                 float left = weight(query, x) * rows.decay_between(query, key);
-                x = key <= query ? left : 0.0f;
+                x = key + nearest <= query && key >= rows.cut[query] ? left : 0.0f;
             });
         }
         if constexpr (kScales) {
@@ -163,15 +173,26 @@ struct SweepOfWarpgroup : StateOfSweep<Config, G> {
 
     // From dφ of the rows to their own gradient, and the rest of ⟨φ, dφ⟩.
     DEVICE void unmap(Range chunk, const SweepRows& rows) {
-        auto x = own_rows();
-        bool has_log = p.d_log;
-        out.with_indexed(x, [&](int m, int i, int, int, float& d, float& x) {
+        auto slopes = own_rows();
+        bool is_logged = has_log();
+        out.with_indexed(slopes, [&](int m, int i, int, int, float& d, float& x) {
             float phi, slope;
             map_with_slope(p.map, x, phi, slope);
-            if (has_log) along.value[m][i / 2] += ptx::to_float(ptx::from_float<Element>(phi)) * d;
-            d *= slope;
+            if (is_logged) along.value[m][i / 2] += ptx::to_float(ptx::from_float<Element>(phi)) * d;
+            x = slope;
         });
-        if (has_log) store_log(chunk, rows);
+        if (is_logged) add_own_rows();
+        out.with_indexed(slopes, [](int, int, int, int, float& d, float& slope) { d *= slope; });
+        if (is_logged) store_log(chunk, rows);
+    }
+
+    // What rows with themselves add to the output.
+    DEVICE void add_own_rows() {
+        auto weights = own_weight.fold_lanes([](float a, float b) { return a + b; });
+        tile::PackedRows<Element, 64> packed;
+        tile::load(Tile{shared.z(turn.stage).data + own * kChunk * 64, kChunk}, tile::first_row_of_warp(), packed);
+        auto z = packed.widened();
+        out.with_indexed(z, [&](int m, int i, int, int, float& d, float& z) { d += weights.at(m, i) * z; });
     }
 
     // ⟨φ(q), dφ(q)⟩ − ⟨φ(k), dφ(k)⟩, the latter by the later kernel.

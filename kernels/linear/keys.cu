@@ -5,8 +5,8 @@
 //   R ← e^{G_C} R + (φ(q) e^G)ᵀ dT                         r ← e^{G_C} r + (φ(q) e^G)ᵀ dn
 //
 // One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z and S for r
-// and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D]. All
-// warps work on the same step; a barrier ends each.
+// and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D], for
+// the gradient of a log-decay another dφ(k). All warps work on the same step; a barrier ends each.
 #include "d_features.cuh"
 #include "state.cuh"
 #include "d_sums.cuh"
@@ -23,6 +23,8 @@ struct Keys {
     State<Element> d_state;
     SumsTile<Element> sums;
     WideTile<Real> d_phi, d_values;
+    // Σ V_ii φ(q_i) over the readers, where V_ii is kept apart.
+    WideTile<Real> from_own;
 
     DEVICE explicit Keys(const LinearParams& params)
         : p(params),
@@ -30,7 +32,8 @@ struct Keys {
           d_state(params),
           sums(params),
           d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)),
-          d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)) {}
+          d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)),
+          from_own(tile_piece<Real>(params, kPieceFromOwn, params.features_row)) {}
 
     DEVICE void enter() {
         if (p.segments == 1) {
@@ -52,7 +55,7 @@ struct Keys {
         for (int64_t reader = 0; absorbs && reader < tiles.readers(); ++reader) {
             tiles.load_queries(reader, tile);
             sums.load(tiles, reader, tile);
-            if (is_inclusive(p)) gradient_from_tile();
+            if (is_inclusive(p)) gradient_from_tile(reader == 0);
             absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
         }
         if (reads) store(tile);
@@ -76,7 +79,7 @@ struct Keys {
     }
 
     // dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
-    DEVICE void gradient_from_tile() {
+    DEVICE void gradient_from_tile(bool is_first) {
         tiles.score();
         ptx::barrier_sync();
         product<Math, 1, 4>(
@@ -92,6 +95,12 @@ struct Keys {
                 right_rows<Math>(tiles.query_phi),
                 [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
         });
+        if (p.d_log) {
+            each_element(kTile, p.features_padded, [&](int r, int f) {
+                Real x = tiles.rows->own_weight[r] * tiles.query_phi.at(r, f);
+                from_own.at(r, f) = is_first ? x : from_own.at(r, f) + x;
+            });
+        }
         ptx::barrier_sync();
     }
 
@@ -118,13 +127,14 @@ struct Keys {
         ptx::barrier_sync();
     }
 
-    // ⟨φ(k), dφ(k)⟩
+    // ⟨φ(k), dφ(k)⟩ but for what keys have of their own queries, which dφ(k) has afterwards.
     DEVICE void subtract_log(Range tile) {
         auto d_log = static_cast<double*>(p.d_log) + tiles.place.state_head(p) * p.keys;
         each_row([&](int r) {
             if (!tiles.rows->present[r]) return;
             Real product = row_sum<Real>(p.features, [&](int f) { return tiles.key_phi.at(r, f) * d_phi.at(r, f); });
             if (ptx::lane() == 0) d_log[tiles.key_at(tile, r)] -= double(product);
+            each_column(p.features, [&](int f) { d_phi.at(r, f) += from_own.at(r, f); });
         });
         ptx::barrier_sync();
     }

@@ -45,7 +45,7 @@ struct OutputsOfWarpgroup : ReaderOfWarpgroup<Config> {
             // Without branches: what later rows come to is thrown away.
             scores.each([&](int row, int j, float& x) {
                 float weight = x * rows.decay_between(chunk_row(row), j);
-                x = j <= chunk_row(row) ? weight : 0.0f;
+                x = j <= chunk_row(row) && j >= rows.cut[chunk_row(row)] ? weight : 0.0f;
             });
         }
         if constexpr (kScales) {

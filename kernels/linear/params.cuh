@@ -36,6 +36,7 @@ enum Piece : int32_t {
     kPieceValues,
     kPieceSums,
     kPieceDPhi,
+    kPieceFromOwn,
     kPieceDValues,
     kPieceZ,
     kPieceS,
@@ -90,6 +91,8 @@ struct LinearParams {
     void* tile_stabilizers;
     // [B, state heads, M], double: ⟨φ(q), dφ(q)⟩ − ⟨φ(k), dφ(k)⟩.
     void* d_log;
+    // 1/n of the keys that the mask leaves in each batch entry, double; null where no norm counts them.
+    void* inverse_counts;
     // Pieces that do not fit in shared memory, `spill_bytes` for each block.
     void* spill;
 

@@ -55,6 +55,8 @@ struct Queries {
                     if (ptx::lane() == 0) tiles.rows->d_log[r] += double(product);
                 });
                 ptx::barrier_sync();
+                add_own_keys();
+                ptx::barrier_sync();
             }
             int64_t head = p.is_d_q_wide ? tiles.place.batch * p.heads + tiles.reader_head(reader)
                                          : tiles.place.batch * p.query_heads + tiles.query_head(reader);
@@ -85,7 +87,14 @@ struct Queries {
         });
     }
 
-    // ⟨φ(q), dφ(q)⟩ of the tile's keys.
+    // dφ(q_i) += V_ii φ(k_i), where V_ii is kept apart.
+    DEVICE void add_own_keys() {
+        each_element(kTile, p.features_padded, [&](int r, int f) {
+            d_phi.at(r, f) += tiles.rows->own_weight[r] * tiles.key_phi.at(r, f);
+        });
+    }
+
+    // ⟨φ(q), dφ(q)⟩ of the tile's keys, but for what queries have of their own.
     DEVICE void store_log(Range tile) {
         if (!p.d_log) return;
         auto d_log = static_cast<double*>(p.d_log) + tiles.place.state_head(p) * p.keys;

@@ -1,6 +1,7 @@
 // What queries read of S, on warpgroups: S rounded in shared memory, features of queries, and the ends of rows.
 #pragma once
 
+#include "../tile/norm.cuh"
 #include "outputs.sm90.cuh"
 #include "state.sm90.cuh"
 
@@ -74,17 +75,22 @@ struct ReaderOfWarpgroup : StateOfWarpgroup<Config> {
         tile::multiply_beside<Config::kWidth>(out, queries, before, false);
     }
 
-    // Σ o² of the rows over all columns of the block.
-    DEVICE Values squares() {
+    // √(Σ o²) of the rows over all columns of the block.
+    DEVICE Values norms() {
+        auto norms = Values::filled(0.0f);
+        auto scales = out.fold_rows(norms, [](float a, float b) { return ptx::max(ptx::abs(a), ptx::abs(b)); });
+        scales.each([](int, float& x) { x = tile::scale_of_squares(x); });
         auto squared = out;
+        squared.scale_rows(scales);
         squared.each([](int, int, float& x) { x *= x; });
-        auto sum = squared.row_sums(Values::filled(0.0f));
-        if constexpr (Config::kReaders == 1) return sum;
-        auto& all = shared.scratch->squares;
-        sum.each_once([&](int row, float x) { all[own][chunk_row(row)] = x; });
+        norms = squared.row_sums(norms);
+        norms.with(scales, [](float& x, float scale) { x = tile::norm_of(x, scale); });
+        if constexpr (Config::kReaders == 1) return norms;
+        auto& all = shared.scratch->norms;
+        norms.each_once([&](int row, float x) { all[own][chunk_row(row)] = x; });
         barrier_of_all();
-        sum.each([&](int row, float& x) { x = all[0][chunk_row(row)] + all[1][chunk_row(row)]; });
-        return sum;
+        norms.each([&](int row, float& x) { x = tile::norm_of_both(all[0][chunk_row(row)], all[1][chunk_row(row)]); });
+        return norms;
     }
 
     DEVICE OutputRows<Element> rows_out() const { return {tiles}; }
@@ -99,10 +105,10 @@ struct ReaderOfWarpgroup : StateOfWarpgroup<Config> {
             factor.with(divisor, [](float& x, float y) { x *= inverse(y); });
         } else if (p.finish == kRmsNorm) {
             if constexpr (kScales) out.scale_rows(factor);
-            divisor = squares();
-            divisor.each([&](int, float& x) { x = ptx::sqrt(x / float(p.value_width) + float(p.epsilon)); });
+            divisor = norms();
+            divisor.each([&](int, float& x) { x = tile::root_mean_square(x, p.value_width, p.epsilon); });
             factor = divisor;
-            factor.each([](int, float& x) { x = 1.0f / x; });
+            factor.each([](int, float& x) { x = inverse(x); });
         }
         out.scale_rows(factor);
         rows_out().store(out, chunk, shared.out_of(own), tile::first_row_of_warp(), first_column());

@@ -7,11 +7,11 @@
 
 namespace attn::linear {
 
-// The scale of sums that are read at a position.
+// The scale of sums that are read at a position of a batch entry.
 template <class Values, class RowAt>
-DEVICE Values scale_of_rows(const LinearParams& p, float unit, RowAt position) {
+DEVICE Values scale_of_rows(const LinearParams& p, int64_t batch, float unit, RowAt position) {
     Values scale = Values::filled(unit);
-    if (p.finish == kChunkNorm) scale.each([&](int row, float& x) { x *= chunk_norm<float>(p, position(row)); });
+    if (p.finish == kChunkNorm) scale.each([&](int row, float& x) { x *= chunk_norm<float>(p, batch, position(row)); });
     return scale;
 }
 
@@ -34,7 +34,8 @@ struct FullReads : ReaderOfWarpgroup<Config> {
         if (p.finish == kNormalize) weights.each([&](int row, float& x) { x = shared.scratch->norm[chunk_row(row)]; });
         tile::wait_products<0>(out);
         shared.pipeline.release(turn);
-        this->finish(chunk, scale_of_rows<Values>(p, state_scale, [&](int row) { return chunk.start + chunk_row(row); }),
+        auto position = [&](int row) { return chunk.start + chunk_row(row); };
+        this->finish(chunk, scale_of_rows<Values>(p, tiles.place.batch, state_scale, position),
                      weights);
         turn.advance();
     }
@@ -65,7 +66,8 @@ struct ExclusiveReads : ReaderOfWarpgroup<Config> {
         this->add_keys();
         tile::wait_products<0>(out);
         shared.pipeline.release(turn);
-        this->finish(chunk, scale_of_rows<Values>(p, state_scale, [&](int row) { return chunk.start + chunk_row(row); }),
+        auto position = [&](int row) { return chunk.start + chunk_row(row); };
+        this->finish(chunk, scale_of_rows<Values>(p, tiles.place.batch, state_scale, position),
                      Values::filled(0.0f));
         if (chunk.end % p.chunk == 0) this->publish_state();
         turn.advance();

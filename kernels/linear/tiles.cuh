@@ -10,26 +10,33 @@ template <class Real>
 struct TileRows {
     // Keys. Rows without a key, or whose key is masked, have zero features and values.
     int present[kTile];
-    // Log-decay summed from the tile's start through each row, as the sum of two numbers.
+    // Last row up to each at which all that is before it is cut off; −1 if there is none.
+    int cut[kTile];
+    // G, the log-decay summed from the tile's start through each row, cuts aside, as the sum of two numbers.
     Real high[kTile], low[kTile];
     // e^{G}: what is left at each row of the sums entering the tile; e^{G_C − G}: what is left of each row at its end.
+    // 0 behind the first cut, and before the last one.
     Real from_start[kTile], to_end[kTile];
     // Largest exponent of each row, then its stabiliser.
     Real shift[kTile], half_square[kTile];
-    // e^{G_C}
+    // What is left at the tile's end of the sums entering it.
     Real decay;
     // Stabiliser of the keys so far.
     Real stabilizer;
     // Queries: gradients of ⟨φ(q), z⟩, and ⟨φ, dφ⟩.
     Real d_norm[kTile];
     double d_log[kTile];
+    // V_ii, the gradient of a row's weight with itself, where that is kept apart.
+    Real own_weight[kTile];
 
-    // What is left at row i of what row j adds.
-    DEVICE Real decay_between(int i, int j) const { return ptx::exp((high[i] - high[j]) + (low[i] - low[j])); }
+    // What is left at row i of what row j ≤ i adds.
+    DEVICE Real decay_between(int i, int j) const {
+        return j < cut[i] ? Real(0) : ptx::exp((high[i] - high[j]) + (low[i] - low[j]));
+    }
 };
 
 // What the plan sets aside for it, in numbers.
-constexpr int kRowsSize = 384;
+constexpr int kRowsSize = 448;
 static_assert(sizeof(TileRows<float>) <= kRowsSize * sizeof(float), "rows of f32");
 static_assert(sizeof(TileRows<double>) <= kRowsSize * sizeof(double), "rows of f64");
 
@@ -43,6 +50,20 @@ struct DoubledSum {
         high = sum;
     }
 };
+
+// Whether nothing is left of sums after a step of this log-decay. In a sum of log-decays, one as large would swallow the
+// others.
+template <class Real>
+DEVICE bool cuts_off(double log_decay) {
+    return log_decay < (sizeof(Real) == sizeof(double) ? -746.0 : -104.0);
+}
+
+// The last of the lanes up to each for which it holds; −1 if there is none.
+DEVICE int last_lane(bool holds) {
+    int last = holds ? ptx::lane() : -1;
+    for (int delta = 1; delta < 32; delta *= 2) last = ptx::max(last, ptx::shuffle_up(last, delta));
+    return last;
+}
 
 template <class Element>
 struct Tiles {
@@ -100,9 +121,9 @@ struct Tiles {
         return static_cast<const uint8_t*>(p.key_mask)[place.batch * p.key_mask_stride + key] != 0;
     }
 
-    // Log-decay of a key, the stabiliser's share aside.
+    // Log-decay of a key, the stabiliser's share aside. No time passes at one that the mask removes.
     DEVICE double log_decay(int64_t key) const {
-        if (p.decay == kNoDecay) return 0.0;
+        if (p.decay == kNoDecay || !keeps(key)) return 0.0;
         auto log_decay = static_cast<const Real*>(p.log_decay);
         if (p.decay == kDecayPerHead) return log_decay[place.head * p.log_decay_strides.head];
         return log_decay[place.batch * p.log_decay_strides.batch + place.head * p.log_decay_strides.head +
@@ -177,16 +198,19 @@ struct Tiles {
             ptx::warp_sync();
             if (r == 31) rows->stabilizer = now;
         }
-        DoubledSum sum{log, 0.0};
+        bool is_cut = cuts_off<Real>(log);
+        int cut = last_lane(is_cut), last_cut = ptx::shuffle(cut, 31);
+        DoubledSum sum{is_cut ? 0.0 : log, 0.0};
         for (int delta = 1; delta < 32; delta *= 2) {
             DoubledSum earlier{ptx::shuffle_up(sum.high, delta), ptx::shuffle_up(sum.low, delta)};
             if (r >= delta) sum.add(earlier);
         }
         double later = (ptx::shuffle(sum.high, 31) - sum.high) + (ptx::shuffle(sum.low, 31) - sum.low);
+        rows->cut[r] = cut;
         rows->high[r] = Real(sum.high);
         rows->low[r] = Real(sum.high - double(rows->high[r]) + sum.low);
-        rows->from_start[r] = ptx::exp(Real(sum.high));
-        rows->to_end[r] = ptx::exp(Real(later));
+        rows->from_start[r] = cut < 0 ? ptx::exp(Real(sum.high)) : Real(0);
+        rows->to_end[r] = r < last_cut ? Real(0) : ptx::exp(Real(later));
         if (r == 31) rows->decay = rows->from_start[r];
     }
 

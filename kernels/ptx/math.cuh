@@ -66,6 +66,11 @@ DEVICE float scale_to(float size, int exponent) {
     return bit_cast<float>((uint32_t(127 + exponent + 127) << 23) - bits);
 }
 
+DEVICE double scale_to(double size, int exponent) {
+    uint64_t bits = bit_cast<uint64_t>(fmin(fmax(size, 0x1p-1000), 0x1p1000)) & 0x7ff0000000000000;
+    return bit_cast<double>((uint64_t(1023 + exponent + 1023) << 52) - bits);
+}
+
 DEVICE float abs(float x) { return ::fabsf(x); }
 DEVICE double abs(double x) { return ::fabs(x); }
 

@@ -42,16 +42,24 @@ struct Combine {
         return sum;
     }
 
-    // Σ x² over the row, on all lanes.
-    DEVICE Real squares(Real maximum) const {
-        Real squares = 0;
+    // √(Σ x²) over the row, on all lanes.
+    DEVICE Real norm(Real maximum) const {
+        Real largest = 0, squares = 0;
         for (int column = ptx::lane(); column < params.value_width; column += 32) {
-            Real x = sum(column, maximum);
+            largest = ptx::max(largest, ptx::abs(sum(column, maximum)));
+        }
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+            largest = ptx::max(largest, ptx::shuffle_xor(largest, distance));
+        }
+        Real scale = tile::scale_of_squares(largest);
+        for (int column = ptx::lane(); column < params.value_width; column += 32) {
+            Real x = sum(column, maximum) * scale;
             squares += x * x;
         }
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2) squares += ptx::shuffle_xor(squares, distance);
-        return squares;
+        return tile::norm_of(squares, scale);
     }
 };
 
@@ -63,10 +71,10 @@ DEVICE void combine(const QuadraticParams<Element>& params) {
     if (row >= rows) return;
     Combine<Element> parts{params, row, rows};
     Real maximum = parts.maximum();
-    Real squares = params.finish == kRmsNorm ? parts.squares(maximum) : Real(0);
-    auto finish = Finish<Real>::of(params, maximum, parts.weight(maximum), squares);
+    Real norm = params.finish == kRmsNorm ? parts.norm(maximum) : Real(0);
     int64_t query = row % params.queries, head = row / params.queries % params.heads;
     int64_t batch = row / params.queries / params.heads;
+    auto finish = Finish<Real>::of(params, batch, maximum, parts.weight(maximum), norm);
     const tile::Strides& strides = params.out_strides;
     int64_t out = batch * strides.batch + head * strides.head + query * strides.row;
     for (int column = ptx::lane(); column < params.value_width; column += 32) {

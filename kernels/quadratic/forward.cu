@@ -54,6 +54,21 @@ struct ForwardLoad {
     }
 };
 
+// √(Σ x²) of the rows of a warp, where the finish needs it.
+template <class Params, class Real, int M, int N>
+DEVICE tile::RowValues<Real, M> norms_of_rows(const Params& params, const tile::Accumulator<Real, M, N>& sums) {
+    auto norms = tile::RowValues<Real, M>::filled(Real(0));
+    if (params.finish != kRmsNorm) return norms;
+    auto scales = sums.fold_rows(norms, [](Real a, Real b) { return ptx::max(ptx::abs(a), ptx::abs(b)); });
+    scales.each([](int, Real& x) { x = tile::scale_of_squares(x); });
+    auto squares = sums;
+    squares.scale_rows(scales);
+    squares.each([](int, int, Real& x) { x *= x; });
+    norms = squares.row_sums(norms);
+    norms.with(scales, [](Real& x, Real scale) { x = tile::norm_of(x, scale); });
+    return norms;
+}
+
 // Finishes the rows of a warp and writes them, or writes what combine.cu needs.
 template <class Config, class Params>
 DEVICE void store_rows(const Params& params, const RowBlock& block, typename Config::SumsTile& sums,
@@ -77,15 +92,12 @@ DEVICE void store_rows(const Params& params, const RowBlock& block, typename Con
         });
         return;
     }
-    auto add = [](Real a, Real b) { return a + b; };
-    auto squares = sums;
-    squares.each([](int, int, Real& x) { x *= x; });
-    auto factors = squares.fold_lane(add).fold_lanes(add), statistics = factors;
+    auto factors = norms_of_rows(params, sums), statistics = factors;
 #pragma unroll
     for (int m = 0; m < Config::kBlocks; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            auto finish = Finish<Real>::of(params, maximum.value[m][half], sum.value[m][half], factors.value[m][half]);
+            auto finish = Finish<Real>::of(params, block.batch, maximum.value[m][half], sum.value[m][half], factors.value[m][half]);
             factors.value[m][half] = finish.factor, statistics.value[m][half] = finish.statistic;
         }
     }

@@ -161,13 +161,18 @@ struct ForwardRows {
         end();
     }
 
-    // Σ x² of the rows, where the finish needs it.
-    DEVICE tile::RowValues<float, 1> squares() {
-        auto none = tile::RowValues<float, 1>::filled(0.0f);
-        if (!Config::Weight::kHasNorm || params.finish != kRmsNorm) return none;
+    // √(Σ x²) of the rows up to their unit, where the finish needs it.
+    DEVICE tile::RowValues<float, 1> norms() {
+        auto norms = tile::RowValues<float, 1>::filled(0.0f);
+        if (!Config::Weight::kHasNorm || params.finish != kRmsNorm) return norms;
+        auto scales = sums.fold_rows(norms, [](float a, float b) { return ptx::max(ptx::abs(a), ptx::abs(b)); });
+        scales.each([](int, float& x) { x = tile::scale_of_squares(x); });
         auto squared = sums;
+        squared.scale_rows(scales);
         squared.each([](int, int, float& x) { x *= x; });
-        return squared.row_sums(none);
+        norms = squared.row_sums(norms);
+        norms.with(scales, [](float& x, float scale) { x = tile::norm_of(x, scale); });
+        return norms;
     }
 
     // What combine.cu needs of the rows.
@@ -196,12 +201,12 @@ struct ForwardRows {
         auto place = HeadColumns<Config>::of(params, block);
         if (params.has_partial_sums) return store_parts(block, place);
         int first = block_first + row + tile::first_row_of_warp();
-        auto factors = sum.fold_lanes([](float a, float b) { return a + b; }), statistics = factors, squared = squares();
+        auto factors = sum.fold_lanes([](float a, float b) { return a + b; }), statistics = factors, norm = norms();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float unit = weight.unit(maximum.value[0][half]);
-            auto finish = Finish<float>::of(params, maximum.value[0][half], factors.value[0][half] * unit,
-                                            squared.value[0][half] * unit * unit);
+            auto finish = Finish<float>::of(params, block.batch, maximum.value[0][half], factors.value[0][half] * unit,
+                                            norm.value[0][half] * unit);
             factors.value[0][half] = finish.factor * unit, statistics.value[0][half] = finish.statistic;
         }
         sums.scale_rows(factors);

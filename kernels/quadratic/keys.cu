@@ -48,7 +48,7 @@ DEVICE void keys(const typename Config::Params& params) {
     };
     walk_tiles<Config>(load, add);
     if (has_d_v) store_gradient<Config>(params, block, d_v, params.d_v, params.value_width, panel);
-    d_k.each([&](int, int, Real& x) { x *= Real(params.scale); });
+    d_k.each([&](int, int, Real& x) { x *= Real(params.scale_of(block.batch)); });
     if (has_d_k) store_gradient<Config>(params, block, d_k, params.d_k, params.width, panel);
 }
 

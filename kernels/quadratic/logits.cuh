@@ -125,7 +125,7 @@ struct Logits {
     const uint8_t* mask;
 
     DEVICE Logits(const Params& params, double unit, int64_t batch, int64_t head)
-        : scale(Real(params.scale)), unit(Real(unit)), cap(Real(params.soft_cap)), cap_scale(Real(params.cap_scale)),
+        : scale(Real(params.scale_of(batch))), unit(Real(unit)), cap(Real(params.soft_cap)), cap_scale(Real(params.cap_scale)),
           bias(params.bias), mask(params.mask_of(batch)) {
         if (bias != nullptr) bias += head * params.bias_stride + params.bias_radius - params.offset();
     }

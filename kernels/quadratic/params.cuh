@@ -19,6 +19,8 @@ struct Sums<double> {
 
 enum WeightKind : int32_t { kSoftmax, kRelu, kReluSquared };
 enum FinishKind : int32_t { kNone, kScale, kRowSum, kRmsNorm };
+// What is multiplied by the inverse number of keys.
+enum PerKey : int32_t { kNothing, kScores, kSums };
 
 // What the backward pass needs to know of a query row.
 template <class Real>
@@ -61,6 +63,8 @@ struct QuadraticParams {
     Real* partial_bias;
     int64_t* first_distance;
     Real* bias_sums;
+    // 1/n of the keys that the mask leaves in each batch entry, if anything is multiplied by it.
+    double* inverse_counts;
     // In elements.
     tile::Strides q_strides, k_strides, v_strides, out_strides, d_out_strides, statistic_strides, d_statistic_strides;
     int64_t key_mask_stride, bias_stride;
@@ -84,6 +88,14 @@ struct QuadraticParams {
     // Whether the block's own rows stay in shared memory; 1 or 2 stages for the others.
     int32_t is_resident, stages;
     int32_t bias_heads;
+    int32_t per_key;
+
+    DEVICE double scale_of(int64_t batch_entry) const {
+        return per_key == kScores ? scale * inverse_counts[batch_entry] : scale;
+    }
+    DEVICE double constant_of(int64_t batch_entry) const {
+        return per_key == kSums ? constant * inverse_counts[batch_entry] : constant;
+    }
 
     DEVICE int offset() const { return int(keys - queries); }
     DEVICE int group() const { return int(heads) / int(key_heads); }

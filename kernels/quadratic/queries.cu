@@ -80,7 +80,7 @@ DEVICE void queries(const typename Config::Params& params) {
         tile::multiply_registers<Math>(d_q, d_weights, typename Math::RightRows{load.other_first(stage)});
     };
     walk_tiles<Config>(load, add);
-    d_q.each([&](int, int, Real& x) { x *= Real(params.scale); });
+    d_q.each([&](int, int, Real& x) { x *= Real(params.scale_of(block.batch)); });
     int64_t width = params.width;
     auto* gradient = params.d_q + params.row(block.batch, block.head, 0) * width;
     tile::store(d_q, tile::Rows<typename Config::Element>{gradient, width, params.queries, params.width},

@@ -2,6 +2,7 @@
 // warp for the forward pass, and weight and gradient of one score for the backward pass.
 #pragma once
 
+#include "../tile/norm.cuh"
 #include "config.cuh"
 
 namespace attn::quadratic {
@@ -126,10 +127,10 @@ template <class Real>
 struct Finish {
     Real factor, statistic;
 
-    // Of a row's largest logit, its sum of weights, and Σ x² over its sums x.
+    // Of a row of a batch entry: its largest logit, its sum of weights, and the norm √(Σ x²) of its sums x.
     template <class Params>
-    DEVICE static Finish of(const Params& params, Real maximum, Real sum, Real squares) {
-        Real constant = Real(params.constant);
+    DEVICE static Finish of(const Params& params, int64_t batch, Real maximum, Real sum, Real norm) {
+        Real constant = Real(params.constant_of(batch));
         if (params.weight == kSoftmax) {
             Real log_sum = sum == Real(0) ? -Real(__builtin_huge_val()) : (maximum + ptx::log2(sum)) * Real(kLn2);
             return {inverse(sum), log_sum};
@@ -137,8 +138,8 @@ struct Finish {
         if (params.finish == kScale) return {constant, Real(1)};
         if (params.finish == kRowSum) return {inverse(sum + constant), sum + constant};
         if (params.finish == kRmsNorm) {
-            Real divisor = ptx::sqrt(squares / Real(params.value_width) + constant);
-            return {Real(1) / divisor, divisor};
+            Real divisor = tile::root_mean_square(norm, params.value_width, params.constant);
+            return {inverse(divisor), divisor};
         }
         return {Real(1), Real(1)};
     }

@@ -20,7 +20,7 @@ use crate::gau::{GauOptions, MixedChunkOptions};
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a norm out of range, a bias that does not reach every visible distance, a
-/// tracked key mask, a tensor that is not on the CPU.
+/// tracked key mask, tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```
@@ -60,8 +60,8 @@ pub fn gau_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &GauOptions<Te
 /// tensors and the bias.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, a chunk size of 0, a bias that does not reach C − 1, a tracked key mask, a
-/// tensor that is not on the CPU.
+/// Shapes or dtypes that do not fit together, a chunk size of 0, a bias that does not reach C − 1, a tracked key mask,
+/// tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```

@@ -22,8 +22,8 @@ use crate::linear::LinearOptions;
 /// head that is to be trained is broadcast to `[B, H, M]` by the caller.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, a negative ε, a log-decay above 0 or without `causal`, a tracked key mask
-/// or log-decay per head, a tensor that is not on the CPU.
+/// Shapes or dtypes that do not fit together, a negative ε, a log-decay that is NaN, above 0 or without `causal`, a
+/// tracked key mask or log-decay per head, tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```

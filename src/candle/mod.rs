@@ -19,10 +19,15 @@
 //! reach an output, not even as NaN.
 
 mod engine;
+mod favor;
+mod features;
 mod gau;
 mod linear;
 pub mod nn;
+mod own_gradient;
 mod performer;
+mod rotary;
+mod rotated;
 mod softmax;
 mod state;
 mod transnormer;
@@ -31,6 +36,10 @@ use gau::mixed_chunk_local;
 pub use gau::{gau_attention, mixed_chunk_attention, mixed_chunk_attention_with_state};
 pub use linear::{linear_attention, linear_attention_with_state};
 pub use performer::{performer_attention, performer_attention_with_state};
+pub use rotated::{
+    rotary_linear_attention, rotary_linear_attention_with_state, rotary_norm_attention,
+    rotary_norm_attention_with_state, rotary_performer_attention, rotary_performer_attention_with_state,
+};
 pub use softmax::{softmax_attention, softmax_attention_with_lse};
 pub use state::LinearState;
 pub use transnormer::{diag_attention, norm_attention, norm_attention_with_state};

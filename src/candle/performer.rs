@@ -22,7 +22,8 @@ use crate::performer::PerformerOptions;
 /// holds for every operation is in the [module](crate::candle) documentation. Gradients: q, k, v.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, a negative ε, a tracked ω or key mask, a tensor that is not on the CPU.
+/// Shapes or dtypes that do not fit together, a negative ε, a tracked ω or key mask, tensors on
+/// different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```

@@ -16,7 +16,7 @@ use crate::softmax::SoftmaxOptions;
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a scale or soft-cap out of range, a bias that does not reach every
-/// visible distance, a tracked key mask, a tensor that is not on the CPU.
+/// visible distance, a tracked key mask, tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```

@@ -51,8 +51,11 @@ impl LinearState {
 
     /// Bytes that the tensors take.
     pub fn size_in_bytes(&self) -> usize {
-        let tensors = [Some(&self.s), Some(&self.z), self.stabilizer.as_ref()];
-        tensors.into_iter().flatten().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+        self.tensors().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
+
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.s, &self.z].into_iter().chain(&self.stabilizer)
     }
 }
 

@@ -20,8 +20,8 @@ use crate::transnormer::{DiagOptions, NormOptions};
 /// documentation. Gradients: q, k, v.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, a block size of 0, an ε that is not positive, a tracked key mask, a
-/// tensor that is not on the CPU.
+/// Shapes or dtypes that do not fit together, a block size of 0, an ε that is not positive, a tracked key mask,
+/// tensors on different devices or on one that the build does not compute on.
 ///
 /// # Example
 /// ```
@@ -58,8 +58,9 @@ pub fn diag_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &DiagOptions<
 /// [module](crate::candle) documentation. Gradients: q, k, v, and the log-decay if it is per token.
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, an ε that is not positive, a log-decay above 0 or without `causal`, a
-/// tracked key mask or log-decay per head, a tensor that is not on the CPU.
+/// Shapes or dtypes that do not fit together, an ε that is not positive, a log-decay that is NaN, above 0 or without
+/// `causal`, a tracked key mask or log-decay per head, tensors on different devices or on one that the build does not
+/// compute on.
 ///
 /// # Example
 /// ```

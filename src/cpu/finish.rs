@@ -20,7 +20,7 @@ pub fn finish<T: Real>(weight: Weight, finish: QuadraticFinish, row: &mut [T], s
         }
         (_, QuadraticFinish::RmsNorm { epsilon }) => {
             let divisor = root_mean_square(row, epsilon);
-            (T::ONE / divisor, divisor)
+            (inverse(divisor), divisor)
         }
     };
     for x in row {
@@ -29,23 +29,35 @@ pub fn finish<T: Real>(weight: Weight, finish: QuadraticFinish, row: &mut [T], s
     statistic
 }
 
-/// √(mean x² + ε)
+/// √(mean x² + ε), for rows of any size.
 pub fn root_mean_square<T: Real>(row: &[T], epsilon: f64) -> T {
-    (dot(row, row) / T::from_f64(row.len() as f64) + T::from_f64(epsilon)).sqrt()
+    let square = dot(row, row) / T::from_f64(row.len() as f64) + T::from_f64(epsilon);
+    // Far from both ends of the range: no square has overflowed, and none that matters has been lost.
+    if square > T::from_f64(1e-28) && square < T::from_f64(1e37) {
+        return square.sqrt();
+    }
+    let root = epsilon.sqrt();
+    let largest = row.iter().map(|x| x.to_f64().abs()).fold(root, f64::max);
+    if largest.is_infinite() {
+        return square;
+    }
+    let squares = row.iter().map(|x| (x.to_f64() / largest).powi(2)).sum::<f64>();
+    T::from_f64(largest * (squares / row.len() as f64 + (root / largest).powi(2)).sqrt())
 }
 
 /// Turns the gradient of an output row into that of Σ w v, in place, and returns δ, so that the gradient of a score
-/// is weight′ ⊙ (⟨d_row, v⟩ − δ). `d_statistic` is the gradient of the log-sum-exp.
+/// is weight′ ⊙ (⟨d_row, v⟩ − δ). `d_statistic` is the gradient of the log-sum-exp. Where weights are divided by their sum,
+/// δ has a part ⟨d_row, out⟩, which is left out without `out`.
 pub fn unfinish<T: Real>(
     weight: Weight,
     finish: QuadraticFinish,
     d_row: &mut [T],
-    out: &[T],
+    out: Option<&[T]>,
     statistic: T,
     d_statistic: T,
 ) -> T {
     match (weight, finish) {
-        (Weight::Softmax, _) => dot(d_row, out) - d_statistic,
+        (Weight::Softmax, _) => out.map_or(T::ZERO, |out| dot(d_row, out)) - d_statistic,
         (_, QuadraticFinish::None) => T::ZERO,
         (_, QuadraticFinish::Scale(scale)) => {
             d_row.iter_mut().for_each(|d| *d = *d * T::from_f64(scale));
@@ -54,11 +66,12 @@ pub fn unfinish<T: Real>(
         (_, QuadraticFinish::RowSum { .. }) => {
             let factor = inverse(statistic);
             d_row.iter_mut().for_each(|d| *d = *d * factor);
-            dot(d_row, out)
+            out.map_or(T::ZERO, |out| dot(d_row, out))
         }
         (_, QuadraticFinish::RmsNorm { .. }) => {
-            let mean = dot(d_row, out) / T::from_f64(out.len() as f64);
-            unnormalize(d_row, out, mean, statistic);
+            if let Some(out) = out {
+                unnormalize(d_row, out, dot(d_row, out) / T::from_f64(out.len() as f64), statistic);
+            }
             T::ZERO
         }
     }
@@ -67,7 +80,7 @@ pub fn unfinish<T: Real>(
 /// dT = (dO − O·mean(O ⊙ dO))/r
 pub fn unnormalize<T: Real>(d_row: &mut [T], out: &[T], mean: T, divisor: T) {
     for (d, &o) in d_row.iter_mut().zip(out) {
-        *d = (*d - o * mean) / divisor;
+        *d = if divisor == T::ZERO { T::ZERO } else { (*d - o * mean) / divisor };
     }
 }
 

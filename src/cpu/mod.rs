@@ -4,6 +4,8 @@
 //! the same number of threads and the same [`Isa`].
 
 mod buffer;
+#[cfg(feature = "candle")]
+pub(crate) mod elementwise;
 mod finish;
 pub mod linear;
 mod parallel;

@@ -15,6 +15,7 @@ pub trait Number: Real {
     fn load(from: Slice<'_>, at: usize, into: &mut [Self]);
     /// `from` rounded into `into[at..]`.
     fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize);
+    fn slice(data: &[Self]) -> Slice<'_>;
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
     /// Whether the elements are of this type.
     fn is_type_of(slice: &SliceMut<'_>) -> bool;
@@ -48,6 +49,10 @@ impl Number for f32 {
             SliceMut::F32(x) => x[range].copy_from_slice(from),
             SliceMut::F64(x) => convert(from, &mut x[range], f64::from),
         }
+    }
+
+    fn slice(data: &[Self]) -> Slice<'_> {
+        Slice::F32(data)
     }
 
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {
@@ -88,6 +93,10 @@ impl Number for f64 {
         }
     }
 
+    fn slice(data: &[Self]) -> Slice<'_> {
+        Slice::F64(data)
+    }
+
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_> {
         SliceMut::F64(data)
     }
@@ -102,6 +111,15 @@ impl Number for f64 {
             other => Err(other),
         }
     }
+}
+
+/// 1/n for each batch entry, where n is the number of keys that the mask [B, M] keeps, all without one; 1 for n = 0.
+pub fn inverse_key_counts(key_mask: Option<&[u8]>, batch: usize, keys: usize) -> Vec<f64> {
+    let kept = |entry: usize| match key_mask {
+        Some(mask) => mask[entry * keys..][..keys].iter().filter(|&&keep| keep != 0).count(),
+        None => keys,
+    };
+    (0..batch).map(|entry| 1.0 / kept(entry).max(1) as f64).collect()
 }
 
 /// One head of a [batch, heads, rows, width] operand.

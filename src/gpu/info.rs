@@ -8,6 +8,8 @@ use super::plan::DeviceFacts;
 pub struct Info {
     /// What the kernels were compiled for: `sm_…` for a processor, `compute_…` for any later one.
     pub architectures: Vec<&'static str>,
+    /// The CUDA whose compiler made the kernels, major and minor.
+    pub toolkit: Option<(u32, u32)>,
     /// Number of kernels in this build.
     pub kernels: usize,
     /// The newest CUDA that the driver supports, major and minor.
@@ -24,9 +26,9 @@ pub struct Info {
 pub struct DeviceInfo {
     /// As the driver calls it.
     pub name: String,
-    /// What plans depend on.
+    /// What plans depend on; zeros where the driver does not say.
     pub facts: DeviceFacts,
-    /// Memory in bytes.
+    /// Memory in bytes, 0 where the driver does not say.
     pub memory: usize,
     /// Why it cannot be used.
     pub unused: Option<String>,
@@ -39,13 +41,15 @@ pub fn info() -> Info {
     Info { unused, ..Info::default() }
 }
 
-/// Looks for GPUs. Never fails: what is missing is said in [`Info::unused`].
+/// Looks for GPUs, without opening any. Never fails: what is missing is said in [`Info::unused`], what keeps one of
+/// several from being used in its [`DeviceInfo::unused`].
 #[cfg(feature = "gpu")]
 pub fn info() -> Info {
     use super::{driver, module};
 
     let (architectures, kernels) = module::built();
-    let mut info = Info { architectures: architectures.to_vec(), kernels, ..Info::default() };
+    let toolkit = module::TOOLKIT;
+    let mut info = Info { architectures: architectures.to_vec(), toolkit, kernels, ..Info::default() };
     if kernels == 0 {
         info.unused = Some("this build is without kernels (ATTN_KERNELS_STUB)".into());
     }
@@ -59,9 +63,12 @@ pub fn info() -> Info {
         }
         Err(why) => info.unused = info.unused.or(Some(why)),
     }
-    for device in &mut info.devices {
-        device.unused = module::unsupported(architectures, device.facts.compute_capability);
+    let refusal = info.driver.and_then(|driver| driver::refusal(driver, toolkit));
+    for device in info.devices.iter_mut().filter(|device| device.unused.is_none()) {
+        let unsupported = || module::unsupported(device.facts.compute_capability, info.driver);
+        device.unused = refusal.clone().or_else(unsupported);
     }
+    info.unused = info.unused.or(refusal);
     if info.unused.is_none() && info.devices.iter().all(|device| device.unused.is_some()) {
         let first = info.devices.iter().find_map(|device| device.unused.clone());
         info.unused = Some(first.unwrap_or("the driver has no device".into()));
@@ -72,7 +79,8 @@ pub fn info() -> Info {
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let for_what = if self.architectures.is_empty() { "" } else { " for " };
-        writeln!(f, "{} kernels{for_what}{}", self.kernels, self.architectures.join(", "))?;
+        let toolkit = self.toolkit.map_or(String::new(), |(major, minor)| format!(", by CUDA {major}.{minor}"));
+        writeln!(f, "{} kernels{for_what}{}{toolkit}", self.kernels, self.architectures.join(", "))?;
         if let Some((major, minor)) = self.driver {
             writeln!(f, "driver for CUDA {major}.{minor}")?;
         }
@@ -110,15 +118,16 @@ mod tests {
         let device = DeviceInfo { name, facts: DeviceFacts::H200, memory: 141 << 30, unused: None };
         let info = Info {
             architectures: vec!["sm_80", "sm_90a"],
+            toolkit: Some((13, 0)),
             kernels: 12,
-            driver: Some((13, 0)),
+            driver: Some((13, 1)),
             devices: vec![device.clone(), DeviceInfo { unused: Some("too old".into()), ..device }],
             unused: None,
         };
         let gpu = "NVIDIA H200, compute capability 9.0, 132 multiprocessors with 227 KiB, 141.0 GiB, \
                    with kernels for sm_90a";
         let expected = format!(
-            "12 kernels for sm_80, sm_90a\ndriver for CUDA 13.0\nGPU 0: {gpu}\nGPU 1: {gpu}, not used: too old\n"
+            "12 kernels for sm_80, sm_90a, by CUDA 13.0\ndriver for CUDA 13.1\nGPU 0: {gpu}\nGPU 1: {gpu}, not used: too old\n"
         );
         assert_eq!(info.to_string(), expected);
     }

@@ -2,15 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg,
-    SyncOnDrop,
+    CudaContext, CudaFunction, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig,
+    PushKernelArg, SyncOnDrop,
 };
 
 use super::driver::{self, describe};
-use super::module::Kernels;
+use super::module::{self, Kernels};
 use super::plan::{Argument, DeviceFacts, Launch, Plan};
 use super::view::{DeviceSlice, DeviceSliceMut, DeviceView, each};
+use super::workspaces::Workspaces;
 use crate::{Error, Result};
 
 /// 4096 bytes, the largest parameters of a kernel, aligned as the strictest of them.
@@ -21,15 +23,19 @@ struct Params([u64; 512]);
 // SAFETY: plain numbers, which the driver copies.
 unsafe impl DeviceRepr for Params {}
 
-/// Memory that plans work in, by index into [`Plan::workspaces`].
-type Workspaces = Vec<CudaSlice<u8>>;
-
-/// A GPU and the stream on which work is put.
+/// A GPU and the stream on which work is put. Any thread may use it and its clones.
+///
+/// The first call of a kind loads its kernels, and memory for a plan's own use is allocated on the stream unless it is
+/// [kept](Self::keeping_workspaces). Neither can be part of a CUDA graph: calls join a graph that is being captured from
+/// the stream if the device keeps workspaces, the same call was made before the capture, and the context does not track
+/// events (`CudaContext::disable_event_tracking`); otherwise they are refused and the capture goes on. A graph replays on
+/// the addresses of the capture. It is not ordered with other uses of the same workspaces, so give it a device of its own,
+/// which lives as long as the graph.
 #[derive(Clone)]
 pub struct Device {
-    stream: Arc<CudaStream>,
-    kernels: Arc<Kernels>,
-    kept: Option<Arc<Mutex<Workspaces>>>,
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) kernels: Arc<Kernels>,
+    pub(super) kept: Option<Arc<Mutex<Workspaces>>>,
 }
 
 impl Device {
@@ -39,7 +45,7 @@ impl Device {
     /// No driver or no such device; [`info`](super::info) says more.
     pub fn new(ordinal: usize) -> Result<Self> {
         let open = || {
-            driver::open()?;
+            module::open_driver()?;
             CudaContext::new(ordinal).map_err(describe)
         };
         let failed = |why| failure("gpu::Device::new", format!("opening GPU {ordinal}"), why);
@@ -58,15 +64,15 @@ impl Device {
     }
 
     /// The same device, which allocates the memory that its plans work in once and keeps it for later ones, until it
-    /// and its clones are dropped. Otherwise every call allocates its own, in the order of the stream.
+    /// and its clones are dropped. Otherwise every call allocates its own, in the order of the stream. Plans of clones in
+    /// other threads, whose default streams may differ, wait for each other on the device.
     pub fn keeping_workspaces(&self) -> Self {
         Self { kept: Some(Arc::default()), ..self.clone() }
     }
 
     /// Bytes that [`keeping_workspaces`](Self::keeping_workspaces) keeps so far.
     pub fn workspace_bytes(&self) -> usize {
-        let bytes = |kept: &Workspaces| kept.iter().map(CudaSlice::num_bytes).sum();
-        self.kept.as_ref().map_or(0, |kept| bytes(&kept.lock().unwrap_or_else(PoisonError::into_inner)))
+        self.kept.as_ref().map_or(0, |kept| kept.lock().unwrap_or_else(PoisonError::into_inner).bytes())
     }
 
     /// What plans depend on.
@@ -93,43 +99,58 @@ impl Device {
         plan.check(self.facts()).map_err(failed("checking the launches".into()))?;
         // Held until all launches are on the stream: those of two plans must not alternate on the same memory.
         let mut kept = self.kept.as_ref().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut own = Workspaces::new();
+        let (mut own, is_kept) = (Workspaces::default(), kept.is_some());
         let workspaces = kept.as_deref_mut().unwrap_or(&mut own);
+        if !is_kept || arguments.is_captured {
+            return self.put(function, plan, &arguments, workspaces);
+        }
+        let ordering = || failed(format!("ordering {} with others in the same memory", names(plan)));
+        workspaces.enter(&self.stream).map_err(ordering())?;
+        let put = self.put(function, plan, &arguments, workspaces);
+        // Also after an error: launches before it may be on the stream.
+        let left = workspaces.leave(&self.stream).map_err(ordering());
+        put.and(left)
+    }
+
+    /// Allocates what is missing and launches.
+    fn put(
+        &self,
+        function: &'static str,
+        plan: &Plan,
+        arguments: &Arguments<'_>,
+        workspaces: &mut Workspaces,
+    ) -> Result<()> {
         let is_given = |i| arguments.address(Argument::Workspace(i)).is_some();
-        for (i, &bytes) in plan.workspaces.iter().enumerate() {
-            let bytes = if is_given(i) { 0 } else { bytes };
+        for (i, &bytes) in plan.workspaces.iter().enumerate().filter(|(i, _)| !is_given(*i)) {
             let doing = || format!("allocating {bytes} bytes for {}", names(plan));
-            self.reserve(workspaces, i, bytes).map_err(|why| failure(function, doing(), why))?;
+            let reserved = workspaces.reserve(i, bytes, &self.stream, !arguments.is_captured);
+            reserved.map_err(|why| failure(function, doing(), why))?;
         }
         let own = |argument| match argument {
-            Argument::Workspace(i) => workspaces.get(i).map(|workspace| workspace.device_ptr(&self.stream).0),
+            Argument::Workspace(i) => workspaces.address(i, &self.stream),
             _ => None,
         };
         let address = |argument| arguments.address(argument).or_else(|| own(argument));
-        for launch in &plan.launches {
-            self.launch(launch, address).map_err(|why| failure(function, format!("launching {launch}"), why))?;
+        let find = |launch: &Launch| {
+            let kernel = self.kernels.function(&launch.kernel, !arguments.is_captured);
+            kernel.map_err(|why| failure(function, format!("finding {}", launch.kernel), why))
+        };
+        // All of them first: a call that is refused leaves no part of itself in a graph.
+        let kernels = plan.launches.iter().map(find).collect::<Result<Vec<_>>>()?;
+        for (launch, kernel) in plan.launches.iter().zip(&kernels) {
+            let launched = self.launch(launch, kernel, address);
+            launched.map_err(|why| failure(function, format!("launching {launch}"), why))?;
         }
         Ok(())
     }
 
-    /// Makes a workspace at least so large; those before it are there.
-    fn reserve(&self, workspaces: &mut Workspaces, index: usize, bytes: usize) -> std::result::Result<(), String> {
-        match workspaces.get_mut(index) {
-            Some(workspace) if workspace.len() >= bytes => {}
-            Some(workspace) => *workspace = self.allocate(bytes)?,
-            None => workspaces.push(self.allocate(bytes)?),
-        }
-        Ok(())
-    }
-
-    /// Memory of any content.
-    fn allocate(&self, bytes: usize) -> std::result::Result<CudaSlice<u8>, String> {
-        // SAFETY: every bit pattern is a u8, and only kernels see it, after the kernels of the plan that fill it.
-        unsafe { self.stream.alloc(bytes.max(1)) }.map_err(describe)
-    }
-
-    fn launch(&self, launch: &Launch, address: impl Fn(Argument) -> Option<u64>) -> std::result::Result<(), String> {
-        let kernel = self.kernels.function(&launch.kernel)?;
+    /// The context is bound to the calling thread.
+    fn launch(
+        &self,
+        launch: &Launch,
+        kernel: &CudaFunction,
+        address: impl Fn(Argument) -> Option<u64>,
+    ) -> std::result::Result<(), String> {
         let mut params = patched(launch, &address)?;
         for (offset, map) in &launch.tensor_maps {
             let address = address(map.argument).ok_or(format!("no tensor was given for {:?}", map.argument))?;
@@ -141,7 +162,7 @@ impl Device {
             block_dim: (launch.threads, 1, 1),
             shared_mem_bytes: launch.shared_bytes,
         };
-        let mut builder = self.stream.launch_builder(&kernel);
+        let mut builder = self.stream.launch_builder(kernel);
         builder.arg(&params);
         // SAFETY:
         // - The kernel takes one parameter, a struct of at most 4096 bytes, which the driver copies from `params`
@@ -186,12 +207,28 @@ fn failure(function: &'static str, doing: String, why: String) -> Error {
 pub struct Arguments<'a> {
     stream: &'a CudaStream,
     given: Vec<(Argument, u64, SyncOnDrop<'a>)>,
+    /// Whether the stream's work goes into a graph.
+    is_captured: bool,
 }
 
 impl<'a> Arguments<'a> {
-    /// None so far, for work on a device.
-    pub fn new(device: &'a Device) -> Self {
-        Self { stream: &device.stream, given: Vec::new() }
+    /// None so far, for work on a device, whose context is bound to the calling thread. `function` is what errors name.
+    ///
+    /// # Errors
+    /// A device that does not answer, and a stream that is being captured while the context tracks events: tensors would
+    /// make the graph wait for work outside of it.
+    pub fn new(device: &'a Device, function: &'static str) -> Result<Self> {
+        let (stream, context) = (&device.stream, device.stream.context());
+        let asking =
+            |error| failure(function, format!("asking the stream of GPU {}", context.ordinal()), describe(error));
+        context.bind_to_thread().map_err(asking)?;
+        let status = stream.capture_status().map_err(asking)?;
+        let is_captured = status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        if is_captured && context.is_managing_stream_synchronization() {
+            let why = "the context tracks events: CudaContext::disable_event_tracking turns that off";
+            return Err(failure(function, "joining the graph that is being captured".into(), why.into()));
+        }
+        Ok(Self { stream, given: Vec::new(), is_captured })
     }
 
     /// Adds a tensor that is read.

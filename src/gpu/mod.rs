@@ -16,8 +16,12 @@ mod module;
 pub mod params;
 pub mod plan;
 pub mod quadratic;
+#[cfg(all(test, feature = "gpu", target_os = "linux"))]
+mod tests;
 #[cfg(feature = "gpu")]
 mod view;
+#[cfg(feature = "gpu")]
+mod workspaces;
 
 pub use info::{DeviceInfo, Info, info};
 #[cfg(feature = "gpu")]

@@ -18,6 +18,13 @@ pub struct Fatbin {
     image: &'static [u8],
 }
 
+#[cfg(test)]
+impl Fatbin {
+    pub const fn new(file: &'static str, kernels: &'static [&'static str], image: &'static [u8]) -> Self {
+        Self { file, kernels, image }
+    }
+}
+
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Architectures, and the number of kernels.
@@ -26,8 +33,21 @@ pub fn built() -> (&'static [&'static str], usize) {
     (ARCHITECTURES, present.map(|fatbin| fatbin.kernels.len()).sum())
 }
 
+/// Opens the driver, once.
+pub fn open_driver() -> Result<(), String> {
+    driver::refusal(driver::open()?, TOOLKIT).map_or(Ok(()), Err)
+}
+
+/// Why the kernels of this build do not run on a device, as far as the driver's version is known. A driver that is older
+/// than the toolkit runs code for a processor, but cannot compile that for later ones.
+pub fn unsupported(capability: (u32, u32), driver: Option<(u32, u32)>) -> Option<String> {
+    let is_older = driver.zip(TOOLKIT).is_some_and(|(driver, toolkit)| driver < toolkit);
+    let runs = |architecture: &&&str| !is_older || architecture.starts_with("sm_");
+    without_code(&ARCHITECTURES.iter().filter(runs).copied().collect::<Vec<_>>(), capability)
+}
+
 /// Why code for `architectures` does not run on a device.
-pub fn unsupported(architectures: &[&str], (major, minor): (u32, u32)) -> Option<String> {
+fn without_code(architectures: &[&str], (major, minor): (u32, u32)) -> Option<String> {
     let runs = |architecture: &&str| {
         let (kind, number) = architecture.split_once('_').unwrap_or_default();
         let exact = number.ends_with('a');
@@ -46,6 +66,7 @@ pub fn unsupported(architectures: &[&str], (major, minor): (u32, u32)) -> Option
 /// The kernels on one device.
 pub struct Kernels {
     context: Arc<CudaContext>,
+    files: &'static [Fatbin],
     facts: DeviceFacts,
     loaded: Mutex<Loaded>,
 }
@@ -66,10 +87,15 @@ impl Kernels {
         if let Some(kernels) = all.iter().find(|kernels| kernels.context == *context) {
             return Ok(kernels.clone());
         }
-        let facts = driver::facts(context).map_err(describe)?;
-        let kernels = Arc::new(Self { context: context.clone(), facts, loaded: Mutex::default() });
+        let kernels = Arc::new(Self::new(context, FATBINS)?);
         all.push(kernels.clone());
         Ok(kernels)
+    }
+
+    pub fn new(context: &Arc<CudaContext>, files: &'static [Fatbin]) -> Result<Self, String> {
+        open_driver()?;
+        let facts = driver::facts(context.cu_device()).map_err(describe)?;
+        Ok(Self { context: context.clone(), files, facts, loaded: Mutex::default() })
     }
 
     /// What plans depend on.
@@ -77,14 +103,18 @@ impl Kernels {
         &self.facts
     }
 
-    /// A kernel, allowed to use all shared memory that a block can have.
-    pub fn function(&self, name: &str) -> Result<CudaFunction, String> {
+    /// A kernel, allowed to use all shared memory that a block can have. The context is bound to the calling thread; one
+    /// that is not loaded yet is refused if it must not be now.
+    pub fn function(&self, name: &str, may_load: bool) -> Result<CudaFunction, String> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = loaded.functions.get(name) {
             return Ok(function.clone());
         }
+        if !may_load {
+            return Err("it is not loaded yet, and must be before a graph is captured: make the same call once".into());
+        }
         let of = |fatbin: &'static Fatbin| Some((fatbin, *fatbin.kernels.iter().find(|kernel| **kernel == name)?));
-        let (fatbin, name) = FATBINS.iter().find_map(of).ok_or("this build has no such kernel")?;
+        let (fatbin, name) = self.files.iter().find_map(of).ok_or("this build has no such kernel")?;
         let module = match loaded.modules.get(fatbin.file) {
             Some(module) => module.clone(),
             None => self.load(fatbin)?,
@@ -103,7 +133,8 @@ impl Kernels {
         }
         let image = Ptx::from_binary(fatbin.image.to_vec());
         let hint = || {
-            unsupported(ARCHITECTURES, self.facts.compute_capability).map_or(String::new(), |why| format!(" ({why})"))
+            let why = unsupported(self.facts.compute_capability, driver::open().ok());
+            why.map_or(String::new(), |why| format!(" ({why})"))
         };
         self.context.load_module(image).map_err(|error| describe(error) + &hint())
     }
@@ -116,7 +147,7 @@ mod tests {
     #[test]
     fn architectures() {
         let built = ["sm_80", "sm_90a", "compute_86"];
-        let runs = |built: &[&str], capability| unsupported(built, capability).is_none();
+        let runs = |built: &[&str], capability| without_code(built, capability).is_none();
         for capability in [(8, 0), (8, 9), (9, 0), (10, 0)] {
             assert!(runs(&built, capability), "{capability:?}");
         }

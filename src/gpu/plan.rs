@@ -58,7 +58,7 @@ pub enum Argument {
 }
 
 /// What a plan depends on besides the problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeviceFacts {
     /// Streaming multiprocessors.
     pub multiprocessors: u32,

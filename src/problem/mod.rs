@@ -15,7 +15,7 @@ pub use operands::{
     LinearGradients, LinearInputs, LinearOutputs, LinearSaved, QuadraticGradients, QuadraticInputs, QuadraticSaved,
     StateMut, StateView,
 };
-pub use quadratic::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+pub use quadratic::{PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
 pub use view::{DType, Elements, Operand, Slice, SliceMut, Strided, View};
 
 use crate::{Error, Result};

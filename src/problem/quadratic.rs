@@ -31,6 +31,19 @@ pub enum QuadraticFinish {
     },
 }
 
+/// What is divided by n, the number of keys of the batch entry that the key mask leaves (M without one); where that is 0,
+/// by 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PerKey {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Products of queries and keys, along with their scale.
+    Scores,
+    /// The finished rows.
+    Sums,
+}
+
 /// Sizes of a quadratic problem, checked against each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuadraticShapes {
@@ -130,6 +143,7 @@ pub struct Quadratic {
     pub(crate) scale: f64,
     pub(crate) soft_cap: Option<f64>,
     pub(crate) finish: QuadraticFinish,
+    pub(crate) per_key: PerKey,
 }
 
 impl Quadratic {
@@ -171,7 +185,12 @@ impl Quadratic {
             let needs = format!("at least {reach}, the largest distance that the mask leaves visible");
             ensure_value(radius >= reach, function, "bias", format!("of radius {radius}"), &needs)?;
         }
-        Ok(Self { function, shapes, weight, mask, scale, soft_cap, finish })
+        Ok(Self { function, shapes, weight, mask, scale, soft_cap, finish, per_key: PerKey::Nothing })
+    }
+
+    /// The same with a division by the number of keys.
+    pub fn per_key(self, per_key: PerKey) -> Self {
+        Self { per_key, ..self }
     }
 
     /// Sizes and dtype.

@@ -34,6 +34,12 @@ impl Features<'_> {
         matches!(self, Self::Favor { map: FavorMap::Positive | FavorMap::Hyperbolic, .. })
     }
 
+    /// Whether ⟨φ(q), φ(k)⟩ is a function of ⟨q, k⟩ and the lengths of both, so that rotation of q and k is what makes
+    /// it one of their distance.
+    pub fn are_of_products(&self) -> bool {
+        matches!(self, Self::Plain(FeatureMap::Taylor | FeatureMap::Cosine))
+    }
+
     /// Writes `phi` and returns the exponent.
     pub fn apply(&self, x: &[f64], phi: &mut [f64]) -> f64 {
         match self {
@@ -136,9 +142,9 @@ fn plain(map: FeatureMap, x: &[f64], phi: &mut [f64]) {
             }
         }
         FeatureMap::Cosine => {
-            let norm = dot(x, x).sqrt();
+            let (largest, norm) = norms(x);
             phi[0] = 1.0;
-            each(x, &mut phi[1..], |x| if norm == 0.0 { 0.0 } else { x / norm });
+            each(x, &mut phi[1..], |x| if largest == 0.0 { x } else { x / largest / norm });
         }
     }
 }
@@ -178,12 +184,20 @@ fn taylor_backward(x: &[f64], d_phi: &[f64], d_x: &mut [f64]) {
     }
 }
 
+/// max |x| and ‖x‖ over it: neither overflows or vanishes where x does not.
+fn norms(x: &[f64]) -> (f64, f64) {
+    let largest = x.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+    (largest, x.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt())
+}
+
 /// dx = (dx̂ − x̂⟨x̂, dx̂⟩)/‖x‖, 0 for a zero row
 fn cosine_backward(x: &[f64], unit: &[f64], d_unit: &[f64], d_x: &mut [f64]) {
-    let norm = dot(x, x).sqrt();
-    if norm > 0.0 {
-        add_scaled(d_x, 1.0 / norm, d_unit);
-        add_scaled(d_x, -dot(unit, d_unit) / norm, unit);
+    let (largest, norm) = norms(x);
+    if largest > 0.0 {
+        let along = dot(unit, d_unit);
+        for ((d_x, unit), d) in d_x.iter_mut().zip(unit).zip(d_unit) {
+            *d_x += (d - unit * along) / norm / largest;
+        }
     }
 }
 

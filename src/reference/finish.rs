@@ -78,8 +78,21 @@ pub(super) fn rms_norm_backward(t: &Array, epsilon: f64, scope: NormScope, d_out
     d_t
 }
 
+/// r, of numbers brought to at most 1 before they are squared.
 fn root(t: &Array, epsilon: f64, scope: NormScope, row: [usize; 3]) -> f64 {
-    (mean_product(t, t, scope, row) + epsilon).sqrt()
+    let together = normalized_together(t, scope, row);
+    let largest = together.iter().map(|x| x.abs()).fold(epsilon.sqrt(), f64::max);
+    let squares: f64 = together.iter().map(|x| (x / largest).powi(2)).sum();
+    largest * (squares / together.len() as f64 + epsilon / largest / largest).sqrt()
+}
+
+/// The values that are normalised together with a row.
+fn normalized_together(t: &Array, scope: NormScope, [b, h, i]: [usize; 3]) -> Vec<f64> {
+    let heads = match scope {
+        NormScope::Head => h..h + 1,
+        NormScope::AllHeads => 0..t.shape[1],
+    };
+    heads.flat_map(|h| t.row(b, h, i)).copied().collect()
 }
 
 /// mean(x ⊙ y) over the values normalised together with a row.

@@ -1,5 +1,5 @@
 use super::array::dot;
-use super::quadratic::{Scores, relu_squared, relu_squared_backward};
+use super::quadratic::{Scores, kept_keys, relu_squared, relu_squared_backward};
 use super::{Array, Gradients};
 use crate::gau::{GauNorm, GauOptions};
 
@@ -9,14 +9,14 @@ use crate::gau::{GauNorm, GauOptions};
 /// s_ij = c ⟨q_i, k_j⟩ + bias[R + j − p_i],   a_ij = r_i relu(s_ij)²,   o_i = Σ_j a_ij v_j
 /// ```
 ///
-/// over the visible j. c and r_i are those of [`GauNorm`]: c = 1/M, r = 1 (length); c = 1, r = 1/(M·D) (length and
-/// width); c = 1/√D, r_i = 1/(Σ_j relu(s_ij)² + ε), 0 for a zero divisor (row sum); c = 1/n₀, r = 1 (fixed).
+/// over the visible j. c and r_i are those of [`GauNorm`]: c = 1/n, r = 1 (length); c = 1, r = 1/(n·D) (length and
+/// width), where n counts the keys that the key mask leaves in the batch entry, at least 1; c = 1/√D, r_i = 1/(Σ_j relu(s_ij)² + ε), 0 for a zero divisor (row sum); c = 1/n₀, r = 1 (fixed).
 ///
 /// # Panics
 /// If shapes do not fit together, or a visible distance is outside the bias.
 pub fn gau_attention(q: &Array, k: &Array, v: &Array, options: &GauOptions<Array>) -> Array {
-    let scaling = Scaling::new(k, options.norm);
-    scores(q, k, v, options, &scaling).output(|scores| scaling.weights(scores))
+    let scaling = Scaling::new(k, options);
+    scores(q, k, v, options, &scaling).output(|b, scores| scaling.weights(b, scores))
 }
 
 /// Gradients of ⟨d_out, o⟩ for [`gau_attention`]; `d_out` is `[B, H, N, E]`. With x = relu(s), da_ij = ⟨do_i, v_j⟩:
@@ -35,11 +35,11 @@ pub fn gau_attention_backward(
     options: &GauOptions<Array>,
     d_out: &Array,
 ) -> Gradients {
-    let scaling = Scaling::new(k, options.norm);
+    let scaling = Scaling::new(k, options);
     scores(q, k, v, options, &scaling).backward(
         d_out,
-        |scores| scaling.weights(scores),
-        |_, scores, d_weights| scaling.backward(scores, d_weights),
+        |b, scores| scaling.weights(b, scores),
+        |[b, ..], scores, d_weights| scaling.backward(b, scores, d_weights),
     )
 }
 
@@ -55,7 +55,7 @@ fn scores<'a>(
         k,
         v,
         mask: options.mask,
-        scale: scaling.inside,
+        scales: scaling.inside.clone(),
         soft_cap: None,
         key_mask: options.key_mask.as_ref(),
         bias: options.bias.as_ref(),
@@ -64,41 +64,44 @@ fn scores<'a>(
 
 /// The numbers behind a [`GauNorm`].
 struct Scaling {
-    /// c
-    inside: f64,
-    /// r, unless it is that of the row sum
-    outside: f64,
+    /// c of the batch entries
+    inside: Vec<f64>,
+    /// r of the batch entries, unless it is that of the row sum
+    outside: Vec<f64>,
     /// ε of the row sum
     row_sum: Option<f64>,
 }
 
 impl Scaling {
-    fn new(k: &Array, norm: GauNorm) -> Self {
-        let (keys, width) = (k.shape[2] as f64, k.shape[3] as f64);
-        let (inside, outside, row_sum) = match norm {
-            GauNorm::Length => (1.0 / keys, 1.0, None),
-            GauNorm::LengthWidth => (1.0, 1.0 / (keys * width), None),
-            GauNorm::RowSum { epsilon } => (1.0 / width.sqrt(), 1.0, Some(epsilon)),
-            GauNorm::Fixed { length } => (1.0 / length, 1.0, None),
+    fn new(k: &Array, options: &GauOptions<Array>) -> Self {
+        let [batch, _, keys, width] = k.shape;
+        let count = |b| kept_keys(options.key_mask.as_ref(), b, keys);
+        let of_entry = |b| match options.norm {
+            GauNorm::Length => (1.0 / count(b), 1.0),
+            GauNorm::LengthWidth => (1.0, 1.0 / (count(b) * width as f64)),
+            GauNorm::RowSum { .. } => (1.0 / (width as f64).sqrt(), 1.0),
+            GauNorm::Fixed { length } => (1.0 / length, 1.0),
         };
+        let (inside, outside) = (0..batch).map(of_entry).unzip();
+        let row_sum = if let GauNorm::RowSum { epsilon } = options.norm { Some(epsilon) } else { None };
         Self { inside, outside, row_sum }
     }
 
     /// r_i
-    fn outside(&self, scores: &[f64]) -> f64 {
-        let Some(epsilon) = self.row_sum else { return self.outside };
+    fn outside(&self, b: usize, scores: &[f64]) -> f64 {
+        let Some(epsilon) = self.row_sum else { return self.outside[b] };
         let divisor = relu_squared(scores).iter().sum::<f64>() + epsilon;
         if divisor == 0.0 { 0.0 } else { 1.0 / divisor }
     }
 
-    fn weights(&self, scores: &[f64]) -> Vec<f64> {
-        let outside = self.outside(scores);
+    fn weights(&self, b: usize, scores: &[f64]) -> Vec<f64> {
+        let outside = self.outside(b, scores);
         relu_squared(scores).iter().map(|square| outside * square).collect()
     }
 
-    fn backward(&self, scores: &[f64], d_weights: &[f64]) -> Vec<f64> {
-        let outside = self.outside(scores);
-        let mean = if self.row_sum.is_some() { dot(&self.weights(scores), d_weights) } else { 0.0 };
+    fn backward(&self, b: usize, scores: &[f64], d_weights: &[f64]) -> Vec<f64> {
+        let outside = self.outside(b, scores);
+        let mean = if self.row_sum.is_some() { dot(&self.weights(b, scores), d_weights) } else { 0.0 };
         let d_squares: Vec<f64> = d_weights.iter().map(|d| outside * (d - mean)).collect();
         relu_squared_backward(scores, &d_squares)
     }

@@ -1,7 +1,7 @@
 use super::array::assert_shape;
 use super::features::Features;
 use super::finish::Finish;
-use super::pairs::shared_head;
+use super::pairs::{is_kept, shared_head};
 use super::{Array, Gradients, State};
 use crate::linear::LinearOptions;
 
@@ -12,8 +12,8 @@ use crate::linear::LinearOptions;
 /// ```
 ///
 /// over the keys j ≤ p_i when causal, else over all; `[B, H, N, E]` with H = max(Hq, Hv). Without a normaliser there
-/// is no divisor; a zero divisor gives 0. The log-decay g, causal only, has Hs = max(Hk, Hv) heads and applies at
-/// masked keys too.
+/// is no divisor; a zero divisor gives 0. The log-decay g ≤ 0, causal only, has Hs = max(Hk, Hv) heads; −∞ cuts off
+/// what came before. At masked keys g counts as 0, whatever is given there.
 ///
 /// # Panics
 /// If shapes do not fit together, or a log-decay is given without `causal`.
@@ -61,7 +61,7 @@ pub fn linear_attention_with_state(
     call(q, k, v, options).recurrent(state)
 }
 
-fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions<Array>) -> LinearCall<'a> {
+pub(super) fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions<Array>) -> LinearCall<'a> {
     let call = LinearCall {
         q,
         k,
@@ -71,6 +71,7 @@ fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions
         key_mask: options.key_mask.as_ref(),
         log_decay: options.log_decay.as_ref(),
         finish: options.normalizer.map_or(Finish::None, |epsilon| Finish::Normalize { epsilon }),
+        rotary: None,
     };
     call.check();
     call
@@ -86,6 +87,8 @@ pub(super) struct LinearCall<'a> {
     pub key_mask: Option<&'a Array>,
     pub log_decay: Option<&'a Array>,
     pub finish: Finish,
+    /// Base of the rotary embedding, in the dense form.
+    pub rotary: Option<f64>,
 }
 
 impl LinearCall<'_> {
@@ -138,8 +141,11 @@ impl LinearCall<'_> {
         if log_decay.shape == [1, 1, 1, state_heads] { head } else { (b * state_heads + head) * keys + t }
     }
 
-    /// g of output head `h` at key `t`; 0 without decay.
+    /// g of output head `h` at key `t`; 0 without decay and at masked keys.
     pub fn log_decay_at(&self, b: usize, h: usize, t: usize) -> f64 {
-        self.log_decay.map_or(0.0, |log_decay| log_decay.data[self.decay_index(log_decay, b, h, t)])
+        match self.log_decay.filter(|_| is_kept(self.key_mask, b, t)) {
+            Some(log_decay) => log_decay.data[self.decay_index(log_decay, b, h, t)],
+            None => 0.0,
+        }
     }
 }

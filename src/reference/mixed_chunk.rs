@@ -1,6 +1,6 @@
 use super::array::{add_scaled, assert_shape, dot};
 use super::pairs::{is_kept, position, shared_head};
-use super::quadratic::{Scores, relu_squared, relu_squared_backward, rows};
+use super::quadratic::{Scores, kept_keys, relu_squared, relu_squared_backward, rows};
 use super::{Array, Gradients};
 use crate::gau::{GlobalNorm, MixedChunkOptions};
 use crate::problem::Mask;
@@ -31,8 +31,8 @@ pub struct MixedChunkGradients {
 /// o_i  = Σ_j (A_ij + G_ij) v_j
 /// ```
 ///
-/// c is 1/C by default. With h chunks before that of p_i, causal norm_i is 1/(h·C) (mean), 1/C (chunk) or 1/M
-/// (length); not causal it is 1/M, 1/C or 1/M.
+/// c is 1/C by default. With h chunks before that of p_i, causal norm_i is 1/(h·C) (mean), 1/C (chunk) or 1/n
+/// (length); not causal it is 1/n, 1/C or 1/n. n counts the keys that the key mask leaves in the batch entry, at least 1.
 ///
 /// # Panics
 /// If shapes do not fit together (causal needs M = N), the chunk size is 0, or a visible distance is outside the bias.
@@ -44,7 +44,7 @@ pub fn mixed_chunk_attention(
     v: &Array,
     options: &MixedChunkOptions<Array>,
 ) -> Array {
-    let mut out = local_scores(q_quad, k_quad, v, options).output(relu_squared);
+    let mut out = local_scores(q_quad, k_quad, v, options).output(|_, scores| relu_squared(scores));
     let global = GlobalBranch { q: q_lin, k: k_lin, v, options, heads: out.shape[1] };
     global.check(&out);
     for [b, h, i] in rows(&out) {
@@ -76,9 +76,11 @@ pub fn mixed_chunk_attention_backward(
     options: &MixedChunkOptions<Array>,
     d_out: &Array,
 ) -> MixedChunkGradients {
-    let Gradients { q, k, v: mut d_v, bias, .. } =
-        local_scores(q_quad, k_quad, v, options)
-            .backward(d_out, relu_squared, |_, row, d| relu_squared_backward(row, d));
+    let Gradients { q, k, v: mut d_v, bias, .. } = local_scores(q_quad, k_quad, v, options).backward(
+        d_out,
+        |_, scores| relu_squared(scores),
+        |_, row, d| relu_squared_backward(row, d),
+    );
     let global = GlobalBranch { q: q_lin, k: k_lin, v, options, heads: d_out.shape[1] };
     global.check(d_out);
     let (mut d_q, mut d_k) = (Array::zeros(q_lin.shape), Array::zeros(k_lin.shape));
@@ -127,7 +129,7 @@ pub fn mixed_chunk_attention_recurrent(
                     }
                 }
                 absorbed = finished;
-                let norm = global.norm(i);
+                let norm = global.norm(b, i);
                 for (f, q) in global.query(b, h, i).iter().enumerate() {
                     add_scaled(out.row_mut(b, h, i), norm * q, s.row(0, 0, f));
                 }
@@ -146,7 +148,7 @@ fn local_scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a Mixed
         k,
         v,
         mask: Mask::Blocks { size: options.chunk_size, causal: options.causal },
-        scale: options.scale.unwrap_or(1.0 / options.chunk_size as f64),
+        scales: vec![options.scale.unwrap_or(1.0 / options.chunk_size as f64); q.shape[0]],
         soft_cap: None,
         key_mask: options.key_mask.as_ref(),
         bias: options.bias.as_ref(),
@@ -200,7 +202,7 @@ impl GlobalBranch<'_> {
 
     /// The keys that query `i` sees in this branch, each with norm_i.
     fn visible(&self, b: usize, i: usize) -> impl Iterator<Item = (usize, f64)> {
-        let (chunk, norm) = (self.options.chunk_size, self.norm(i));
+        let (chunk, norm) = (self.options.chunk_size, self.norm(b, i));
         (0..self.v.shape[2])
             .filter(move |&j| !self.options.causal || j / chunk < i / chunk)
             .filter(move |&j| is_kept(self.options.key_mask.as_ref(), b, j))
@@ -208,13 +210,13 @@ impl GlobalBranch<'_> {
     }
 
     /// norm_i; 0 in the first chunk, whose sum is empty.
-    fn norm(&self, i: usize) -> f64 {
-        let (chunk, keys) = (self.options.chunk_size, self.v.shape[2]);
+    fn norm(&self, b: usize, i: usize) -> f64 {
+        let chunk = self.options.chunk_size;
         let count = match self.options.global_norm {
-            GlobalNorm::Mean if self.options.causal => i / chunk * chunk,
-            GlobalNorm::Mean | GlobalNorm::Length => keys,
-            GlobalNorm::Chunk => chunk,
+            GlobalNorm::Mean if self.options.causal => (i / chunk * chunk) as f64,
+            GlobalNorm::Mean | GlobalNorm::Length => kept_keys(self.options.key_mask.as_ref(), b, self.v.shape[2]),
+            GlobalNorm::Chunk => chunk as f64,
         };
-        if count == 0 { 0.0 } else { 1.0 / count as f64 }
+        if count == 0.0 { 0.0 } else { 1.0 / count }
     }
 }

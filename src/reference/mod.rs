@@ -27,6 +27,7 @@ mod pairs;
 mod performer;
 mod quadratic;
 mod recurrent;
+mod rotary;
 mod softmax;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,10 @@ pub use mixed_chunk::{
 };
 pub use performer::{performer_attention, performer_attention_backward, performer_attention_with_state};
 pub use recurrent::State;
+pub use rotary::{
+    rotary_linear_attention, rotary_linear_attention_backward, rotary_norm_attention, rotary_norm_attention_backward,
+    rotary_performer_attention, rotary_performer_attention_backward,
+};
 pub use softmax::{SoftmaxOutput, softmax_attention, softmax_attention_backward};
 pub use transnormer::{
     diag_attention, diag_attention_backward, norm_attention, norm_attention_backward, norm_attention_with_state,

@@ -64,7 +64,7 @@ pub fn performer_attention_with_state(
     call(q, k, v, omega, options).recurrent(state)
 }
 
-fn call<'a>(
+pub(super) fn call<'a>(
     q: &'a Array,
     k: &'a Array,
     v: &'a Array,
@@ -82,6 +82,7 @@ fn call<'a>(
         key_mask: options.key_mask.as_ref(),
         log_decay: None,
         finish: Finish::Normalize { epsilon: options.epsilon },
+        rotary: None,
     };
     call.check();
     call

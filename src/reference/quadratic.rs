@@ -7,13 +7,13 @@ use super::pairs::{is_kept, is_visible, position, shared_head};
 use super::{Array, Gradients};
 use crate::problem::Mask;
 
-/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[R + j − p], for the visible pairs.
+/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[R + j − p], for the visible pairs, with a scale for each batch entry.
 pub(super) struct Scores<'a> {
     pub q: &'a Array,
     pub k: &'a Array,
     pub v: &'a Array,
     pub mask: Mask,
-    pub scale: f64,
+    pub scales: Vec<f64>,
     pub soft_cap: Option<f64>,
     pub key_mask: Option<&'a Array>,
     pub bias: Option<&'a Array>,
@@ -59,7 +59,7 @@ impl Scores<'_> {
         let mut row = Row { keys: range.filter(visible).collect(), scores: vec![], slopes: vec![] };
         let key_head = shared_head(h, self.q.shape[1], self.k.shape[1]);
         for &j in &row.keys {
-            let x = self.scale * dot(self.q.row(b, h, i), self.k.row(b, key_head, j));
+            let x = self.scales[b] * dot(self.q.row(b, h, i), self.k.row(b, key_head, j));
             let (capped, slope) = match self.soft_cap {
                 None => (x, 1.0),
                 Some(cap) => (cap * (x / cap).tanh(), 1.0 - (x / cap).tanh().powi(2)),
@@ -69,7 +69,7 @@ impl Scores<'_> {
                 bias.row(0, 0, head)[entry]
             });
             row.scores.push(capped + bias);
-            row.slopes.push(self.scale * slope);
+            row.slopes.push(self.scales[b] * slope);
         }
         row
     }
@@ -84,14 +84,14 @@ impl Scores<'_> {
         sum
     }
 
-    /// o_i = Σ_j w_ij v_j, where `weigh` turns the scores of a row into its weights.
-    pub fn output(&self, weigh: impl Fn(&[f64]) -> Vec<f64>) -> Array {
+    /// o_i = Σ_j w_ij v_j, where `weigh` turns the scores of a row of a batch entry into its weights.
+    pub fn output(&self, weigh: impl Fn(usize, &[f64]) -> Vec<f64>) -> Array {
         self.check();
         let [batch, heads, queries, _] = self.q.shape;
         let mut out = Array::zeros([batch, heads, queries, self.v.shape[3]]);
         for [b, h, i] in rows(&out) {
             let row = self.row(b, h, i);
-            let sum = self.weighted_sum(b, h, &row, &weigh(&row.scores));
+            let sum = self.weighted_sum(b, h, &row, &weigh(b, &row.scores));
             out.row_mut(b, h, i).copy_from_slice(&sum);
         }
         out
@@ -102,7 +102,7 @@ impl Scores<'_> {
     pub fn backward(
         &self,
         d_out: &Array,
-        weigh: impl Fn(&[f64]) -> Vec<f64>,
+        weigh: impl Fn(usize, &[f64]) -> Vec<f64>,
         weigh_backward: impl Fn([usize; 3], &[f64], &[f64]) -> Vec<f64>,
     ) -> Gradients {
         self.check();
@@ -113,7 +113,7 @@ impl Scores<'_> {
             let row = self.row(b, h, i);
             let (key_head, d_o) = (shared_head(h, heads, self.k.shape[1]), d_out.row(b, h, i));
             let d_weights: Vec<f64> = row.keys.iter().map(|&j| dot(d_o, self.v.row(b, key_head, j))).collect();
-            for (&j, weight) in row.keys.iter().zip(weigh(&row.scores)) {
+            for (&j, weight) in row.keys.iter().zip(weigh(b, &row.scores)) {
                 add_scaled(gradients.v.row_mut(b, key_head, j), weight, d_o);
             }
             let d_scores = weigh_backward([b, h, i], &row.scores, &d_weights);
@@ -163,6 +163,11 @@ pub(super) fn rows(array: &Array) -> impl Iterator<Item = [usize; 3]> + use<> {
 /// max(x, 0), NaN for NaN
 pub(super) fn relu(x: f64) -> f64 {
     if x < 0.0 { 0.0 } else { x }
+}
+
+/// Keys of batch entry `b` that the key mask leaves, at least 1.
+pub(super) fn kept_keys(key_mask: Option<&Array>, b: usize, keys: usize) -> f64 {
+    (0..keys).filter(|&j| is_kept(key_mask, b, j)).count().max(1) as f64
 }
 
 /// relu(s)²

@@ -75,34 +75,32 @@ impl LinearCall<'_> {
     }
 
     /// S ← a S + x φ(k_j) v_jᵀ and z ← a z + x φ(k_j), with a the decay and, for a stabiliser that grows from c to
-    /// c', a further factor e^{c − c'}; x brings φ(k_j) to c'. A masked key only decays.
+    /// c', a further factor e^{c − c'}; x brings φ(k_j) to c'. A masked key does nothing.
     fn absorb(&self, b: usize, state_head: usize, j: usize, state: &mut State, phi: &mut [f64]) {
+        if !is_kept(self.key_mask, b, j) {
+            return;
+        }
         let head = |x: &Array| shared_head(state_head, self.state_heads(), x.shape[1]);
-        let kept = is_kept(self.key_mask, b, j);
         let group = self.heads() / self.state_heads();
+        let exponent = self.features.apply(self.k.row(b, head(self.k), j), phi);
         let mut carry = self.log_decay_at(b, state_head * group, j).exp();
         let mut enter = 1.0;
-        if kept {
-            let exponent = self.features.apply(self.k.row(b, head(self.k), j), phi);
-            if let Some(stabilizer) = &mut state.stabilizer {
-                let stabilizer = &mut stabilizer.row_mut(0, 0, b)[state_head];
-                let grown = stabilizer.max(exponent);
+        if let Some(stabilizer) = &mut state.stabilizer {
+            let stabilizer = &mut stabilizer.row_mut(0, 0, b)[state_head];
+            let grown = stabilizer.max(exponent);
+            if *stabilizer < grown {
                 carry *= (*stabilizer - grown).exp();
-                enter = (exponent - grown).exp();
                 *stabilizer = grown;
             }
+            enter = (exponent - grown).exp();
         }
         let z = state.z.row_mut(b, 0, state_head);
         z.iter_mut().for_each(|z| *z *= carry);
-        if kept {
-            add_scaled(z, enter, phi);
-        }
+        add_scaled(z, enter, phi);
         for (f, feature) in phi.iter().enumerate() {
             let s = state.s.row_mut(b, state_head, f);
             s.iter_mut().for_each(|s| *s *= carry);
-            if kept {
-                add_scaled(s, enter * feature, self.v.row(b, head(self.v), j));
-            }
+            add_scaled(s, enter * feature, self.v.row(b, head(self.v), j));
         }
     }
 }

@@ -24,7 +24,7 @@ pub struct SoftmaxOutput {
 /// If shapes do not fit together, or a visible distance is outside the bias.
 pub fn softmax_attention(q: &Array, k: &Array, v: &Array, options: &SoftmaxOptions<Array>) -> SoftmaxOutput {
     let scores = scores(q, k, v, options);
-    let out = scores.output(softmax);
+    let out = scores.output(|_, scores| softmax(scores));
     let mut log_sum_exp = Array::zeros([out.shape[0], out.shape[1], out.shape[2], 1]);
     for [b, h, i] in rows(&out) {
         log_sum_exp.row_mut(b, h, i)[0] = log_sum_exp_of(&scores.row(b, h, i).scores);
@@ -53,9 +53,11 @@ pub fn softmax_attention_backward(
     if let Some(d_log_sum_exp) = d_log_sum_exp {
         assert_shape("d_log_sum_exp", d_log_sum_exp, [q.shape[0], q.shape[1], q.shape[2], 1]);
     }
-    scores(q, k, v, options).backward(d_out, softmax, |[b, h, i], row, d_weights| {
-        softmax_backward(row, d_weights, d_log_sum_exp.map_or(0.0, |d| d.row(b, h, i)[0]))
-    })
+    scores(q, k, v, options).backward(
+        d_out,
+        |_, scores| softmax(scores),
+        |[b, h, i], row, d_weights| softmax_backward(row, d_weights, d_log_sum_exp.map_or(0.0, |d| d.row(b, h, i)[0])),
+    )
 }
 
 fn scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a SoftmaxOptions<Array>) -> Scores<'a> {
@@ -64,7 +66,7 @@ fn scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a SoftmaxOpti
         k,
         v,
         mask: options.mask,
-        scale: options.scale.unwrap_or(1.0 / (q.shape[3] as f64).sqrt()),
+        scales: vec![options.scale.unwrap_or(1.0 / (q.shape[3] as f64).sqrt()); q.shape[0]],
         soft_cap: options.soft_cap,
         key_mask: options.key_mask.as_ref(),
         bias: options.bias.as_ref(),

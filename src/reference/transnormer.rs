@@ -21,8 +21,10 @@ use crate::transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 pub fn diag_attention(q: &Array, k: &Array, v: &Array, options: &DiagOptions<Array>) -> Array {
     let scores = diag_scores(q, k, v, options);
     match options.weight {
-        DiagWeight::Softmax => scores.output(softmax),
-        DiagWeight::Relu { epsilon } => rms_norm(&scores.output(relu_weights), epsilon, NormScope::Head),
+        DiagWeight::Softmax => scores.output(|_, scores| softmax(scores)),
+        DiagWeight::Relu { epsilon } => {
+            rms_norm(&scores.output(|_, scores| relu_weights(scores)), epsilon, NormScope::Head)
+        }
     }
 }
 
@@ -45,14 +47,18 @@ pub fn diag_attention_backward(
 ) -> Gradients {
     let scores = diag_scores(q, k, v, options);
     match options.weight {
-        DiagWeight::Softmax => scores.backward(d_out, softmax, |_, row, d| softmax_backward(row, d, 0.0)),
+        DiagWeight::Softmax => {
+            scores.backward(d_out, |_, scores| softmax(scores), |_, row, d| softmax_backward(row, d, 0.0))
+        }
         DiagWeight::Relu { epsilon } => {
-            let sums = scores.output(relu_weights);
+            let sums = scores.output(|_, scores| relu_weights(scores));
             assert_shape("d_out", d_out, sums.shape);
             let d_sums = rms_norm_backward(&sums, epsilon, NormScope::Head, d_out);
-            scores.backward(&d_sums, relu_weights, |_, row, d| {
-                row.iter().zip(d).map(|(&s, &d)| if s > 0.0 { d } else { 0.0 }).collect()
-            })
+            scores.backward(
+                &d_sums,
+                |_, scores| relu_weights(scores),
+                |_, row, d| row.iter().zip(d).map(|(&s, &d)| if s > 0.0 { d } else { 0.0 }).collect(),
+            )
         }
     }
 }
@@ -67,7 +73,7 @@ fn diag_scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a DiagOp
         k,
         v,
         mask: Mask::Blocks { size: options.block_size, causal: options.causal },
-        scale: options.scale.unwrap_or(1.0 / (q.shape[3] as f64).sqrt()),
+        scales: vec![options.scale.unwrap_or(1.0 / (q.shape[3] as f64).sqrt()); q.shape[0]],
         soft_cap: None,
         key_mask: options.key_mask.as_ref(),
         bias: None,
@@ -123,7 +129,12 @@ pub fn norm_attention_with_state(
     norm_call(q, k, v, options).recurrent(state)
 }
 
-fn norm_call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a NormOptions<Array>) -> LinearCall<'a> {
+pub(super) fn norm_call<'a>(
+    q: &'a Array,
+    k: &'a Array,
+    v: &'a Array,
+    options: &'a NormOptions<Array>,
+) -> LinearCall<'a> {
     let call = LinearCall {
         q,
         k,
@@ -133,6 +144,7 @@ fn norm_call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a NormOpti
         key_mask: options.key_mask.as_ref(),
         log_decay: options.log_decay.as_ref(),
         finish: Finish::RmsNorm { epsilon: options.epsilon, scope: options.norm },
+        rotary: None,
     };
     call.check();
     call

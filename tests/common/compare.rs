@@ -44,9 +44,8 @@ impl Judge {
         let bounds = match dtype {
             DType::F32 => bounds(&expected, &plain_errors(case, DType::F32), 2.0, 1.0, |_| DType::F32),
             DType::F64 => {
-                let model = if case.operation.log_decay().is_some() { DType::F64 } else { DType::F32 };
                 let ratio = unit(DType::F64) / unit(DType::F32);
-                bounds(&expected, &plain_errors(case, model), 3.0, ratio, |_| DType::F64)
+                bounds(&expected, &plain_errors(case, DType::F32), 3.0, ratio, |_| DType::F64)
             }
             _ => {
                 let mut plain = plain_errors(case, dtype).to_vec();

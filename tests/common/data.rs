@@ -119,17 +119,22 @@ pub fn fill_masked(x: &mut Array, key_mask: &Array, value: f64) {
     }
 }
 
+const RESETS: [f64; 7] = [f64::NEG_INFINITY, f32::MIN as f64, -1e3, -1e12, -120.0, -1e9, -1e6];
+
 fn make_log_decay(case: &Case, kind: Extra, keys: usize, accumulator: DType) -> Array {
     let heads = case.state_heads();
     let mut random = Random::new(if keys == case.prefix { "earlier log-decay" } else { "log-decay" });
     let shape = if kind == Extra::PerHead { [1, 1, 1, heads] } else { [1, case.batch, heads, keys] };
-    Array::from_fn(shape, |[.., last]| {
+    Array::from_fn(shape, |[_, _, head, last]| {
         let g = match kind {
             // RetNet's 1 − 2^{−5−h}
             Extra::PerHead => (1.0 - 2f64.powi(-5 - last as i32)).ln(),
             Extra::PerToken => -0.1 * random.normal().abs(),
             Extra::Strong if random.uniform() < 0.2 => -30.0 * random.uniform(),
             Extra::Strong | Extra::Zero => 0.0,
+            Extra::Resets if last % 9 == 0 => RESETS[(last / 9 + head) % RESETS.len()],
+            Extra::Resets => -0.1 * random.normal().abs(),
+            Extra::Constant(count) => -f64::from(count) / 1e4,
             _ => unreachable!("not a log-decay"),
         };
         round(accumulator, g)

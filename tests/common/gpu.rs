@@ -48,7 +48,7 @@ fn run_once(device: &Device, plan: &Plan, tensors: &[Tensor]) -> Result<Outputs,
     let upload = |content| stream.clone_htod(content).map_err(|error| failed(error.to_string()));
     let mut memory = contents.iter().map(upload).collect::<Result<Vec<_>, _>>()?;
     let mut views: Vec<_> = memory.iter_mut().zip(tensors).map(|(m, t)| m.slice_mut(GUARD + t.start..)).collect();
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, "test").map_err(|error| failed(error.to_string()))?;
     views.iter_mut().zip(tensors).for_each(|(view, tensor)| arguments.memory(tensor.argument, view));
     device.run("test", plan, arguments).map_err(|error| failed(error.to_string()))?;
     drop(views);

@@ -82,14 +82,34 @@ impl ByHand<'_> {
         })
     }
 
-    /// The layer's output for x [1, B, N, width] and a key mask [1, 1, B, N].
+    /// The layer's output for x [1, B, N, width] and a key mask [1, 1, B, N], of every sequence with its visible tokens
+    /// first.
     pub fn forward(&self, x: &Array, key_mask: Array) -> Array {
+        let [_, batch, rows, width] = x.shape;
+        let order = |b: usize| {
+            let is_seen = |i: &usize| key_mask.row(0, 0, b)[*i] != 0.0;
+            (0..rows).filter(is_seen).chain((0..rows).filter(|i| !is_seen(i))).collect()
+        };
+        let order: Vec<Vec<usize>> = (0..batch).map(order).collect();
+        let rows_in_order = Array::from_fn(x.shape, |[_, b, i, c]| x.row(0, b, order[b][i])[c]);
+        let mask_in_order = Array::from_fn(key_mask.shape, |[.., b, i]| key_mask.row(0, 0, b)[order[b][i]]);
+        let out = self.right_padded(&rows_in_order, mask_in_order);
+        let place = |b: usize, i: usize| order[b].iter().position(|row| *row == i).unwrap();
+        Array::from_fn([1, batch, rows, width], |[_, b, i, c]| out.row(0, b, place(b, i))[c])
+    }
+
+    fn right_padded(&self, x: &Array, key_mask: Array) -> Array {
         if self.config.mechanism.is_gated_unit() {
             return self.gated(x, key_mask);
         }
         let (heads, key_heads) = (self.config.heads, self.config.key_heads());
-        let q = self.rotate(split(&self.project(x, "q_proj"), heads));
-        let k = self.rotate(split(&self.project(x, "k_proj"), key_heads));
+        let rotate = |rows: Array| match self.config.mechanism {
+            Mechanism::Softmax { .. } | Mechanism::Diag { .. } | Mechanism::Retention { .. } => self.rotate(rows),
+            // Behind φ.
+            _ => rows,
+        };
+        let q = rotate(split(&self.project(x, "q_proj"), heads));
+        let k = rotate(split(&self.project(x, "k_proj"), key_heads));
         let v = split(&self.project(x, "v_proj"), key_heads);
         let joined = join(&self.attention(&q, &k, &v, Some(key_mask)));
         let joined = match self.config.mechanism {
@@ -112,19 +132,28 @@ impl ByHand<'_> {
             Mechanism::Linear { map, normalized } => {
                 let normalizer = normalized.then_some(1e-6);
                 let options = LinearOptions { map: *map, causal, normalizer, log_decay: None, key_mask };
-                reference::linear_attention(q, k, v, &options)
+                match self.config.rotary {
+                    None => reference::linear_attention(q, k, v, &options),
+                    Some(base) => reference::rotary_linear_attention(q, k, v, base, &options),
+                }
             }
             Mechanism::Performer { features, directions, seed, map, epsilon } => {
                 let width = q.shape[3];
                 let data = random_features(*directions, *features, width, *seed).unwrap();
                 let omega = Array { data, shape: [1, 1, *features, width] };
                 let options = PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask };
-                reference::performer_attention(q, k, v, &omega, &options)
+                match self.config.rotary {
+                    None => reference::performer_attention(q, k, v, &omega, &options),
+                    Some(base) => reference::rotary_performer_attention(q, k, v, &omega, base, &options),
+                }
             }
             Mechanism::Norm { map, epsilon, scope } => {
                 let options =
                     NormOptions { map: *map, causal, epsilon: *epsilon, norm: *scope, log_decay: None, key_mask };
-                reference::norm_attention(q, k, v, &options)
+                match self.config.rotary {
+                    None => reference::norm_attention(q, k, v, &options),
+                    Some(base) => reference::rotary_norm_attention(q, k, v, base, &options),
+                }
             }
             Mechanism::Diag { block, weight } => {
                 let options = DiagOptions { block_size: *block, causal, weight: *weight, scale: None, key_mask };

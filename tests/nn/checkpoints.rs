@@ -185,3 +185,112 @@ fn models_are_stored_and_loaded() -> Result<()> {
     }
     Ok(())
 }
+
+/// Weights of a checkpoint, without those for which `keep` says no.
+fn tensors_of(variables: &VarMap) -> HashMap<String, Tensor> {
+    let data = variables.data().lock().unwrap();
+    data.iter().map(|(name, variable)| (name.clone(), variable.as_detached_tensor())).collect()
+}
+
+/// What other libraries keep beside the weights of the same names: a layer that leaves it out is another.
+#[test]
+fn siblings_that_would_not_be_used_are_named() -> Result<()> {
+    let number = Tensor::zeros(WIDTH, DType::F64, &Device::Cpu)?;
+    let build = |config: &AttentionConfig, extra: &[&str], foreign: bool| {
+        let mut tensors = tensors_of(&layer(config)?.0);
+        tensors.extend(extra.iter().map(|name| (name.to_string(), number.clone())));
+        let weights = VarBuilder::from_tensors(tensors, DType::F64, &Device::Cpu);
+        Attention::new(config, if foreign { foreign_weights(weights) } else { weights }).map(|_| ())
+    };
+    let heads = AttentionConfig::new(WIDTH, 2, Mechanism::default());
+    let gau = AttentionConfig::new(WIDTH, 1, Mechanism::named("gau")?);
+    for foreign in [false, true] {
+        for (config, extra) in [
+            (&heads, &["q_proj.bias"][..]),
+            (&heads, &["q_proj.bias", "k_proj.bias", "v_proj.bias"]),
+            (&heads, &["o_proj.bias"]),
+            (&heads, &["q_norm.weight", "k_norm.weight"]),
+            (&heads, &["g_proj.weight"]),
+            (&heads, &["sinks"]),
+            (&gau, &["z_proj.bias"]),
+            (&gau, &["q_proj.weight"]),
+        ] {
+            let names: Vec<_> = extra.iter().map(|name| format!("`{name}`")).collect();
+            let words: Vec<_> = names.iter().map(String::as_str).chain(["would not be used"]).collect();
+            assert_refused(build(config, extra, foreign), &words);
+        }
+        // What is derived or of no known meaning passes.
+        build(&heads, &["rotary_emb.inv_freq", "some.thing"], foreign)?;
+    }
+    // Sources that have every tensor that is asked for.
+    Attention::new(&heads, VarBuilder::zeros(DType::F64, &Device::Cpu))?;
+    Ok(())
+}
+
+/// Biases of queries, keys and values without one of the output, as in Qwen2.
+#[test]
+fn biases_by_projection() -> Result<()> {
+    let x = random("x", &[1, 7, WIDTH])?;
+    for (mechanism, heads, unbiased) in
+        [("softmax", 2, "o_proj"), ("retention", 2, "g_proj"), ("linear", 2, "k_proj"), ("flash", 1, "u_proj")]
+    {
+        let all = AttentionConfig { bias: true, ..AttentionConfig::new(WIDTH, heads, Mechanism::named(mechanism)?) };
+        let config = AttentionConfig { unbiased: vec![unbiased.into()], ..all.clone() };
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<AttentionConfig>(&json).unwrap(), config);
+        let (variables, with_all) = layer(&all)?;
+        let name = format!("{unbiased}.bias");
+        assert_refused(
+            Attention::new(&config, VarBuilder::from_tensors(tensors_of(&variables), DType::F64, &Device::Cpu)),
+            &[&name, "`unbiased`"],
+        );
+        let mut tensors = tensors_of(&variables);
+        tensors.remove(&name);
+        let some = Attention::new(&config, VarBuilder::from_tensors(tensors, DType::F64, &Device::Cpu))?.forward(&x)?;
+        assert!(super::distance(&some, &with_all.forward(&x)?)? > 1e-3, "{mechanism}: {name} does not matter");
+        // The same as a bias of zeros.
+        let bias = variables.data().lock().unwrap()[&name].clone();
+        bias.set(&bias.zeros_like()?)?;
+        assert_close(&some, &with_all.forward(&x)?, 1e-13, mechanism)?;
+    }
+    let bad = |bias, names: &[&str]| {
+        let unbiased = names.iter().map(|name| name.to_string()).collect();
+        AttentionConfig { bias, unbiased, ..AttentionConfig::new(WIDTH, 2, Mechanism::default()) }.check()
+    };
+    assert_refused(bad(false, &["o_proj"]), &["`unbiased` is `o_proj`", "`bias`"]);
+    assert_refused(bad(true, &["o_proj", "g_proj"]), &["`unbiased` is `g_proj`", "q_proj, k_proj, v_proj, o_proj"]);
+    Ok(())
+}
+
+#[test]
+fn parts_of_models_that_would_not_be_used_are_named() -> Result<()> {
+    let build = |config: &LanguageModelConfig, extra: &[(&str, &[usize])]| {
+        let variables = VarMap::new();
+        LanguageModel::new(config, seeded_weights(&variables, 1, DType::F32, &Device::Cpu))?;
+        let mut tensors = tensors_of(&variables);
+        for (name, dims) in extra {
+            tensors.insert(name.to_string(), Tensor::ones(*dims, DType::F32, &Device::Cpu)?);
+        }
+        LanguageModel::new(config, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)).map(|_| ())
+    };
+    let config = LanguageModelConfig::named("softmax", 7, WIDTH, 2, 2)?;
+    for name in [
+        "layers.2.input_layernorm.weight",
+        "layers.1.post_feedforward_layernorm.weight",
+        "layers.0.mlp.up_proj.bias",
+        "layers.0.input_layernorm.bias",
+        "norm.bias",
+        "lm_head.bias",
+        "layers.0.self_attn.q_norm.weight",
+    ] {
+        assert_refused(build(&config, &[(name, &[WIDTH])]), &[&format!("`{name}`"), "would not be used"]);
+    }
+    let gau = LanguageModelConfig::named("gau", 7, WIDTH, 2, 1)?;
+    assert_refused(build(&gau, &[("layers.0.mlp.up_proj.weight", &[8, 8])]), &["`layers.0.mlp.up_proj.weight`"]);
+    // A head of its own beside `tied`; the embedding twice is as good as once.
+    let tied = LanguageModelConfig { tied: true, ..config };
+    build(&tied, &[])?;
+    build(&tied, &[("lm_head.weight", &[7, WIDTH]), ("embed_tokens.weight", &[7, WIDTH])])?;
+    assert_refused(build(&tied, &[("lm_head.weight", &[7, WIDTH])]), &["`lm_head.weight`", "`tied`"]);
+    Ok(())
+}

@@ -8,7 +8,10 @@ mod decoding;
 mod formulas;
 mod gradients;
 mod models;
+mod norms;
+mod padding;
 mod refusals;
+mod rotary;
 mod sampling;
 
 use std::path::PathBuf;

@@ -2,7 +2,8 @@
 
 use candle_core::{Layout, Result, Storage};
 
-use super::tensors::unsupported;
+use super::reading::Lent;
+use super::tensors::{Buffer, unsupported};
 use crate::cpu::{linear, quadratic};
 use crate::problem::{
     Elements, Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, Operand, Quadratic,
@@ -17,14 +18,15 @@ pub trait Backend {
     type Room<'a>: Elements;
 
     /// The elements of a storage that a layout shows.
-    fn view<'a>(&self, storage: &'a Storage, layout: &Layout) -> Result<Self::View<'a>>;
+    fn view<'a>(&self, storage: Lent<'a>, layout: &Layout) -> Result<Self::View<'a>>;
 
-    /// Room for two results end to end, of which the first has `first` elements and the second all others.
-    fn rooms<'a>(&self, storage: &'a mut Storage, first: usize) -> Result<[Self::Room<'a>; 2]>;
+    /// Room for two results end to end, not both empty, of which the first has `first` elements and the second all others.
+    fn rooms<'a>(&self, buffer: &'a mut Buffer, first: usize) -> Result<[Self::Room<'a>; 2]>;
 
     /// Room for a result.
-    fn room<'a>(&self, storage: &'a mut Storage) -> Result<Self::Room<'a>> {
-        self.rooms(storage, 0).map(|[_, all]| all)
+    fn room<'a>(&self, buffer: &'a mut Buffer) -> Result<Self::Room<'a>> {
+        let len = buffer.len;
+        self.rooms(buffer, len).map(|[all, _]| all)
     }
 
     fn quadratic_forward(
@@ -92,28 +94,28 @@ impl Backend for Cpu {
     type View<'a> = View<'a>;
     type Room<'a> = SliceMut<'a>;
 
-    fn view<'a>(&self, storage: &'a Storage, layout: &Layout) -> Result<View<'a>> {
+    fn view<'a>(&self, storage: Lent<'a>, layout: &Layout) -> Result<View<'a>> {
         use candle_core::CpuStorage::{BF16, F16, F32, F64, U8};
         let offset = layout.start_offset();
         let data = match storage {
-            Storage::Cpu(U8(elements)) => tail(elements, offset),
-            Storage::Cpu(F16(elements)) => tail(elements, offset),
-            Storage::Cpu(BF16(elements)) => tail(elements, offset),
-            Storage::Cpu(F32(elements)) => tail(elements, offset),
-            Storage::Cpu(F64(elements)) => tail(elements, offset),
-            other => return Err(unsupported(other)),
+            Lent::Cpu(U8(elements)) => tail(elements, offset),
+            Lent::Cpu(F16(elements)) => tail(elements, offset),
+            Lent::Cpu(BF16(elements)) => tail(elements, offset),
+            Lent::Cpu(F32(elements)) => tail(elements, offset),
+            Lent::Cpu(F64(elements)) => tail(elements, offset),
+            other => return Err(unsupported(other.dtype())),
         };
         Ok(View::new(data, layout.dims(), layout.stride())?)
     }
 
-    fn rooms<'a>(&self, storage: &'a mut Storage, first: usize) -> Result<[SliceMut<'a>; 2]> {
+    fn rooms<'a>(&self, buffer: &'a mut Buffer, first: usize) -> Result<[SliceMut<'a>; 2]> {
         use candle_core::CpuStorage::{BF16, F16, F32, F64};
-        let mut all: SliceMut<'a> = match storage {
+        let mut all: SliceMut<'a> = match &mut buffer.storage {
             Storage::Cpu(F16(elements)) => elements.as_mut_slice().into(),
             Storage::Cpu(BF16(elements)) => elements.as_mut_slice().into(),
             Storage::Cpu(F32(elements)) => elements.as_mut_slice().into(),
             Storage::Cpu(F64(elements)) => elements.as_mut_slice().into(),
-            other => return Err(unsupported(other)),
+            other => return Err(unsupported(other.dtype())),
         };
         Ok([all.take(first), all])
     }

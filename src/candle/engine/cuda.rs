@@ -4,7 +4,8 @@ use candle_core::cuda_backend::CudaStorageSlice::{BF16, F16, F32, F64, U8};
 use candle_core::{CudaDevice, Layout, Result, Storage};
 
 use super::backend::Backend;
-use super::tensors::unsupported;
+use super::reading::Lent;
+use super::tensors::{Buffer, unsupported};
 use crate::gpu::{Device, DeviceSlice, DeviceSliceMut, DeviceView, linear, quadratic};
 use crate::problem::{Linear, Quadratic};
 
@@ -21,8 +22,8 @@ impl Backend for Cuda {
     type View<'a> = DeviceView<'a>;
     type Room<'a> = DeviceSliceMut<'a>;
 
-    fn view<'a>(&self, storage: &'a Storage, layout: &Layout) -> Result<DeviceView<'a>> {
-        let Storage::Cuda(cuda) = storage else { return Err(unsupported(storage)) };
+    fn view<'a>(&self, storage: Lent<'a>, layout: &Layout) -> Result<DeviceView<'a>> {
+        let Lent::Cuda(cuda) = storage else { return Err(unsupported(storage.dtype())) };
         // An empty tensor may start anywhere.
         macro_rules! tail {
             ($elements:expr) => {
@@ -35,18 +36,18 @@ impl Backend for Cuda {
             BF16(elements) => tail!(elements),
             F32(elements) => tail!(elements),
             F64(elements) => tail!(elements),
-            _ => return Err(unsupported(storage)),
+            _ => return Err(unsupported(storage.dtype())),
         };
         Ok(DeviceView::new(data, layout.dims(), layout.stride())?)
     }
 
-    fn rooms<'a>(&self, storage: &'a mut Storage, first: usize) -> Result<[DeviceSliceMut<'a>; 2]> {
-        let wrong = unsupported(storage);
-        let Storage::Cuda(cuda) = storage else { return Err(wrong) };
+    fn rooms<'a>(&self, buffer: &'a mut Buffer, first: usize) -> Result<[DeviceSliceMut<'a>; 2]> {
+        let wrong = unsupported(buffer.storage.dtype());
+        let Storage::Cuda(cuda) = &mut buffer.storage else { return Err(wrong) };
         macro_rules! split {
             ($elements:expr) => {{
-                let (first, second) = $elements.split_at_mut(first);
-                Ok([first.into(), second.into()])
+                let (first, others) = $elements.split_at_mut(first);
+                Ok([first.into(), others.into()])
             }};
         }
         match &mut cuda.slice {

@@ -1,7 +1,7 @@
 //! Results as nodes of candle's graph.
 //!
 //! A candle operation has at most three inputs. When a fourth one (bias or log-decay) is tracked, q and k enter
-//! through a token: a tensor without elements, of the shape of both gradients end to end, which hands them on.
+//! through a token: a tensor of one element, with the shape of both gradients end to end, which hands them on.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Error, Layout, Result, Shape, Storage, Tensor};
 
 use super::backend::Backend;
-use super::tensors::{buffer, tensor};
+use super::tensors::{Buffer, buffer, tensor};
 
 /// The way back of a computation, with everything it needs.
 pub trait Node: Send + Sync + 'static {
@@ -36,9 +36,9 @@ pub struct Inputs<'a> {
 /// Room for one gradient per input.
 pub struct Gradients {
     /// Of q, then of k.
-    qk: Storage,
-    v: Storage,
-    extra: Option<Storage>,
+    qk: Buffer,
+    v: Buffer,
+    extra: Option<Buffer>,
 }
 
 /// Where the gradients go.
@@ -68,10 +68,10 @@ impl Gradients {
 }
 
 /// Puts a result of the given shape into the graph, behind the inputs of `node`.
-pub fn attach(node: impl Node, result: Storage, shape: impl Into<Shape>) -> Result<Tensor> {
+pub fn attach(node: impl Node, result: Buffer, shape: impl Into<Shape>) -> Result<Tensor> {
     let Inputs { q, k, v, extra } = node.inputs();
     let (q, k, v, extra) = (q.clone(), k.clone(), v.clone(), extra.cloned());
-    let join = Join { node, result: Mutex::new(Some(result)), shape: shape.into() };
+    let join = Join { node, result: Mutex::new(Some(result.storage)), shape: shape.into() };
     match extra {
         None => q.apply_op3(&k, &v, join),
         Some(extra) => q.apply_op2(&k, Token)?.apply_op3(&v, &extra, join),
@@ -137,6 +137,10 @@ impl<N: Node> CustomOp3 for Join<N> {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let inputs = self.node.inputs();
+        if inputs.q.elem_count() + inputs.k.elem_count() == 0 {
+            let zero = |input: &Tensor| zero(input).map(|gradient| input.track_op().then_some(gradient));
+            return Ok((zero(first)?, zero(second)?, zero(third)?));
+        }
         let Gradients { qk, v, extra } = self.node.backward(result, gradient)?;
         let (qk, v) = (tensor(qk, inputs.q.elem_count() + inputs.k.elem_count()), tensor(v, inputs.v.shape()));
         let gradients = match extra {
@@ -161,17 +165,25 @@ impl CustomOp2 for Token {
 
     fn cpu_fwd(&self, q: &CpuStorage, lq: &Layout, _: &CpuStorage, lk: &Layout) -> Result<(CpuStorage, Shape)> {
         let len = lq.shape().elem_count() + lk.shape().elem_count();
-        Ok((q.device().zeros_impl(&Shape::from(0), q.dtype())?, Shape::from(len)))
+        Ok((q.device().zeros_impl(&Shape::from(1), q.dtype())?, Shape::from(len)))
     }
 
     fn cuda_fwd(&self, q: &CudaStorage, lq: &Layout, _: &CudaStorage, lk: &Layout) -> Result<(CudaStorage, Shape)> {
         let len = lq.shape().elem_count() + lk.shape().elem_count();
-        Ok((q.device().zeros_impl(&Shape::from(0), q.dtype())?, Shape::from(len)))
+        Ok((q.device().zeros_impl(&Shape::from(1), q.dtype())?, Shape::from(len)))
     }
 
     fn bwd(&self, q: &Tensor, k: &Tensor, _: &Tensor, qk: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (d_q, d_k) = split(qk, q, k)?;
         Ok((q.track_op().then_some(d_q), k.track_op().then_some(d_k)))
+    }
+}
+
+/// The gradient of an input where nothing is computed.
+fn zero(input: &Tensor) -> Result<Tensor> {
+    match input.elem_count() {
+        0 => Ok(tensor(buffer(input.device(), input.dtype(), 0)?, input.shape())),
+        _ => input.zeros_like(),
     }
 }
 

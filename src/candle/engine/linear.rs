@@ -1,10 +1,11 @@
 //! The linear engine on tensors.
 
-use candle_core::{DType, Device, Result, Storage, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::backend::{Backend, on_device};
 use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
-use super::tensors::{Admission, Reading, accumulator, buffer, tensor, view, viewable};
+use super::reading::{Readings, read};
+use super::tensors::{Admission, Buffer, accumulator, buffer, tensor, viewable};
 use crate::candle::LinearState;
 use crate::problem::{Decay, Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView};
 
@@ -78,31 +79,39 @@ impl LinearCall {
         Ok((self.attach(out, statistic)?, state))
     }
 
-    /// Calls an engine with the operands.
+    /// Calls an engine with the operands, while `saved` can be read, too.
     fn compute<B: Backend>(
         &self,
         backend: &B,
-        engine: impl FnOnce(&LinearInputs<B::View<'_>>) -> crate::Result<()>,
+        saved: &[&Tensor],
+        engine: impl FnOnce(&LinearInputs<B::View<'_>>, Readings<'_>) -> Result<()>,
     ) -> Result<()> {
-        let [q, k, v] = [&self.q, &self.k, &self.v].map(Reading::new);
-        let optional = [&self.key_mask, &self.log_decay, &self.omega].map(|tensor| tensor.as_ref().map(Reading::new));
-        let [key_mask, log_decay, omega] = &optional;
-        let state = self.state.as_ref().map(|state| (Reading::new(state.s()), Reading::new(state.z()), state));
-        let stabilizer = self.state.as_ref().and_then(LinearState::stabilizer).map(Reading::new);
-        let state = match &state {
-            None => None,
-            Some((s, z, state)) => {
-                let stabilizer = view(backend, &stabilizer)?;
-                Some(StateView { s: s.view(backend)?, z: z.view(backend)?, stabilizer, position: state.position() })
-            }
-        };
-        let [key_mask, log_decay, omega] = [view(backend, key_mask)?, view(backend, log_decay)?, view(backend, omega)?];
-        let [q, k, v] = [q.view(backend)?, k.view(backend)?, v.view(backend)?];
-        Ok(engine(&LinearInputs { q, k, v, key_mask, log_decay, omega, state })?)
+        let optional = [&self.key_mask, &self.log_decay, &self.omega].into_iter().flatten();
+        let state = self.state.iter().flat_map(LinearState::tensors);
+        let operands = [&self.q, &self.k, &self.v].into_iter().chain(optional).chain(state);
+        let tensors: Vec<&Tensor> = operands.chain(saved.iter().copied()).collect();
+        read(&tensors, |readings| {
+            let view = |tensor: &Tensor| readings.view(backend, tensor);
+            let optional = |tensor: Option<&Tensor>| readings.optional(backend, tensor);
+            let state = |state: &LinearState| -> Result<StateView<B::View<'_>>> {
+                let stabilizer = optional(state.stabilizer())?;
+                Ok(StateView { s: view(state.s())?, z: view(state.z())?, stabilizer, position: state.position() })
+            };
+            let inputs = LinearInputs {
+                q: view(&self.q)?,
+                k: view(&self.k)?,
+                v: view(&self.v)?,
+                key_mask: optional(self.key_mask.as_ref())?,
+                log_decay: optional(self.log_decay.as_ref())?,
+                omega: optional(self.omega.as_ref())?,
+                state: self.state.as_ref().map(state).transpose()?,
+            };
+            engine(&inputs, readings)
+        })
     }
 
     /// The output and the row statistic, and the state into its room.
-    fn forward(&self, dtype: DType, state: Option<&mut StateRoom>) -> Result<(Storage, Storage)> {
+    fn forward(&self, dtype: DType, state: Option<&mut StateRoom>) -> Result<(Buffer, Buffer)> {
         let device = self.q.device();
         let mut out = buffer(device, dtype, self.problem.output_len())?;
         let mut statistic = buffer(device, accumulator(dtype), self.problem.statistic_len())?;
@@ -112,12 +121,12 @@ impl LinearCall {
                 statistic: Some(backend.room(&mut statistic)?),
                 state: state.map(|state| state.rooms(backend)).transpose()?,
             };
-            self.compute(backend, |inputs| backend.linear_forward(&self.problem, inputs, outputs))?
+            self.compute(backend, &[], |inputs, _| Ok(backend.linear_forward(&self.problem, inputs, outputs)?))?
         });
         Ok((out, statistic))
     }
 
-    fn attach(self, out: Storage, statistic: Storage) -> Result<Tensor> {
+    fn attach(self, out: Buffer, statistic: Buffer) -> Result<Tensor> {
         let shapes = &self.problem.shapes;
         let (batch, heads, queries) = (shapes.batch, shapes.heads(), shapes.queries);
         let shape = [batch, heads, queries, shapes.value_width];
@@ -144,9 +153,9 @@ fn admit_state(problem: &Linear, admission: Admission<'_>, state: &LinearState) 
 
 /// Room for a state.
 struct StateRoom {
-    s: Storage,
-    z: Storage,
-    stabilizer: Option<Storage>,
+    s: Buffer,
+    z: Buffer,
+    stabilizer: Option<Buffer>,
 }
 
 impl StateRoom {
@@ -195,13 +204,17 @@ impl Node for OutputNode {
         let mut gradients = Gradients::new(self.inputs())?;
         on_device!(self.call.q.device(), backend => {
             let d_out = viewable(d_out)?;
-            let [out, d_out] = [out, &d_out].map(Reading::new);
-            let statistic = self.statistic.as_ref().map(Reading::new);
-            let [out, d_out] = [out.view(backend)?, d_out.view(backend)?];
-            let saved = LinearSaved { out, statistic: view(backend, &statistic)?, d_out };
             let GradientRooms { q, k, v, extra: log_decay } = gradients.rooms(backend, self.inputs())?;
-            let (problem, rooms) = (&self.call.problem, LinearGradients { q, k, v, log_decay });
-            self.call.compute(backend, |inputs| backend.linear_backward(problem, inputs, &saved, rooms))?
+            let rooms = LinearGradients { q, k, v, log_decay };
+            let saved: Vec<&Tensor> = [out, &d_out].into_iter().chain(&self.statistic).collect();
+            self.call.compute(backend, &saved, |inputs, readings| {
+                let saved = LinearSaved {
+                    out: readings.view(backend, out)?,
+                    statistic: readings.optional(backend, self.statistic.as_ref())?,
+                    d_out: readings.view(backend, &d_out)?,
+                };
+                Ok(backend.linear_backward(&self.call.problem, inputs, &saved, rooms)?)
+            })?
         });
         Ok(gradients)
     }

@@ -9,6 +9,7 @@ mod cuda;
 mod graph;
 mod linear;
 mod quadratic;
+mod reading;
 mod tensors;
 
 pub use linear::{LinearCall, LinearTensors};

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Layout, Result, Storage, Tensor};
+use candle_core::{DType, Layout, Result, Tensor};
 
 use super::backend::{Backend, on_device};
 use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
-use super::tensors::{Admission, Reading, accumulator, buffer, tensor, view, viewable};
+use super::reading::{Readings, read};
+use super::tensors::{Admission, Buffer, accumulator, buffer, tensor, viewable};
 use crate::problem::{Quadratic, QuadraticGradients, QuadraticInputs, QuadraticSaved};
 
 /// A problem with its tensors.
@@ -54,7 +55,7 @@ impl QuadraticCall {
         let (out, lse) = self.forward(self.q.dtype())?;
         let call = Arc::new(self);
         let rows = call.rows();
-        let statistic = lse.try_clone(&Layout::contiguous(&rows[..]))?;
+        let statistic = Buffer { storage: lse.storage.try_clone(&Layout::contiguous(&rows[..]))?, ..lse };
         let out = OutputNode::attach(call.clone(), out, statistic)?;
         let lse = attach(LogSumExpNode { call, out: out.detach() }, lse, &rows[..])?;
         Ok((out, lse))
@@ -71,27 +72,35 @@ impl QuadraticCall {
         Inputs { q: &self.q, k: &self.k, v: &self.v, extra }
     }
 
-    /// Calls an engine with the operands.
+    /// Calls an engine with the operands, while `saved` can be read, too.
     fn compute<B: Backend>(
         &self,
         backend: &B,
-        engine: impl FnOnce(&QuadraticInputs<B::View<'_>>) -> crate::Result<()>,
+        saved: &[&Tensor],
+        engine: impl FnOnce(&QuadraticInputs<B::View<'_>>, Readings<'_>) -> Result<()>,
     ) -> Result<()> {
-        let [q, k, v] = [&self.q, &self.k, &self.v].map(Reading::new);
-        let [key_mask, bias] = [&self.key_mask, &self.bias].map(|tensor| tensor.as_ref().map(Reading::new));
-        let [q, k, v] = [q.view(backend)?, k.view(backend)?, v.view(backend)?];
-        let (key_mask, bias) = (view(backend, &key_mask)?, view(backend, &bias)?);
-        Ok(engine(&QuadraticInputs { q, k, v, key_mask, bias })?)
+        let optional = [&self.key_mask, &self.bias].into_iter().flatten();
+        let operands = [&self.q, &self.k, &self.v].into_iter().chain(optional);
+        let tensors: Vec<&Tensor> = operands.chain(saved.iter().copied()).collect();
+        read(&tensors, |readings| {
+            let view = |tensor: &Tensor| readings.view(backend, tensor);
+            let (q, k, v) = (view(&self.q)?, view(&self.k)?, view(&self.v)?);
+            let key_mask = readings.optional(backend, self.key_mask.as_ref())?;
+            let bias = readings.optional(backend, self.bias.as_ref())?;
+            engine(&QuadraticInputs { q, k, v, key_mask, bias }, readings)
+        })
     }
 
     /// The output and the row statistic.
-    fn forward(&self, dtype: DType) -> Result<(Storage, Storage)> {
+    fn forward(&self, dtype: DType) -> Result<(Buffer, Buffer)> {
         let device = self.q.device();
         let mut out = buffer(device, dtype, self.problem.output_len())?;
         let mut statistic = buffer(device, accumulator(dtype), self.problem.statistic_len())?;
         on_device!(device, backend => {
             let rooms = (backend.room(&mut out)?, backend.room(&mut statistic)?);
-            self.compute(backend, |inputs| backend.quadratic_forward(&self.problem, inputs, rooms.0, rooms.1))?
+            self.compute(backend, &[], |inputs, _| {
+                Ok(backend.quadratic_forward(&self.problem, inputs, rooms.0, rooms.1)?)
+            })?
         });
         Ok((out, statistic))
     }
@@ -106,17 +115,18 @@ impl QuadraticCall {
         let mut gradients = Gradients::new(self.inputs())?;
         on_device!(self.q.device(), backend => {
             let (d_out, d_statistic) = (viewable(d_out)?, d_statistic.map(viewable).transpose()?);
-            let [out, statistic, d_out] = [out, statistic, &d_out].map(Reading::new);
-            let d_statistic = d_statistic.as_ref().map(Reading::new);
-            let saved = QuadraticSaved {
-                out: out.view(backend)?,
-                statistic: statistic.view(backend)?,
-                d_out: d_out.view(backend)?,
-                d_statistic: view(backend, &d_statistic)?,
-            };
             let GradientRooms { q, k, v, extra: bias } = gradients.rooms(backend, self.inputs())?;
             let rooms = QuadraticGradients { q, k, v, bias };
-            self.compute(backend, |inputs| backend.quadratic_backward(&self.problem, inputs, &saved, rooms))?
+            let saved: Vec<&Tensor> = [out, statistic, &d_out].into_iter().chain(&d_statistic).collect();
+            self.compute(backend, &saved, |inputs, readings| {
+                let saved = QuadraticSaved {
+                    out: readings.view(backend, out)?,
+                    statistic: readings.view(backend, statistic)?,
+                    d_out: readings.view(backend, &d_out)?,
+                    d_statistic: readings.optional(backend, d_statistic.as_ref())?,
+                };
+                Ok(backend.quadratic_backward(&self.problem, inputs, &saved, rooms)?)
+            })?
         });
         Ok(gradients)
     }
@@ -129,7 +139,7 @@ struct OutputNode {
 }
 
 impl OutputNode {
-    fn attach(call: Arc<QuadraticCall>, out: Storage, statistic: Storage) -> Result<Tensor> {
+    fn attach(call: Arc<QuadraticCall>, out: Buffer, statistic: Buffer) -> Result<Tensor> {
         let rows = call.rows();
         let shape = [rows[0], rows[1], rows[2], call.problem.shapes.value_width];
         attach(Self { call, statistic: tensor(statistic, &rows[..]) }, out, &shape[..])

@@ -3,9 +3,8 @@
 use candle_core::backend::BackendDevice;
 use candle_core::cpu_backend::CpuDevice;
 use candle_core::op::BackpropOp;
-use candle_core::{DType, Device, DeviceLocation, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Error, Result, Shape, Storage, Tensor};
 
-use super::backend::Backend;
 use crate::problem::{self, Operand};
 
 impl From<crate::Error> for Error {
@@ -93,51 +92,40 @@ pub fn viewable(tensor: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// A tensor locked for reading.
-pub struct Reading<'a> {
-    storage: StorageRef<'a>,
-    layout: &'a Layout,
-}
-
-impl<'a> Reading<'a> {
-    pub fn new(tensor: &'a Tensor) -> Self {
-        let (storage, layout) = tensor.storage_and_layout();
-        Self { storage, layout }
-    }
-
-    pub fn view<B: Backend>(&self, backend: &B) -> Result<B::View<'_>> {
-        backend.view(&self.storage, self.layout)
-    }
-}
-
-/// The view of an operand that may be absent.
-pub fn view<'r, B: Backend>(backend: &B, reading: &'r Option<Reading<'_>>) -> Result<Option<B::View<'r>>> {
-    reading.as_ref().map(|reading| reading.view(backend)).transpose()
-}
-
 /// Names the dtype of a storage that no engine takes.
-pub fn unsupported(storage: &Storage) -> Error {
-    Error::UnsupportedDTypeForOp(storage.dtype(), "attention").bt()
+pub fn unsupported(dtype: DType) -> Error {
+    Error::UnsupportedDTypeForOp(dtype, "attention").bt()
 }
 
 /// Room for the elements of a result.
-pub fn buffer(device: &Device, dtype: DType, len: usize) -> Result<Storage> {
-    let shape = Shape::from(len);
-    match device {
-        Device::Cpu => Ok(Storage::Cpu(CpuDevice.zeros_impl(&shape, dtype)?)),
-        Device::Cuda(device) => Ok(Storage::Cuda(device.zeros_impl(&shape, dtype)?)),
-        Device::Metal(device) => Ok(Storage::Metal(device.zeros_impl(&shape, dtype)?)),
-    }
+pub struct Buffer {
+    pub storage: Storage,
+    pub len: usize,
+}
+
+/// Room for so many elements; on a GPU of any content, since plans overwrite all of it.
+pub fn buffer(device: &Device, dtype: DType, len: usize) -> Result<Buffer> {
+    // Drivers allocate no empty memory.
+    let shape = Shape::from(len.max(1));
+    let storage = match device {
+        Device::Cpu => Storage::Cpu(CpuDevice.zeros_impl(&shape, dtype)?),
+        // SAFETY: every bit pattern is a number, and nobody reads them before a plan has written them all; after a plan
+        // that fails, nobody does.
+        Device::Cuda(device) => Storage::Cuda(unsafe { device.alloc_uninit(&shape, dtype) }?),
+        Device::Metal(device) => Storage::Metal(device.zeros_impl(&shape, dtype)?),
+    };
+    Ok(Buffer { storage, len })
 }
 
 /// A filled buffer as a tensor outside of any graph.
-pub fn tensor(buffer: Storage, shape: impl Into<Shape>) -> Tensor {
-    Tensor::from_storage(buffer, shape, BackpropOp::none(), false)
+pub fn tensor(buffer: Buffer, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(buffer.storage, shape, BackpropOp::none(), false)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::backend::Cpu;
+    use super::super::reading::read;
     use super::*;
     use crate::problem::Slice;
 
@@ -152,10 +140,12 @@ mod tests {
         ];
         for (tensor, strides, first) in in_place {
             let tensor = viewable(&tensor)?;
-            let reading = Reading::new(&tensor);
-            let view = reading.view(&Cpu)?;
-            assert_eq!((view.dims(), view.strides()), (Tensor::dims(&tensor), &strides[..]));
-            assert!(matches!(view.data(), Slice::F32(elements) if elements[0] == first));
+            read(&[&tensor], |readings| {
+                let view = readings.view(&Cpu, &tensor)?;
+                assert_eq!((view.dims(), view.strides()), (Tensor::dims(&tensor), &strides[..]));
+                assert!(matches!(view.data(), Slice::F32(elements) if elements[0] == first));
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -164,9 +154,11 @@ mod tests {
     fn last_dimensions_out_of_order_are_copied() -> Result<()> {
         let x = Tensor::arange(0f32, 120.0, &Device::Cpu)?.reshape((2, 3, 4, 5))?;
         for tensor in [x.transpose(2, 3)?, x.narrow(3, 2, 1)?.broadcast_as((2, 3, 4, 6))?] {
-            assert!(Reading::new(&tensor).view(&Cpu).is_err());
-            assert!(viewable(&tensor)?.is_contiguous());
-            Reading::new(&viewable(&tensor)?).view(&Cpu)?;
+            let is_viewed =
+                |tensor: &Tensor| read(&[tensor], |readings| readings.view(&Cpu, tensor).map(|_| ())).is_ok();
+            assert!(!is_viewed(&tensor));
+            let copy = viewable(&tensor)?;
+            assert!(copy.is_contiguous() && is_viewed(&copy));
         }
         Ok(())
     }

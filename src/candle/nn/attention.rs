@@ -7,6 +7,8 @@ use super::gated::GatedUnit;
 use super::heads::Heads;
 use super::mark::check_mark;
 use super::mechanism::Mechanism;
+use super::packing::packed;
+use super::siblings::ensure_absent;
 use crate::problem::ensure_value;
 use crate::{Error, Result as CoreResult};
 
@@ -15,7 +17,7 @@ use crate::{Error, Result as CoreResult};
 /// With heads (softmax, linear, Performer, norm, diag, retention):
 ///
 /// ```text
-/// q, k, v = x W_q, x W_k, x W_v       split into heads; rotary embedding of q and k
+/// q, k, v = x W_q, x W_k, x W_v       split into heads; rotary embedding of q and k, or of φ(q) and φ(k)
 /// y       = attention(q, k, v) W_o    retention: (silu(x W_g) ⊙ attention(q, k, v)) W_o
 /// ```
 ///
@@ -39,7 +41,7 @@ use crate::{Error, Result as CoreResult};
 /// | `z_proj.weight`, `u_proj.weight`, `v_proj.weight` | `[s, width]`, `[e, width]`, `[e, width]` | gated units |
 /// | `gamma`, `beta` | `[2, s]` (q, k) or `[4, s]` (local q, k, global q, k) | GAU; FLASH |
 /// | `relative_bias` | causal `[R + 1]` for j − i = −R … 0, else `[2R + 1]`; FLASH: R = C − 1 | gated units |
-/// | `….bias` | of every projection, if `bias` is set | all |
+/// | `….bias` | of every projection, if `bias` is set, but for those in `unbiased` | all |
 /// | `mechanism.<kind>` | `[1]` | all: the [mark](super#checkpoints) |
 ///
 /// # Example
@@ -81,10 +83,12 @@ impl Attention {
     ///
     /// # Errors
     /// A configuration that [`AttentionConfig::check`] refuses; weights that are missing or of another shape, or of a
-    /// layer of another mechanism. The error names the tensor.
+    /// layer of another mechanism; weights of an attention layer that this one would leave out (a bias of a projection
+    /// without, norms of queries and keys, a gate). The error names the tensor.
     pub fn new(config: &AttentionConfig, weights: VarBuilder) -> Result<Self> {
         config.check()?;
         check_mark(&config.mechanism, &weights)?;
+        ensure_used(config, &weights)?;
         let inner = if config.mechanism.is_gated_unit() {
             Inner::Gated(GatedUnit::new(config, &weights)?)
         } else {
@@ -102,9 +106,20 @@ impl Attention {
     /// Attention that does not see keys whose entry of `key_mask` `[B, N]` (u8) is 0, for sequences padded to one
     /// length. Without a mask this is `Module::forward`.
     ///
+    /// Padding may be on either side, and between tokens: the rows of visible tokens are those of the sequence without
+    /// the others. Positions, windows, blocks, chunks, decays and relative distances count the visible tokens of the
+    /// sequence. The rows of removed tokens are computed as if these stood behind the last visible one.
+    ///
+    /// The mask is read on the host; unless all padding is on the right, x and the result are reordered.
+    ///
     /// # Errors
     /// An x of another shape or dtype, or on another device; a mask of another shape or dtype.
     pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+        packed(x, key_mask, |x, key_mask| self.forward_packed(x, key_mask))
+    }
+
+    /// The same where visible tokens come first.
+    pub(super) fn forward_packed(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
         self.check_input("Attention::forward", x)?;
         match &self.inner {
             Inner::Heads(heads) => heads.forward(x, key_mask),
@@ -219,6 +234,39 @@ impl Attention {
         let got = "made before the random features were drawn anew";
         ensure_value(cache.redraws == self.redraws, function, "cache", got, "one made since")
     }
+}
+
+/// Refuses weights of attention layers that one of this configuration leaves out.
+fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
+    const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "g_proj", "z_proj", "u_proj"];
+    const OTHERS: [&str; 11] = [
+        "q_norm.weight",
+        "k_norm.weight",
+        "q_norm.bias",
+        "k_norm.bias",
+        "q_layernorm.weight",
+        "k_layernorm.weight",
+        "sinks",
+        "gamma",
+        "beta",
+        "relative_bias",
+        "dense.weight",
+    ];
+    let own = config.projections();
+    let biases: Vec<_> = own.iter().filter(|name| !config.has_bias(name)).map(|name| format!("{name}.bias")).collect();
+    let needs = "set `bias`, and in `unbiased` the projections without";
+    ensure_absent(weights, biases.iter().map(String::as_str), needs)?;
+
+    let foreign = PROJECTIONS.iter().filter(|name| !own.contains(name));
+    let foreign: Vec<_> = foreign.flat_map(|name| ["weight", "bias"].map(|part| format!("{name}.{part}"))).collect();
+    let used: &[&str] = match config.mechanism {
+        Mechanism::Gau { bias_reach: None, .. } => &["gamma", "beta"],
+        Mechanism::Gau { .. } | Mechanism::Flash { .. } => &["gamma", "beta", "relative_bias"],
+        _ => &[],
+    };
+    let others = OTHERS.into_iter().filter(|name| !used.contains(name));
+    let why = format!("a {} layer of this configuration has no such part", config.mechanism.name());
+    ensure_absent(weights, foreign.iter().map(String::as_str).chain(others), &why)
 }
 
 /// The configuration with another seed for random features, which are those of the weights.

@@ -37,10 +37,15 @@ pub struct AttentionConfig {
     /// Whether a token sees only itself and those before it. Default: yes.
     #[serde(default = "yes")]
     pub causal: bool,
-    /// Whether the projections have a bias. Default: no.
+    /// Whether the projections have a bias, but for those in `unbiased`. Default: no.
     #[serde(default)]
     pub bias: bool,
-    /// Base of the rotary embedding of queries and keys, usually 10000; none without. Default: none.
+    /// Projections that have no bias though `bias` is set, by the names of their weights: `["o_proj"]` in Qwen2,
+    /// `["k_proj"]` in Whisper. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unbiased: Vec<String>,
+    /// Base of the rotary embedding of queries and keys, usually 10000; none without. Linear attention, norm and
+    /// Performer rotate the features, [behind φ](crate::candle::rotary_linear_attention). Default: none.
     #[serde(default)]
     pub rotary: Option<f64>,
     /// The kind of attention. Default: softmax.
@@ -55,7 +60,40 @@ pub(super) fn yes() -> bool {
 impl AttentionConfig {
     /// Causal attention with as many key heads as query heads, without bias and rotary embedding.
     pub fn new(width: usize, heads: usize, mechanism: Mechanism) -> Self {
-        Self { width, heads, key_heads: None, head_width: None, causal: true, bias: false, rotary: None, mechanism }
+        Self {
+            width,
+            heads,
+            key_heads: None,
+            head_width: None,
+            causal: true,
+            bias: false,
+            unbiased: Vec::new(),
+            rotary: None,
+            mechanism,
+        }
+    }
+
+    /// Names of the projections among the weights of the layer.
+    pub(super) fn projections(&self) -> &'static [&'static str] {
+        match self.mechanism {
+            Mechanism::Retention { gate: true, .. } => &["q_proj", "k_proj", "v_proj", "o_proj", "g_proj"],
+            Mechanism::Gau { .. } | Mechanism::Flash { .. } => &["z_proj", "u_proj", "v_proj", "o_proj"],
+            _ => &["q_proj", "k_proj", "v_proj", "o_proj"],
+        }
+    }
+
+    /// The field that says how wide the rows are that a rotary embedding rotates, and how wide.
+    pub(super) fn rotated_width(&self) -> (&'static str, usize) {
+        match self.mechanism {
+            Mechanism::Performer { features, map, .. } => ("features", map.feature_width(features)),
+            Mechanism::Gau { key_width, .. } | Mechanism::Flash { key_width, .. } => ("key_width", key_width),
+            _ => ("head_width", self.head_width()),
+        }
+    }
+
+    /// Whether that projection has a bias.
+    pub(super) fn has_bias(&self, projection: &str) -> bool {
+        self.bias && !self.unbiased.iter().any(|name| name == projection)
     }
 
     /// Heads of keys and values.
@@ -71,8 +109,9 @@ impl AttentionConfig {
     /// Refuses what no layer can be.
     ///
     /// # Errors
-    /// A width or number of heads of 0, heads that do not divide, a rotary embedding of an odd width, a retention that
-    /// is not causal, a value of the mechanism out of range. The error names the field.
+    /// A width or number of heads of 0, heads that do not divide, a rotary embedding of an odd width, `unbiased`
+    /// projections that the layer does not have or without `bias`, a retention that is not causal, a value of the
+    /// mechanism out of range. The error names the field.
     pub fn check(&self) -> Result<()> {
         let function = "AttentionConfig";
         let sizes = [("width", self.width), ("heads", self.heads), ("key_heads", self.key_heads())];
@@ -86,10 +125,16 @@ impl AttentionConfig {
             ensure_value(self.width.is_multiple_of(self.heads), function, "heads", self.heads, &needs)?;
         }
         check_size("head_width", self.head_width())?;
+        for name in &self.unbiased {
+            let got = format!("`{name}`");
+            ensure_value(self.bias, function, "unbiased", &got, "`bias` to be set")?;
+            let names = self.projections();
+            let needs = format!("projections of the layer, {}", names.join(", "));
+            ensure_value(names.contains(&name.as_str()), function, "unbiased", &got, &needs)?;
+        }
         if let Some(base) = self.rotary {
             ensure_value(base.is_finite() && base > 1.0, function, "rotary", base, "a finite base above 1")?;
-            let (argument, width) =
-                self.mechanism.key_width().map_or(("head_width", self.head_width()), |s| ("key_width", s));
+            let (argument, width) = self.rotated_width();
             ensure_value(width.is_multiple_of(2), function, argument, width, "an even number with rotary embedding")?;
         }
         Ok(check_mechanism(self)?)

@@ -5,6 +5,7 @@ use candle_nn::{Linear, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::projection::projection;
+use super::siblings::ensure_absent;
 use crate::problem::ensure_value;
 
 /// The non-linearity of a [`FeedForward`].
@@ -97,11 +98,15 @@ impl FeedForward {
     /// For rows of `width`.
     ///
     /// # Errors
-    /// A width of 0; weights that are missing or of another shape.
+    /// A width of 0; weights that are missing or of another shape; a gate or biases that the configuration leaves out.
     pub fn new(width: usize, config: &FeedForwardConfig, weights: VarBuilder) -> Result<Self> {
         let FeedForwardConfig { hidden, gated, activation, bias } = *config;
         ensure_value(width > 0, "FeedForward::new", "width", width, "at least 1")?;
         ensure_value(hidden > 0, "FeedForward::new", "hidden", hidden, "at least 1")?;
+        let why = "the configuration says `gated` or `bias` otherwise";
+        let unused = [("gate_proj.weight", !gated), ("gate_proj.bias", !gated || !bias)];
+        let unused = unused.into_iter().chain(["up_proj.bias", "down_proj.bias"].map(|name| (name, !bias)));
+        ensure_absent(&weights, unused.filter_map(|(name, is_unused)| is_unused.then_some(name)), why)?;
         let inward = |name: &str| projection(width, hidden, bias, weights.pp(name));
         Ok(Self {
             gate: if gated { Some(inward("gate_proj")?) } else { None },

@@ -7,8 +7,8 @@ use super::cache::{Cache, Contents, Rows};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::projection::projection;
-use super::rotary::Rotary;
 use crate::candle::engine::accumulator;
+use crate::candle::rotary::Rotary;
 use crate::candle::{
     LinearState, gau_attention, mixed_chunk_attention, mixed_chunk_attention_with_state, mixed_chunk_local,
 };
@@ -51,13 +51,13 @@ impl GatedUnit {
             _ => candle_core::bail!("{} is no gated unit", config.mechanism.name()),
         };
         let values = expansion * width;
-        let inward = |name: &str, output| projection(width, output, config.bias, weights.pp(name));
+        let inward = |name: &str, output| projection(width, output, config.has_bias(name), weights.pp(name));
         let init = Init::Randn { mean: 0.0, stdev: 0.02 };
         Ok(Self {
             z: inward("z_proj", key_width)?,
             u: inward("u_proj", values)?,
             v: inward("v_proj", values)?,
-            o: projection(values, width, config.bias, weights.pp("o_proj"))?,
+            o: projection(values, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
             gamma: weights.get_with_hints((heads, key_width), "gamma", init)?,
             beta: weights.get_with_hints((heads, key_width), "beta", Init::Const(0.0))?,
             rotary: config.rotary.map(|base| Rotary::new(key_width, base)).transpose()?,

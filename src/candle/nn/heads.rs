@@ -8,11 +8,13 @@ use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::omega::Omega;
 use super::projection::projection;
-use super::rotary::Rotary;
 use crate::candle::engine::accumulator;
+use crate::candle::rotary::Rotary;
 use crate::candle::{
     LinearState, diag_attention, linear_attention, linear_attention_with_state, norm_attention,
-    norm_attention_with_state, performer_attention, performer_attention_with_state, softmax_attention,
+    norm_attention_with_state, performer_attention, performer_attention_with_state, rotary_linear_attention,
+    rotary_linear_attention_with_state, rotary_norm_attention, rotary_norm_attention_with_state,
+    rotary_performer_attention, rotary_performer_attention_with_state, softmax_attention,
 };
 use crate::linear::{FeatureMap, LinearOptions};
 use crate::performer::PerformerOptions;
@@ -30,6 +32,7 @@ pub(super) struct Heads {
     v: Linear,
     o: Linear,
     gate: Option<Linear>,
+    /// Of rows of q and k, or of their features where there is a φ.
     rotary: Option<Rotary>,
     kernel: Kernel,
     query_heads: usize,
@@ -48,17 +51,18 @@ enum Kernel {
 
 impl Heads {
     pub fn new(config: &AttentionConfig, weights: &VarBuilder) -> Result<Self> {
-        let (width, bias, head_width) = (config.width, config.bias, config.head_width());
+        let (width, head_width) = (config.width, config.head_width());
         let (query_heads, key_heads) = (config.heads, config.key_heads());
-        let inward = |name: &str, heads: usize| projection(width, heads * head_width, bias, weights.pp(name));
+        let inward =
+            |name: &str, heads: usize| projection(width, heads * head_width, config.has_bias(name), weights.pp(name));
         let has_gate = matches!(config.mechanism, Mechanism::Retention { gate: true, .. });
         Ok(Self {
             q: inward("q_proj", query_heads)?,
             k: inward("k_proj", key_heads)?,
             v: inward("v_proj", key_heads)?,
-            o: projection(query_heads * head_width, width, bias, weights.pp("o_proj"))?,
+            o: projection(query_heads * head_width, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
             gate: if has_gate { Some(inward("g_proj", query_heads)?) } else { None },
-            rotary: config.rotary.map(|base| Rotary::new(head_width, base)).transpose()?,
+            rotary: config.rotary.map(|base| Rotary::new(config.rotated_width().1, base)).transpose()?,
             kernel: Kernel::new(config, weights)?,
             query_heads,
             key_heads,
@@ -88,12 +92,25 @@ impl Heads {
             }
             Kernel::Diag(options) => diag_attention(&q, &k, &v, &DiagOptions { key_mask: mask, ..options.clone() }),
             Kernel::Linear(options) => {
-                linear_attention(&q, &k, &v, &LinearOptions { key_mask: mask, ..options.clone() })
+                let options = LinearOptions { key_mask: mask, ..options.clone() };
+                match &self.rotary {
+                    Some(rotary) => rotary_linear_attention(&q, &k, &v, rotary, &options),
+                    None => linear_attention(&q, &k, &v, &options),
+                }
             }
-            Kernel::Norm(options) => norm_attention(&q, &k, &v, &NormOptions { key_mask: mask, ..options.clone() }),
+            Kernel::Norm(options) => {
+                let options = NormOptions { key_mask: mask, ..options.clone() };
+                match &self.rotary {
+                    Some(rotary) => rotary_norm_attention(&q, &k, &v, rotary, &options),
+                    None => norm_attention(&q, &k, &v, &options),
+                }
+            }
             Kernel::Performer(options, omega) => {
                 let options = PerformerOptions { key_mask: mask, ..options.clone() };
-                performer_attention(&q, &k, &v, &omega.tensor(), &options)
+                match &self.rotary {
+                    Some(rotary) => rotary_performer_attention(&q, &k, &v, &omega.tensor(), rotary, &options),
+                    None => performer_attention(&q, &k, &v, &omega.tensor(), &options),
+                }
             }
         }?;
         self.finish(x, &out)
@@ -112,7 +129,7 @@ impl Heads {
                 out
             }
             Contents::Sums(state) => {
-                let (out, next) = self.kernel.advance([&q, &k, &v], state.as_ref())?;
+                let (out, next) = self.kernel.advance([&q, &k, &v], self.rotary.as_ref(), state.as_ref())?;
                 *state = Some(next);
                 out
             }
@@ -121,13 +138,13 @@ impl Heads {
         self.finish(x, &out)
     }
 
-    /// q, k, v `[B, H, N, D]` of rows that begin at `position`.
+    /// q, k, v `[B, H, N, D]` of rows that begin at `position`; q and k rotated where there is no φ.
     fn project(&self, x: &Tensor, position: usize) -> Result<[Tensor; 3]> {
         let (batch, rows, _) = x.dims3()?;
         let split = |layer: &Linear, heads: usize| layer.forward(x)?.reshape((batch, rows, heads, ()))?.transpose(1, 2);
-        let rotate = |rows: Tensor| match &self.rotary {
-            Some(rotary) => rotary.apply(&rows, position),
-            None => Ok(rows),
+        let rotate = |rows: Tensor| match (&self.kernel, &self.rotary) {
+            (Kernel::Softmax(_) | Kernel::Diag(_), Some(rotary)) => rotary.apply(&rows, position),
+            _ => Ok(rows),
         };
         let q = rotate(split(&self.q, self.query_heads)?)?;
         let k = rotate(split(&self.k, self.key_heads)?)?;
@@ -195,11 +212,25 @@ impl Kernel {
     }
 
     /// Linear attention after a state.
-    fn advance(&self, [q, k, v]: [&Tensor; 3], state: Option<&LinearState>) -> Result<(Tensor, LinearState)> {
-        match self {
-            Self::Linear(options) => linear_attention_with_state(q, k, v, options, state),
-            Self::Norm(options) => norm_attention_with_state(q, k, v, options, state),
-            Self::Performer(options, omega) => performer_attention_with_state(q, k, v, &omega.tensor(), options, state),
+    fn advance(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        rotary: Option<&Rotary>,
+        state: Option<&LinearState>,
+    ) -> Result<(Tensor, LinearState)> {
+        match (self, rotary) {
+            (Self::Linear(options), None) => linear_attention_with_state(q, k, v, options, state),
+            (Self::Linear(options), Some(rotary)) => {
+                rotary_linear_attention_with_state(q, k, v, rotary, options, state)
+            }
+            (Self::Norm(options), None) => norm_attention_with_state(q, k, v, options, state),
+            (Self::Norm(options), Some(rotary)) => rotary_norm_attention_with_state(q, k, v, rotary, options, state),
+            (Self::Performer(options, omega), None) => {
+                performer_attention_with_state(q, k, v, &omega.tensor(), options, state)
+            }
+            (Self::Performer(options, omega), Some(rotary)) => {
+                rotary_performer_attention_with_state(q, k, v, &omega.tensor(), rotary, options, state)
+            }
             _ => candle_core::bail!("the cache is one of linear attention"),
         }
     }

@@ -227,14 +227,6 @@ impl Mechanism {
 
     /// Whether the layer has gates of its own and stands in the place of attention and feed-forward.
     pub fn is_gated_unit(&self) -> bool {
-        self.key_width().is_some()
-    }
-
-    /// s of a gated unit.
-    pub(super) fn key_width(&self) -> Option<usize> {
-        match *self {
-            Self::Gau { key_width, .. } | Self::Flash { key_width, .. } => Some(key_width),
-            _ => None,
-        }
+        matches!(self, Self::Gau { .. } | Self::Flash { .. })
     }
 }

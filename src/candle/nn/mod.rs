@@ -32,12 +32,15 @@ mod model;
 mod model_config;
 mod norm;
 mod omega;
-mod own_gradient;
+mod packing;
 mod projection;
-mod rotary;
 mod sampler;
 mod seeded;
+mod siblings;
+#[cfg(test)]
+mod tests;
 
+pub use crate::candle::rotary::Rotary;
 pub use attention::Attention;
 pub use cache::{Cache, ModelCache};
 pub use config::AttentionConfig;
@@ -48,6 +51,5 @@ pub use mechanism::Mechanism;
 pub use model::{Block, LanguageModel};
 pub use model_config::LanguageModelConfig;
 pub use norm::{Norm, NormConfig, NormKind};
-pub use rotary::Rotary;
 pub use sampler::{Sampler, SamplerConfig};
 pub use seeded::seeded_weights;

@@ -7,7 +7,9 @@ use super::feed_forward::FeedForward;
 use super::generate::{Generation, generate};
 use super::model_config::LanguageModelConfig;
 use super::norm::Norm;
+use super::packing::packed;
 use super::sampler::Sampler;
+use super::siblings::ensure_absent;
 use crate::problem::ensure_value;
 
 /// One block of a model: with RMS or layer norm before each part,
@@ -29,7 +31,7 @@ impl Block {
     /// Block `layer` of a model, from 0.
     ///
     /// # Errors
-    /// A configuration out of range; weights that are missing or do not fit.
+    /// A configuration out of range; weights that are missing or do not fit, or that the block would leave out.
     pub fn new(config: &LanguageModelConfig, layer: usize, weights: VarBuilder) -> Result<Self> {
         let attention = config.attention(layer);
         let width = attention.width;
@@ -38,11 +40,17 @@ impl Block {
         let feed_forward = |inner| -> Result<_> {
             Ok((norm("post_attention_layernorm")?, FeedForward::new(width, &inner, weights.pp("mlp"))?))
         };
-        Ok(Self {
+        let block = Self {
             attention_norm: norm("input_layernorm")?,
             attention: Attention::new(&attention, weights.pp("self_attn"))?,
             feed_forward: inner.map(feed_forward).transpose()?,
-        })
+        };
+        let feed_forward =
+            ["post_attention_layernorm.weight", "mlp.up_proj.weight", "mlp.gate_proj.weight", "mlp.down_proj.weight"];
+        let unused = feed_forward.into_iter().filter(|_| inner.is_none());
+        let unused = unused.chain(["pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"]);
+        ensure_absent(&weights, unused, "a block of this configuration has no such part")?;
+        Ok(block)
     }
 
     /// The attention layer.
@@ -50,12 +58,18 @@ impl Block {
         &self.attention
     }
 
-    /// x `[B, N, width]` → `[B, N, width]`; keys whose entry of `key_mask` `[B, N]` is 0 are not seen.
+    /// x `[B, N, width]` → `[B, N, width]`; keys whose entry of `key_mask` `[B, N]` is 0 are not seen, and positions
+    /// count those that are: see [`Attention::forward_masked`].
     ///
     /// # Errors
     /// As [`Attention::forward_masked`].
     pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        let attended = self.attention.forward_masked(&self.attention_norm.forward(x)?, key_mask)?;
+        packed(x, key_mask, |x, key_mask| self.forward_packed(x, key_mask))
+    }
+
+    /// The same where visible tokens come first.
+    fn forward_packed(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+        let attended = self.attention.forward_packed(&self.attention_norm.forward(x)?, key_mask)?;
         self.finish(x, attended)
     }
 
@@ -127,7 +141,8 @@ impl LanguageModel {
     ///
     /// # Errors
     /// A configuration that [`LanguageModelConfig::check`] refuses; weights that are missing or of another shape, or of
-    /// another mechanism. The error names the tensor.
+    /// another mechanism; weights that the model would leave out (of more layers, of a head of its own). The error names
+    /// the tensor.
     pub fn new(config: &LanguageModelConfig, weights: VarBuilder) -> Result<Self> {
         config.check()?;
         let width = config.attention.width;
@@ -135,7 +150,13 @@ impl LanguageModel {
             let init = Init::Randn { mean: 0.0, stdev: 0.02 };
             weights.pp(name).get_with_hints((config.vocabulary, width), "weight", init)
         };
+        let beyond = format!("layers.{}.input_layernorm.weight", config.layers);
+        let why = "a model of this configuration has no such part";
+        ensure_absent(&weights, [beyond.as_str(), "lm_head.bias", "embed_positions.weight"], why)?;
         let embedding = matrix("embed_tokens")?;
+        if config.tied {
+            ensure_tied(&weights, &embedding)?;
+        }
         let layers = weights.pp("layers");
         let blocks = (0..config.layers).map(|layer| Block::new(config, layer, layers.pp(layer)));
         let blocks = blocks.collect::<Result<_>>()?;
@@ -166,14 +187,17 @@ impl LanguageModel {
         layers.into_iter().try_for_each(|(index, layer)| layer.redraw(seed.wrapping_add(index)))
     }
 
-    /// The logits after every token; keys whose entry of `key_mask` `[B, N]` (u8) is 0 are not seen. Without a mask
-    /// this is `Module::forward`.
+    /// The logits after every token; keys whose entry of `key_mask` `[B, N]` (u8) is 0 are not seen, and positions
+    /// count those that are, so that sequences may be padded on either side: see [`Attention::forward_masked`]. Without
+    /// a mask this is `Module::forward`.
     ///
     /// # Errors
     /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_masked`].
     pub fn forward_masked(&self, tokens: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
         let x = self.embed("LanguageModel::forward", tokens)?;
-        let x = self.blocks.iter().try_fold(x, |x, block| block.forward_masked(&x, key_mask))?;
+        let x = packed(&x, key_mask, |x, key_mask| {
+            self.blocks.iter().try_fold(x.clone(), |x, block| block.forward_packed(&x, key_mask))
+        })?;
         self.head.forward(&self.norm.forward(&x)?)
     }
 
@@ -266,6 +290,20 @@ impl LanguageModel {
         let rows =
             self.embedding.index_select(&tokens.flatten_all()?, 0).map_err(|error| self.beyond(tokens, error))?;
         rows.reshape((batch, count, self.config.attention.width))
+    }
+}
+
+/// Refuses a head that is not the embedding. (Some files hold the shared weights twice.)
+fn ensure_tied(weights: &VarBuilder, embedding: &Tensor) -> Result<()> {
+    let head = weights.pp("lm_head");
+    if ensure_absent(&head, ["weight"], "").is_ok() {
+        return Ok(());
+    }
+    let weight = head.get_with_hints(embedding.shape(), "weight", Init::Const(0.0))?;
+    let difference = (weight - embedding)?.abs()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    match difference == 0.0 {
+        true => Ok(()),
+        false => ensure_absent(&head, ["weight"], "the configuration says `tied`, and this is not the embedding"),
     }
 }
 

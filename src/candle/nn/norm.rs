@@ -1,10 +1,14 @@
-use candle_core::{D, Module, Result, Tensor};
+use candle_core::{D, DType, Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::own_gradient::with_gradient;
+use super::siblings::ensure_absent;
 use crate::candle::engine::accumulator;
+use crate::candle::own_gradient::with_gradient;
 use crate::problem::ensure_value;
+
+/// Mean squares below this, and ε above its inverse, are far from the ends of f32.
+const LARGEST: f64 = 1e30;
 
 /// What a [`Norm`] takes out of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,7 +38,8 @@ impl Default for NormConfig {
 }
 
 /// RMS norm or layer norm of rows `[…, width]`, computed in f32 (f64 for f64). Weights: `weight`, and `bias` for layer
-/// norm. Gradients: weights and input (the fused forms of candle-nn give none).
+/// norm. Gradients: weights and input (the fused forms of candle-nn give none). Rows of any size that is finite are
+/// normalised: their squares may be beyond the dtype.
 ///
 /// # Example
 /// ```
@@ -60,10 +65,14 @@ impl Norm {
     /// For rows of `width`.
     ///
     /// # Errors
-    /// An ε that is not a number above 0; weights that are missing or of another shape.
+    /// An ε that is not a number above 0; weights that are missing or of another shape; a bias that an RMS norm would leave
+    /// out.
     pub fn new(width: usize, config: &NormConfig, weights: VarBuilder) -> Result<Self> {
         let NormConfig { kind, epsilon } = *config;
         ensure_value(epsilon.is_finite() && epsilon > 0.0, "Norm::new", "epsilon", epsilon, "a finite number above 0")?;
+        if kind == NormKind::Rms {
+            ensure_absent(&weights, ["bias"], "an RMS norm has no bias, a layer norm has")?;
+        }
         let weight = weights.get_with_hints(width, "weight", Init::Const(1.0))?;
         let bias = match kind {
             NormKind::Rms => None,
@@ -73,17 +82,18 @@ impl Norm {
     }
 }
 
+/// Rows x/r or (x − μ)/r, and 1/r.
+struct Normalized {
+    rows: Tensor,
+    inverse: Tensor,
+}
+
 impl Module for Norm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let sums = accumulator(x.dtype());
         let wide = x.to_dtype(sums)?;
-        let centred = match self.bias {
-            None => wide.detach(),
-            Some(_) => wide.detach().broadcast_sub(&wide.detach().mean_keepdim(D::Minus1)?)?,
-        };
-        let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.epsilon)?.sqrt()?;
-        let rows = centred.broadcast_div(&scale)?;
-        let y = with_gradient("norm", &wide, rows.clone(), self.backward(rows, scale))?;
+        let Normalized { rows, inverse } = self.normalized(&wide.detach())?;
+        let y = with_gradient("norm", &wide, rows.clone(), self.backward(rows, inverse))?;
         let y = y.broadcast_mul(&self.weight.to_dtype(sums)?)?;
         match &self.bias {
             None => y,
@@ -94,9 +104,49 @@ impl Module for Norm {
 }
 
 impl Norm {
+    /// Squares go beyond their dtype where x does not. So rows that may be too large are divided by their largest element
+    /// m first, and ε by m²; the others, on the CPU where asking costs nothing, are taken as they are.
+    fn normalized(&self, x: &Tensor) -> Result<Normalized> {
+        if x.device().is_cpu() {
+            let (centred, squares) = self.centred(x)?;
+            let largest =
+                if squares.elem_count() == 0 { 0.0 } else { squares.max_all()?.to_dtype(DType::F64)?.to_scalar()? };
+            if largest < LARGEST && self.epsilon > 1.0 / LARGEST {
+                let inverse = (squares + self.epsilon)?.sqrt()?.recip()?;
+                return Ok(Normalized { rows: centred.broadcast_mul(&inverse)?, inverse });
+            }
+        }
+        // At least √ε, so that neither x/m nor √ε/m is above 1.
+        let smallest = if x.dtype() == DType::F64 { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
+        let root = self.epsilon.sqrt().max(smallest);
+        let unit = x.abs()?.max_keepdim(D::Minus1)?.maximum(root)?;
+        let (centred, squares) = self.centred(&x.broadcast_div(&unit)?)?;
+        let root = (unit.recip()? * root)?;
+        let Some(_) = self.bias else {
+            let inverse = (squares + root.sqr()?)?.sqrt()?.recip()?;
+            return Ok(Normalized { rows: centred.broadcast_mul(&inverse)?, inverse: (inverse / unit)? });
+        };
+        // Without the mean rows may be small beside m, or 0 where one number is repeated: once more.
+        let spread = centred.abs()?.max_keepdim(D::Minus1)?.maximum(&root)?.maximum(smallest)?;
+        let centred = centred.broadcast_div(&spread)?;
+        let squares = (centred.sqr()?.mean_keepdim(D::Minus1)? + (root / &spread)?.sqr()?)?;
+        let inverse = squares.maximum(smallest)?.sqrt()?.recip()?;
+        Ok(Normalized { rows: centred.broadcast_mul(&inverse)?, inverse: ((inverse / spread)? / unit)? })
+    }
+
+    /// x, for layer norm without its mean, and the mean of its squares.
+    fn centred(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let centred = match self.bias {
+            None => x.clone(),
+            Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        };
+        let squares = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        Ok((centred, squares))
+    }
+
     /// With y = (x − μ)/r: dx = (dy − mean(dy) − y mean(dy ⊙ y))/r, and μ = mean(dy) = 0 for RMS. In one step, which is
     /// several times as fast as candle's way back through the mean, the root and the quotient.
-    fn backward(&self, y: Tensor, r: Tensor) -> impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static {
+    fn backward(&self, y: Tensor, inverse: Tensor) -> impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static {
         let is_centred = self.bias.is_some();
         move |d_y| {
             let along = y.broadcast_mul(&(d_y * &y)?.mean_keepdim(D::Minus1)?)?;
@@ -105,7 +155,7 @@ impl Norm {
                 false => across,
                 true => across.broadcast_sub(&d_y.mean_keepdim(D::Minus1)?)?,
             };
-            across.broadcast_div(&r)
+            across.broadcast_mul(&inverse)
         }
     }
 }

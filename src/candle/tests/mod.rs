@@ -3,6 +3,7 @@
 
 mod formulas;
 mod gradients;
+mod locks;
 mod refusals;
 mod states;
 mod views;

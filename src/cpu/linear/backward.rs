@@ -7,11 +7,12 @@ use super::super::rows::Number;
 use super::super::simd::Isa;
 use super::super::tile::Verbs;
 use super::super::{dispatch, parallel};
+use super::d_states;
 use super::d_sums::Statistics;
 use super::gradients::Gradient;
-use super::segments::{cut, entering_states, next_pieces};
-use super::sweeps::{Sweep, Worker, entering_gradients};
-use super::tiles::{State, StateHead};
+use super::segments::{cut, next_pieces, span};
+use super::sweeps::{Around, Sweep, Worker};
+use super::tiles::StateHead;
 use super::{Context, LinearGradients, LinearInputs, LinearSaved, check};
 use crate::Result;
 use crate::problem::{Linear, SliceMut};
@@ -35,20 +36,19 @@ pub fn backward(
     Ok(())
 }
 
-/// Heads that share operands, at a segment.
+/// Heads that share operands, at some segments.
 pub struct Task<'s, 'o, T> {
     pub batch: usize,
     /// State heads.
     pub heads: Range<usize>,
-    pub segment: &'s Range<usize>,
-    /// Per state head the sums entering the segment and the gradients entering it from its end; empty when the
-    /// segment is the whole line.
-    pub entering: Vec<(&'s State<T>, &'s State<T>)>,
+    pub segments: &'s [Range<usize>],
+    /// Per state head.
+    around: Vec<Around<'s, T>>,
     /// Per query head, key head and value head.
     dq: Vec<SliceMut<'o>>,
     dk: Vec<SliceMut<'o>>,
     dv: Vec<SliceMut<'o>>,
-    /// Per state head, one per key: ⟨q, dq⟩ − ⟨k, dk⟩; empty when nobody asks.
+    /// Per state head, one per key; empty when nobody asks.
     pub d_log: Vec<&'o mut [f64]>,
 }
 
@@ -56,16 +56,27 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
     let shapes = context.shapes();
     let groups = common_divisor(shapes.query_heads, common_divisor(shapes.key_heads, shapes.value_heads));
     let (units, state_heads) = (shapes.batch * groups, shapes.state_heads());
-    let segments = context.segments(units);
+    let segments = context.segments();
+    let at_once = context.segments_at_once(segments.len(), units);
     let statistics = Statistics::new(context, saved);
-    let (states, d_states) = if segments.len() > 1 {
-        let states = entering_states(context, &segments);
-        let d_states = entering_gradients(context, saved, &statistics, &segments, &states);
+    let (states, d_states) = if at_once < segments.len() {
+        let states = d_states::states(context, &segments);
+        let d_states = d_states::d_states(context, saved, &statistics, &segments, &states);
         (states, d_states)
     } else {
         (Vec::new(), Vec::new())
     };
-    let rows_of = |f: &dyn Fn(&Range<usize>) -> Range<usize>| segments.iter().map(|s| f(s).len()).collect::<Vec<_>>();
+    let around = |head: usize, index: usize| {
+        let (states, d_states) = (states.get(head).map_or(&[][..], |s| s), d_states.get(head).map_or(&[][..], |s| s));
+        if context.is_full() {
+            return Around { state: states.last(), d_state: d_states.last(), end: None };
+        }
+        let state = index.checked_sub(1).and_then(|before| states.get(before));
+        Around { state, d_state: d_states.get(index), end: states.get(index) }
+    };
+    let pieces: Vec<&[Range<usize>]> = segments.chunks(at_once).collect();
+    let rows_of =
+        |f: &dyn Fn(&Range<usize>) -> Range<usize>| pieces.iter().map(|p| f(&span(p)).len()).collect::<Vec<_>>();
     let (queries, keys) = (rows_of(&|s| context.queries(s)), rows_of(&|s| context.keys(s)));
     let mut dq = cut(gradients.q, shapes.batch * shapes.query_heads, &queries, shapes.width);
     let mut dk = cut(gradients.k, shapes.batch * shapes.key_heads, &keys, shapes.width);
@@ -74,7 +85,7 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
     let mut d_log = vec![0.0; if wanted { shapes.batch * state_heads * shapes.keys } else { 0 }];
     let mut d_logs: Vec<&mut [f64]> = d_log.chunks_mut(shapes.keys.max(1)).collect();
     let mut tasks = Vec::new();
-    for (index, segment) in segments.iter().enumerate() {
+    for (index, segments) in pieces.iter().enumerate() {
         for unit in 0..units {
             let of = |heads: usize| unit * heads / groups..(unit + 1) * heads / groups;
             let heads = of(state_heads);
@@ -82,12 +93,8 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
             tasks.push(Task {
                 batch,
                 heads: heads.start - batch * state_heads..heads.end - batch * state_heads,
-                segment,
-                entering: heads
-                    .clone()
-                    .filter(|_| segments.len() > 1)
-                    .map(|head| (&states[head][index], &d_states[head][index]))
-                    .collect(),
+                segments,
+                around: heads.clone().map(|head| around(head, index)).collect(),
                 dq: next_pieces(&mut dq[of(shapes.query_heads)]),
                 dk: next_pieces(&mut dk[of(shapes.key_heads)]),
                 dv: next_pieces(&mut dv[of(shapes.value_heads)]),
@@ -97,13 +104,6 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
     }
     parallel::run(tasks, || Worker::new(context), |worker, task| task.run(context, saved, &statistics, worker));
     if let Some(mut log_decay) = gradients.log_decay {
-        for row in d_log.chunks_exact_mut(shapes.keys.max(1)) {
-            let mut sum = 0.0;
-            for x in row.iter_mut().rev() {
-                sum += *x;
-                *x = sum;
-            }
-        }
         f64::store(&d_log, &mut log_decay, 0);
     }
 }
@@ -140,9 +140,9 @@ impl<'o, T: Number> Task<'_, 'o, T> {
         };
         for (index, head) in self.heads.clone().enumerate() {
             let at = StateHead { batch: self.batch, head };
-            let sweep = Sweep { context, saved, statistics, at, segment: self.segment };
+            let sweep = Sweep { context, saved, statistics, at, span: span(self.segments) };
             let d_log = self.d_log.get_mut(index).map(|row| &mut **row);
-            worker.head(&sweep, self.entering.get(index).copied(), &mut gradients, d_log);
+            worker.head(&sweep, self.segments, self.around[index], &mut gradients, d_log);
         }
         gradients.q.finish();
         gradients.k.finish();

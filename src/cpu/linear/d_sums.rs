@@ -96,7 +96,7 @@ impl<T: Number> SumsTile<T> {
         match context.problem.finish {
             LinearFinish::None => {}
             LinearFinish::ChunkNorm { .. } => {
-                rows.clone().for_each(|r| factors[r] = context.chunk_norm(tile.start + r));
+                rows.clone().for_each(|r| factors[r] = context.chunk_norm(batch, tile.start + r));
                 context.verbs.scale_rows(d_sums, padded, &factors);
             }
             LinearFinish::Normalize { .. } => {

@@ -114,6 +114,8 @@ impl<T: Real> Features<T> {
         let (mut norms, mut shifts) = ([T::ZERO; TILE], [T::ZERO; TILE]);
         let (norms, shifts) = (&mut norms[..rows], &mut shifts[..rows]);
         self.verbs.row_maxima(phi, self.padded, shifts);
+        let (mut maxima, mut own) = ([T::ZERO; TILE], [T::ZERO; TILE]);
+        maxima[..rows].copy_from_slice(shifts);
         let half = T::from_f64(0.5 / (self.width as f64).sqrt());
         let x_padded = self.verbs.padded(self.width);
         for (((x, norm), shift), _) in
@@ -122,10 +124,15 @@ impl<T: Real> Features<T> {
             self.verbs.row_products(x, x_padded, x, std::slice::from_mut(norm));
             *norm = *norm * half;
             *shift = *shift - *norm;
+            if *shift == T::NEG_INFINITY {
+                *shift = T::LOWEST;
+            }
         }
+        own[..rows].copy_from_slice(shifts);
         stabilize(shifts);
-        for (shift, &norm) in shifts.iter_mut().zip(&*norms) {
-            *shift += norm;
+        for (r, (shift, &norm)) in shifts.iter_mut().zip(&*norms).enumerate() {
+            // A large norm would take the maximum's digits along, one that overflows everything.
+            *shift = if *shift == own[r] { maxima[r] } else { *shift + norm };
         }
         self.verbs.exp_rows(phi, self.padded, shifts, T::from_f64((self.count as f64).powf(-0.5)));
     }
@@ -207,24 +214,33 @@ fn taylor_gradient<T: Real>(x: &[T], _phi: &[T], d_phi: &[T], d_x: &mut [T]) {
     }
 }
 
-/// 1/‖x‖, or 0 for the zero row.
-fn inverse_norm<T: Real>(x: &[T]) -> T {
-    inverse(dot(x, x).sqrt())
+/// max |x| and ‖x‖ over it: neither overflows or vanishes where x does not. ‖0‖ counts as 1.
+fn norms<T: Real>(x: &[T]) -> (T, T) {
+    let largest = x.iter().fold(T::ZERO, |largest, &x| largest.larger(x).larger(-x));
+    if largest == T::ZERO {
+        return (T::ONE, T::ONE);
+    }
+    let square = |&x: &T| {
+        let x = x / largest;
+        x * x
+    };
+    (largest, x.iter().map(square).sum::<T>().sqrt())
 }
 
 fn cosine<T: Real>(x: &[T], phi: &mut [T]) {
-    let factor = inverse_norm(x);
+    let (largest, norm) = norms(x);
     phi[0] = T::ONE;
     for (p, &x) in phi[1..].iter_mut().zip(x) {
-        *p = x * factor;
+        *p = x / largest / norm;
     }
 }
 
 fn cosine_gradient<T: Real>(x: &[T], phi: &[T], d_phi: &[T], d_x: &mut [T]) {
     let (unit, d_unit) = (&phi[1..], &d_phi[1..]);
-    let (factor, along) = (inverse_norm(x), dot(unit, d_unit));
+    let ((largest, norm), along) = (norms(x), dot(unit, d_unit));
+    let is_zero = unit.iter().all(|&u| u == T::ZERO);
     for ((d_x, &u), &d) in d_x.iter_mut().zip(unit).zip(d_unit) {
-        *d_x = (d - u * along) * factor;
+        *d_x = if is_zero { T::ZERO } else { (d - u * along) / norm / largest };
     }
 }
 

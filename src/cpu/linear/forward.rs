@@ -8,7 +8,8 @@ use super::super::rows::{Number, store_rows};
 use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Product, Verbs};
 use super::super::{dispatch, parallel};
-use super::segments::{absorb_segment, cut, entering_states, head_at, next_pieces};
+use super::carried::Carried;
+use super::segments::{absorb_segment, cut, head_at, next_pieces, span, states_after};
 use super::tiles::{KeyTile, QueryTile, State, StateHead, first_row};
 use super::{Context, LinearInputs, LinearOutputs, StateMut, TILE, check};
 use crate::Result;
@@ -28,11 +29,12 @@ pub fn forward(problem: &Linear, inputs: &LinearInputs<'_>, outputs: LinearOutpu
     Ok(())
 }
 
-/// A segment of a state head with the output heads that read it.
+/// Segments of a state head with the output heads that read it.
 struct Task<'s, 'o, T> {
     at: StateHead,
-    segment: &'s Range<usize>,
-    /// The state entering the segment; `None` when the segment is the whole line.
+    segments: &'s [Range<usize>],
+    /// The state entering the first of them, that after the last of the line with a full scan; `None` where the line
+    /// starts, and when the segments are the whole line.
     entering: Option<&'s State<T>>,
     /// Per output head.
     out: Vec<SliceMut<'o>>,
@@ -58,27 +60,33 @@ fn sums<T: Number>(
 ) {
     let shapes = context.shapes();
     let heads = shapes.batch * shapes.state_heads();
-    let (segments, readers) = (context.segments(heads), context.readers());
-    let entering = if segments.len() > 1 { entering_states(context, &segments) } else { Vec::new() };
-    let rows: Vec<usize> = segments.iter().map(|segment| context.queries(segment).len()).collect();
+    let (segments, readers) = (context.segments(), context.readers());
+    let at_once = context.segments_at_once(segments.len(), heads);
+    let states = if at_once < segments.len() { states(context, &segments) } else { Vec::new() };
+    let pieces: Vec<&[Range<usize>]> = segments.chunks(at_once).collect();
+    let rows: Vec<usize> = pieces.iter().map(|piece| context.queries(&span(piece)).len()).collect();
     let mut outs = cut(out, heads * readers, &rows, shapes.value_width);
     let mut statistics = statistic.map(|statistic| cut(statistic, heads * readers, &rows, 1)).unwrap_or_default();
     let mut tasks = Vec::new();
-    for (index, segment) in segments.iter().enumerate() {
+    for (index, segments) in pieces.iter().enumerate() {
         for head in 0..heads {
             let range = head * readers..(head + 1) * readers;
             let statistic =
                 if statistics.is_empty() { Vec::new() } else { next_pieces(&mut statistics[range.clone()]) };
-            let last = index + 1 == segments.len();
+            let last = index + 1 == pieces.len();
             let state = state.as_mut().filter(|_| last).map(|state| StateMut {
                 s: state.s.take(context.features.count * shapes.value_width),
                 z: state.z.take(context.features.count),
                 stabilizer: state.stabilizer.as_mut().map(|stabilizer| stabilizer.take(1)),
             });
-            let entering = entering.get(head).map(|states| &states[index]);
+            let entering = states.get(head).and_then(|states| match index {
+                _ if context.is_full() => states.last(),
+                0 => None,
+                _ => states.get(index - 1),
+            });
             tasks.push(Task {
                 at: head_at(context, head),
-                segment,
+                segments,
                 entering,
                 out: next_pieces(&mut outs[range]),
                 statistic,
@@ -89,11 +97,22 @@ fn sums<T: Number>(
     parallel::run(tasks, || Worker::new(context), |worker, task| worker.run(context, task));
 }
 
+/// Sums after each segment.
+fn states<T: Number>(context: &Context<'_, T>, segments: &[Range<usize>]) -> Vec<Vec<State<T>>> {
+    let begin: [&(dyn Fn(StateHead) -> State<T> + Sync); 2] =
+        [&|at| State::initial(context, at), &|_| State::zero(context)];
+    states_after(
+        context,
+        segments,
+        begin,
+        || KeyTile::new(context),
+        |keys, at, segment, state| absorb_segment(context, at, segment, keys, state),
+    )
+}
+
 /// Tiles of one worker.
 struct Worker<T> {
-    state: State<T>,
-    /// S at the start of the chunk, for the chunk-exclusive scan.
-    chunk_s: Buffer<T>,
+    before: Carried<T>,
     keys: KeyTile<T>,
     queries: QueryTile<T>,
     panels: Buffer<T>,
@@ -107,8 +126,7 @@ impl<T: Number> Worker<T> {
         let (_, e) = context.padded();
         let zeros = |len| Buffer::zeros(len);
         Self {
-            state: State::zero(context),
-            chunk_s: zeros(0),
+            before: Carried::new(State::zero(context)),
             keys: KeyTile::new(context),
             queries: QueryTile::new(context),
             panels: zeros(context.verbs.panels_len(TILE, context.features.count)),
@@ -120,32 +138,53 @@ impl<T: Number> Worker<T> {
 
     fn run(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, T>) {
         match task.entering {
-            Some(state) => self.state.clone_from(state),
-            None => self.state = State::initial(context, task.at),
+            Some(all) if context.is_full() => self.before.begin(all.clone()),
+            Some(state) => self.before.enter(state.clone()),
+            None => self.before.begin(State::initial(context, task.at)),
         }
         if context.is_full() && task.entering.is_none() {
-            absorb_segment(context, task.at, task.segment, &mut self.keys, &mut self.state);
+            self.absorb_all(context, &task);
         }
-        for tile in context.tiles(task.segment.clone()) {
-            if context.starts_chunk(tile.start) {
-                self.chunk_s.clone_from(&self.state.s);
+        for (index, segment) in task.segments.iter().enumerate() {
+            if index > 0 && !context.is_full() {
+                self.before.next_segment();
             }
-            if !context.is_full() {
-                self.keys.load(context, task.at, &tile, &mut self.state.stabilizer);
-            }
-            if context.is_inclusive() {
-                let (features, count) = (context.features.padded, context.features.count);
-                context.verbs.transpose(&mut self.panels, &self.keys.phi, features, tile.len(), count);
-            }
-            for reader in 0..context.readers() {
-                self.read(context, &mut task, reader, &tile);
-            }
-            if !context.is_full() {
-                self.state.absorb(context, &mut self.keys, tile.len());
+            for tile in context.tiles(segment.clone()) {
+                self.before.refresh(context, context.starts_chunk(tile.start));
+                self.read_tile(context, &mut task, &tile);
             }
         }
         if let Some(state) = &mut task.state {
-            self.state.store(context, state);
+            self.before.last().store(context, state);
+        }
+    }
+
+    /// The sums of all keys, which a full scan reads.
+    fn absorb_all(&mut self, context: &Context<'_, T>, task: &Task<'_, '_, T>) {
+        for (index, segment) in task.segments.iter().enumerate() {
+            if index > 0 {
+                self.before.next_segment();
+            }
+            absorb_segment(context, task.at, segment, &mut self.keys, &mut self.before.own);
+        }
+        let all = self.before.last();
+        self.before.begin(all);
+    }
+
+    /// Output rows of all readers at a tile; moves the sums to its end.
+    fn read_tile(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, T>, tile: &Range<usize>) {
+        if !context.is_full() {
+            self.keys.load(context, task.at, tile, &mut self.before.own.stabilizer);
+        }
+        if context.is_inclusive() {
+            let (features, count) = (context.features.padded, context.features.count);
+            context.verbs.transpose(&mut self.panels, &self.keys.phi, features, tile.len(), count);
+        }
+        for reader in 0..context.readers() {
+            self.read(context, task, reader, tile);
+        }
+        if !context.is_full() {
+            self.before.own.absorb(context, &mut self.keys, tile.len());
         }
     }
 
@@ -158,10 +197,10 @@ impl<T: Number> Worker<T> {
         let phi = &self.queries.phi[..rows * features];
         let sums = &mut self.sums[..rows * e];
         let norms = &mut self.norms[..rows];
-        let s = if context.chunk().is_some() { &self.chunk_s } else { &self.state.s };
+        let before = self.before.sums();
         let size = |n, k| Product { m: rows, n, k, accumulate: false, band: Band::Full };
-        verbs.multiply(sums, e, Left::rows(phi, features), verbs.rows(s, e), size(e, count));
-        verbs.row_products(phi, features, &self.state.z, norms);
+        verbs.multiply(sums, e, Left::rows(phi, features), verbs.rows(&before.s, e), size(e, count));
+        verbs.row_products(phi, features, &before.z, norms);
         if self.keys.decays && !context.is_full() {
             verbs.scale_rows(sums, e, &self.keys.from_start);
             norms.iter_mut().zip(&self.keys.from_start).for_each(|(norm, &decay)| *norm = *norm * decay);
@@ -171,9 +210,9 @@ impl<T: Number> Worker<T> {
             let scores = &mut self.scores[..rows * width];
             let product = Product { band: Band::Result(1), ..size(width, count) };
             verbs.multiply(scores, width, Left::rows(phi, features), verbs.panels(&self.panels, count), product);
-            let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
+            let logs = self.keys.decays.then_some(&self.keys.logs[..]);
             let mut inside = [T::ZERO; TILE];
-            verbs.causal_weights(scores, width, cumulative, &mut inside[..rows]);
+            verbs.causal_weights(scores, width, logs, &mut inside[..rows]);
             for (norm, inside) in norms.iter_mut().zip(inside) {
                 *norm += inside;
             }
@@ -199,16 +238,16 @@ impl<T: Number> Worker<T> {
                 }
                 LinearFinish::RmsNorm { epsilon, scope: NormScope::Head } => {
                     let divisor = root_mean_square(row, epsilon);
-                    (T::ONE / divisor, divisor)
+                    (inverse(divisor), divisor)
                 }
-                LinearFinish::ChunkNorm { .. } => (context.chunk_norm(tile.start + r), T::ONE),
+                LinearFinish::ChunkNorm { .. } => (context.chunk_norm(task.at.batch, tile.start + r), T::ONE),
                 LinearFinish::None | LinearFinish::RmsNorm { .. } => continue,
             };
             (factors[r], self.norms[r]) = (factor, statistic);
         }
         let sums = &mut self.sums[rows.start * padded..rows.end * padded];
         context.verbs.scale_rows(sums, padded, &factors[rows.clone()]);
-        let offset = queries.start - context.queries(task.segment).start;
+        let offset = queries.start - context.queries(&span(task.segments)).start;
         store_rows(sums, padded, e, &mut task.out[reader], offset);
         if let Some(statistic) = task.statistic.get_mut(reader).filter(|_| context.problem.statistic_len() > 0) {
             T::store(&self.norms[rows], statistic, offset);
@@ -247,7 +286,7 @@ fn normalize_all_heads<T: Number>(
                     part.copy_from_slice(&raw[at..at + e]);
                 }
                 let divisor = root_mean_square(row, epsilon);
-                row.iter_mut().for_each(|x| *x = *x / divisor);
+                row.iter_mut().for_each(|x| *x = if divisor == T::ZERO { T::ZERO } else { *x / divisor });
                 for (part, out) in row.chunks_exact(e).zip(&mut outs) {
                     T::store(part, out, r * e);
                 }

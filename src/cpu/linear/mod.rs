@@ -1,9 +1,12 @@
 //! The linear engine: prefix sums S = Σ φ(k)vᵀ carried through tiles of positions, in time and memory O(N).
 //!
-//! Queries and keys lie on one line of positions, ends aligned; a tile is a few dozen positions. Long sequences of few
-//! heads are cut into segments, whose sums are made first and then handed from segment to segment.
+//! Queries and keys lie on one line of positions, ends aligned; a tile is a few dozen positions. Long sequences are
+//! cut into segments. Of few heads, the sums of all segments are made first and then handed from segment to segment.
 
 mod backward;
+mod carried;
+mod d_log;
+mod d_states;
 mod d_sums;
 mod features;
 mod forward;
@@ -17,7 +20,7 @@ pub use forward::forward;
 
 use std::ops::Range;
 
-use super::rows::{Number, gather};
+use super::rows::{Number, gather, inverse_key_counts};
 use super::tile::Verbs;
 use crate::Result;
 use crate::gau::GlobalNorm;
@@ -43,9 +46,9 @@ pub type LinearGradients<'a> = problem::LinearGradients<SliceMut<'a>>;
 fn check(problem: &Linear, inputs: &LinearInputs<'_>) -> Result<()> {
     inputs.check(problem)?;
     let Some(log_decay) = &inputs.log_decay else { return Ok(()) };
-    let invalid = gather::<f64>(log_decay).into_iter().find(|g| !(g.is_finite() && *g <= 0.0));
+    let invalid = gather::<f64>(log_decay).into_iter().find(|g| g.is_nan() || *g > 0.0);
     let got = invalid.map_or(String::new(), |g| g.to_string());
-    ensure_value(invalid.is_none(), problem.function, "log_decay", got, "finite numbers of at most 0")
+    ensure_value(invalid.is_none(), problem.function, "log_decay", got, "numbers of at most 0")
 }
 
 /// What all tasks of a call share.
@@ -58,18 +61,28 @@ struct Context<'a, T: 'static> {
     log_decay: Vec<f64>,
     /// [B, M]
     key_mask: Option<Vec<u8>>,
+    /// 1/n of the batch entries, for norms that count keys.
+    inverse_counts: Vec<f64>,
 }
 
 impl<'a, T: Number> Context<'a, T> {
     fn new(problem: &'a Linear, inputs: &'a LinearInputs<'a>, verbs: &'static Verbs<T>) -> Self {
         let omega = inputs.omega.as_ref().map(gather).unwrap_or_default();
+        let key_mask: Option<Vec<u8>> =
+            inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect());
         Self {
             problem,
             inputs,
             verbs,
             features: Features::new(problem.map, problem.shapes.width, omega, verbs),
             log_decay: inputs.log_decay.as_ref().map(gather).unwrap_or_default(),
-            key_mask: inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect()),
+            inverse_counts: match problem.finish {
+                LinearFinish::ChunkNorm { .. } => {
+                    inverse_key_counts(key_mask.as_deref(), problem.shapes.batch, problem.shapes.keys)
+                }
+                _ => Vec::new(),
+            },
+            key_mask,
         }
     }
 
@@ -129,11 +142,12 @@ impl<'a, T: Number> Context<'a, T> {
         self.shapes().decay != Decay::None || self.problem.map.is_stabilized()
     }
 
-    /// Log-decay of a key of a state head, the stabiliser's share aside.
+    /// Log-decay of a key of a state head, the stabiliser's share aside; 0 for a key that the mask removes.
     fn log_decay(&self, batch: usize, head: usize, key: usize) -> f64 {
         let shapes = self.shapes();
         match shapes.decay {
             Decay::None => 0.0,
+            _ if !self.keeps(batch, key) => 0.0,
             Decay::Head => self.log_decay[head],
             Decay::Token => self.log_decay[(batch * shapes.state_heads() + head) * shapes.keys + key],
         }
@@ -160,14 +174,13 @@ impl<'a, T: Number> Context<'a, T> {
     }
 
     /// Scale of the sums read at a position, for FLASH's global branch.
-    fn chunk_norm(&self, position: usize) -> T {
+    fn chunk_norm(&self, batch: usize, position: usize) -> T {
         let LinearFinish::ChunkNorm { norm, chunk } = self.problem.finish else { return T::ONE };
         let before = self.inputs.state.as_ref().map_or(0, |state| state.position);
         let tokens = match norm {
-            GlobalNorm::Mean if self.is_full() => self.shapes().keys,
-            GlobalNorm::Mean => (before + position) / chunk * chunk,
+            GlobalNorm::Mean if !self.is_full() => (before + position) / chunk * chunk,
             GlobalNorm::Chunk => chunk,
-            GlobalNorm::Length => self.shapes().keys,
+            GlobalNorm::Mean | GlobalNorm::Length => return T::from_f64(self.inverse_counts[batch]),
         };
         if tokens == 0 { T::ZERO } else { T::from_f64(1.0 / tokens as f64) }
     }
@@ -186,13 +199,19 @@ impl<'a, T: Number> Context<'a, T> {
         tiles
     }
 
-    /// Cuts the line of positions into as many segments as keep every thread busy, at ends of tiles and chunks.
-    fn segments(&self, units: usize) -> Vec<Range<usize>> {
-        let positions = self.positions();
-        let step = self.chunk().unwrap_or(1).max(8 * TILE).next_multiple_of(self.chunk().unwrap_or(1));
-        let length = positions.div_ceil(super::parallel::pieces(units)).next_multiple_of(step).max(step);
+    /// Cuts the line of positions at ends of tiles and chunks, by widths alone: results do not depend on how much
+    /// there is to do beside. The sums of a segment take at most 64 numbers for each of its positions.
+    fn segments(&self) -> Vec<Range<usize>> {
+        let (positions, chunk) = (self.positions(), self.chunk().unwrap_or(1));
+        let length = (self.features.count * self.shapes().value_width / 64).max(8 * TILE).next_multiple_of(TILE);
+        let length = length.max(chunk).next_multiple_of(chunk);
         let starts = (0..positions.max(1)).step_by(length);
         starts.map(|start| start..(start + length).min(positions)).collect()
+    }
+
+    /// What one of `units` equal pieces of work takes on at once: all segments, or one where threads would be idle.
+    fn segments_at_once(&self, segments: usize, units: usize) -> usize {
+        if super::parallel::pieces(units) > 1 { 1 } else { segments }
     }
 }
 

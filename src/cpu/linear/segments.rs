@@ -8,41 +8,80 @@ use super::Context;
 use super::tiles::{KeyTile, State, StateHead};
 use crate::problem::SliceMut;
 
-/// The state entering each segment of each state head, and that after the last: `[head][segment]`. With a full scan,
-/// which reads the sum of all keys, every entry is that sum.
-pub fn entering_states<T: Number>(context: &Context<'_, T>, segments: &[Range<usize>]) -> Vec<Vec<State<T>>> {
+/// Sums of the segments of each state head, `[head][segment]`, made by `collect` from empty sums (those of the first
+/// segment from what `first` has) and then added up from segment to segment. A causal scan leaves the last out.
+pub fn states_after<T: Number, Scratch>(
+    context: &Context<'_, T>,
+    segments: &[Range<usize>],
+    [first, empty]: [&(dyn Fn(StateHead) -> State<T> + Sync); 2],
+    scratch: impl Fn() -> Scratch + Sync,
+    collect: impl Fn(&mut Scratch, StateHead, &Range<usize>, &mut State<T>) + Sync,
+) -> Vec<Vec<State<T>>> {
     let shapes = context.shapes();
     let heads = shapes.batch * shapes.state_heads();
-    let mut sums: Vec<Vec<State<T>>> =
-        (0..heads).map(|_| segments.iter().map(|_| State::zero(context)).collect()).collect();
+    let read = if context.is_full() { segments } else { &segments[..segments.len() - 1] };
+    let stabilizers = largest_exponents(context, read);
+    let mut states: Vec<Vec<State<T>>> = (0..heads)
+        .map(|head| {
+            let at = head_at(context, head);
+            let mut stabilizer = T::NEG_INFINITY;
+            let begin = |segment: usize| {
+                let mut state = if segment == 0 { first(at) } else { empty(at) };
+                stabilizer = if segment == 0 { state.stabilizer } else { stabilizer };
+                state.stabilizer = stabilizer;
+                if let Some(own) = stabilizers.get(head) {
+                    stabilizer = stabilizer.larger(own[segment]);
+                }
+                state
+            };
+            (0..read.len()).map(begin).collect()
+        })
+        .collect();
     let mut tasks = Vec::new();
-    for (index, states) in sums.iter_mut().enumerate() {
-        tasks.extend(states.iter_mut().zip(segments).map(|(state, segment)| (head_at(context, index), segment, state)));
+    for (head, states) in states.iter_mut().enumerate() {
+        tasks.extend(states.iter_mut().zip(read).map(|(state, segment)| (head_at(context, head), segment, state)));
+    }
+    parallel::run(tasks, scratch, |scratch, (at, segment, state)| collect(scratch, at, segment, state));
+    for states in &mut states {
+        add_up(states);
+    }
+    states
+}
+
+/// Replaces each of a line's sums by that of all up to it.
+pub fn add_up<T: Number>(states: &mut [State<T>]) {
+    for n in 1..states.len() {
+        let (before, own) = states.split_at_mut(n);
+        let mut all = before[n - 1].clone();
+        all.append(&own[0]);
+        own[0] = all;
+    }
+}
+
+/// The largest exponent in each segment of each state head, `[head][segment]`; empty without a stabiliser.
+fn largest_exponents<T: Number>(context: &Context<'_, T>, segments: &[Range<usize>]) -> Vec<Vec<T>> {
+    if !context.problem.map.is_stabilized() {
+        return Vec::new();
+    }
+    let shapes = context.shapes();
+    let heads = shapes.batch * shapes.state_heads();
+    let mut largest = vec![vec![T::NEG_INFINITY; segments.len()]; heads];
+    let mut tasks = Vec::new();
+    for (head, largest) in largest.iter_mut().enumerate() {
+        tasks.extend(
+            largest.iter_mut().zip(segments).map(|(largest, segment)| (head_at(context, head), segment, largest)),
+        );
     }
     parallel::run(
         tasks,
         || KeyTile::new(context),
-        |keys, (at, segment, state)| {
-            absorb_segment(context, at, segment, keys, state);
+        |keys, (at, segment, largest)| {
+            for tile in context.tiles(segment.clone()) {
+                keys.load(context, at, &tile, largest);
+            }
         },
     );
-    for (index, states) in sums.iter_mut().enumerate() {
-        let at = head_at(context, index);
-        let mut carried = State::initial(context, at);
-        for (state, segment) in states.iter_mut().zip(segments) {
-            let keys = context.keys(segment);
-            let log_decay = keys.map(|key| context.log_decay(at.batch, at.head, key)).sum();
-            let mut next = carried.clone();
-            next.append(state, log_decay);
-            *state = std::mem::replace(&mut carried, next);
-        }
-        states.push(carried);
-        if context.is_full() {
-            let (all, before) = states.split_last_mut().expect("a state was pushed");
-            before.iter_mut().for_each(|state| state.clone_from(all));
-        }
-    }
-    sums
+    largest
 }
 
 /// Adds all keys of a segment to a state.
@@ -57,6 +96,11 @@ pub fn absorb_segment<T: Number>(
         keys.load(context, at, &tile, &mut state.stabilizer);
         state.absorb(context, keys, tile.len());
     }
+}
+
+/// From the start of the first segment to the end of the last.
+pub fn span(segments: &[Range<usize>]) -> Range<usize> {
+    segments[0].start..segments[segments.len() - 1].end
 }
 
 /// The state head with an index over the whole batch.

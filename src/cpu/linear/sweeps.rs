@@ -11,13 +11,13 @@
 use std::ops::Range;
 
 use super::super::buffer::Buffer;
-use super::super::finish::dot;
-use super::super::parallel;
 use super::super::rows::Number;
 use super::super::tile::{Band, Left, Product};
 use super::backward::Gradients;
+use super::carried::Carried;
+use super::d_log;
+use super::d_states::{absorb_keys, absorb_segment_transposed};
 use super::d_sums::{Statistics, SumsTile};
-use super::segments::{absorb_segment, head_at};
 use super::tiles::{Direction, KeyTile, QueryTile, State, StateHead, first_row};
 use super::{Context, LinearSaved, TILE};
 
@@ -27,7 +27,8 @@ pub struct Sweep<'a, T: 'static> {
     pub saved: &'a LinearSaved<'a>,
     pub statistics: &'a Statistics<T>,
     pub at: StateHead,
-    pub segment: &'a Range<usize>,
+    /// The positions that gradients are wanted for, whole segments.
+    pub span: Range<usize>,
 }
 
 impl<T: Number> Sweep<'_, T> {
@@ -36,17 +37,31 @@ impl<T: Number> Sweep<'_, T> {
     }
 }
 
+/// What a head's segments need of others; nothing where the segments are the whole line.
+pub struct Around<'a, T> {
+    /// Sums entering the first segment, `None` at the line's start; those of the whole line with a full scan.
+    pub state: Option<&'a State<T>>,
+    /// Gradients entering the last segment from its end, `None` at the line's end; those of the whole line with a full
+    /// scan.
+    pub d_state: Option<&'a State<T>>,
+    /// Sums after the last segment, `None` at the line's end.
+    pub end: Option<&'a State<T>>,
+}
+
+impl<T> Clone for Around<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Around<'_, T> {}
+
 /// Tiles of one worker.
 pub struct Worker<T> {
-    /// S as its transpose, E × D'.
-    s: Buffer<T>,
-    z: Buffer<T>,
-    /// S at the start of the chunk, for the chunk-exclusive scan.
-    chunk_s: Buffer<T>,
+    /// S as its transpose, E × D', and z.
+    before: Carried<T>,
     /// R and r.
-    d_state: State<T>,
-    /// R at the end of the chunk, for the chunk-exclusive scan.
-    chunk_d_s: Buffer<T>,
+    pub after: Carried<T>,
     keys: KeyTile<T>,
     queries: QueryTile<T>,
     sums: SumsTile<T>,
@@ -54,6 +69,8 @@ pub struct Worker<T> {
     v_panels: Buffer<T>,
     d_s_panels: Buffer<T>,
     weights: Buffer<T>,
+    /// ⟨φ(q_i), φ(k_j)⟩ without decay; only where the log-decay has a gradient.
+    scores: Buffer<T>,
     d_phi: Buffer<T>,
     d_x: Buffer<T>,
     dv: Buffer<T>,
@@ -65,11 +82,8 @@ impl<T: Number> Worker<T> {
         let (features, e) = context.padded();
         let zeros = |len| Buffer::zeros(len);
         Self {
-            s: zeros(shapes.value_width * features),
-            z: zeros(features),
-            chunk_s: zeros(0),
-            d_state: State::zero(context),
-            chunk_d_s: zeros(0),
+            before: Carried::new(State::zero_transposed(context)),
+            after: Carried::new(State::zero(context)),
             keys: KeyTile::new(context),
             queries: QueryTile::new(context),
             sums: SumsTile::new(context),
@@ -77,57 +91,87 @@ impl<T: Number> Worker<T> {
             v_panels: zeros(verbs.panels_len(TILE, shapes.value_width)),
             d_s_panels: zeros(verbs.panels_len(context.features.count, shapes.value_width)),
             weights: zeros(TILE * verbs.padded(TILE)),
+            scores: zeros(TILE * verbs.padded(TILE)),
             d_phi: zeros(TILE * features),
             d_x: zeros(TILE * verbs.padded(shapes.width)),
             dv: zeros(TILE * e),
         }
     }
 
-    /// Both sweeps. `entering` holds the sums from before and the gradients from after the segment; without it the
-    /// segment is the whole line. `d_log` receives ⟨q, dq⟩ − ⟨k, dk⟩ per key.
+    /// Both sweeps over segments of a head. `d_log`, of zeros, receives the gradient of the log-decay per key.
     pub fn head(
         &mut self,
         sweep: &Sweep<'_, T>,
-        entering: Option<(&State<T>, &State<T>)>,
+        segments: &[Range<usize>],
+        around: Around<'_, T>,
         gradients: &mut Gradients<'_, T>,
         mut d_log: Option<&mut [f64]>,
     ) {
-        let context = sweep.context;
-        let mut state = match entering {
-            Some((state, d_state)) => {
-                self.d_state.clone_from(d_state);
-                state.clone()
-            }
-            None => {
-                self.d_state = State::zero(context);
-                State::initial(context, sweep.at)
-            }
-        };
-        if context.is_full() && entering.is_none() {
-            absorb_segment(context, sweep.at, sweep.segment, &mut self.keys, &mut state);
-        }
-        self.take_state(context, &state);
-        let mut stabilizer = state.stabilizer;
-        let tiles = context.tiles(sweep.segment.clone());
-        let mut stabilizers = Vec::with_capacity(tiles.len());
+        let (context, is_full) = (sweep.context, sweep.context.is_full());
+        self.begin(sweep, segments, around);
+        let collects = is_full && around.d_state.is_none();
+        let mut ends = Vec::new();
+        let mut stabilizer = self.before.own.stabilizer;
+        let mut stabilizers = Vec::new();
         self.face(Direction::Forward);
-        for tile in &tiles {
-            stabilizers.push(stabilizer);
-            self.begin_tile(sweep, tile, &mut stabilizer);
-            for reader in 0..context.readers() {
-                self.load_reader(sweep, reader, tile);
-                self.query_gradient(sweep, reader, tile, gradients, d_log.as_deref_mut());
-                if context.is_full() && entering.is_none() {
-                    self.absorb_queries(context, tile.len());
+        for (index, segment) in segments.iter().enumerate() {
+            if index > 0 && !is_full {
+                self.before.next_segment();
+                if d_log.is_some() {
+                    ends.extend(self.before.entering.clone());
                 }
             }
-            if !context.is_full() {
-                self.absorb_keys(context, tile.len());
+            if index > 0 && collects {
+                self.after.next_segment();
+            }
+            for tile in context.tiles(segment.clone()) {
+                stabilizers.push(stabilizer);
+                self.query_tile(sweep, &tile, &mut stabilizer, gradients, d_log.as_deref_mut(), collects);
             }
         }
+        if collects {
+            let all = self.after.last();
+            self.after.begin(all);
+        }
         self.face(Direction::Backward);
-        for (tile, mut stabilizer) in tiles.iter().zip(stabilizers).rev() {
-            self.key_gradient(sweep, tile, &mut stabilizer, gradients, d_log.as_deref_mut());
+        for (index, segment) in segments.iter().enumerate().rev() {
+            if index + 1 < segments.len() && !is_full {
+                self.after.next_segment();
+            }
+            let end = ends.get(index).or(around.end.filter(|_| index + 1 == segments.len()));
+            let across = d_log::across(context, self.after.entering.as_ref(), end);
+            let tiles = context.tiles(segment.clone());
+            let starts = stabilizers.split_off(stabilizers.len() - tiles.len());
+            for (tile, mut stabilizer) in tiles.iter().zip(starts).rev() {
+                self.key_gradient(sweep, tile, &mut stabilizer, gradients, d_log.as_deref_mut());
+            }
+            if let Some(d_log) = d_log.as_deref_mut() {
+                d_log::sum(sweep, context.keys(segment), across, d_log);
+            }
+        }
+    }
+
+    fn begin(&mut self, sweep: &Sweep<'_, T>, segments: &[Range<usize>], around: Around<'_, T>) {
+        let (context, is_full) = (sweep.context, sweep.context.is_full());
+        match around.state {
+            Some(all) if is_full => self.before.begin(all.clone()),
+            Some(state) => self.before.enter(state.clone()),
+            None => self.before.begin(State::initial_transposed(context, sweep.at)),
+        }
+        match around.d_state {
+            Some(all) if is_full => self.after.begin(all.clone()),
+            Some(d_state) => self.after.enter(d_state.clone()),
+            None => self.after.begin(State::zero(context)),
+        }
+        if is_full && around.state.is_none() {
+            for (index, segment) in segments.iter().enumerate() {
+                if index > 0 {
+                    self.before.next_segment();
+                }
+                absorb_segment_transposed(context, sweep.at, segment, &mut self.keys, &mut self.before.own);
+            }
+            let all = self.before.last();
+            self.before.begin(all);
         }
     }
 
@@ -137,29 +181,34 @@ impl<T: Number> Worker<T> {
         self.sums.direction = direction;
     }
 
-    /// Keeps S as its transpose.
-    fn take_state(&mut self, context: &Context<'_, T>, state: &State<T>) {
-        let (features, e) = context.padded();
-        for (f, row) in state.s.chunks_exact(e).enumerate() {
-            for (c, &x) in row[..context.shapes().value_width].iter().enumerate() {
-                self.s[c * features + f] = x;
-            }
-        }
-        self.z.copy_from_slice(&state.z);
-    }
-
-    /// Loads the keys of a tile for the forward sweep.
-    fn begin_tile(&mut self, sweep: &Sweep<'_, T>, tile: &Range<usize>, stabilizer: &mut T) {
-        let context = sweep.context;
-        if context.starts_chunk(tile.start) {
-            self.chunk_s.clone_from(&self.s);
-        }
+    /// dq of a tile; moves S to the tile's end, or R, which the queries of a full scan `collect`.
+    fn query_tile(
+        &mut self,
+        sweep: &Sweep<'_, T>,
+        tile: &Range<usize>,
+        stabilizer: &mut T,
+        gradients: &mut Gradients<'_, T>,
+        mut d_log: Option<&mut [f64]>,
+        collects: bool,
+    ) {
+        let (context, rows) = (sweep.context, tile.len());
+        self.before.refresh(context, context.starts_chunk(tile.start));
         if !context.is_full() {
             self.keys.load(context, sweep.at, tile, stabilizer);
         }
         if context.is_inclusive() {
             let (_, e) = context.padded();
-            context.verbs.transpose(&mut self.v_panels, &self.keys.v, e, tile.len(), context.shapes().value_width);
+            context.verbs.transpose(&mut self.v_panels, &self.keys.v, e, rows, context.shapes().value_width);
+        }
+        for reader in 0..context.readers() {
+            self.load_reader(sweep, reader, tile);
+            self.query_gradient(sweep, reader, tile, gradients, d_log.as_deref_mut());
+            if collects {
+                self.absorb_queries(context, rows);
+            }
+        }
+        if !context.is_full() {
+            absorb_keys(context, &mut self.before.own, &mut self.keys, rows);
         }
     }
 
@@ -181,8 +230,8 @@ impl<T: Number> Worker<T> {
         if context.normalizes() {
             verbs.add_outer(weights, width, &self.sums.d_norms, &[T::ONE; TILE]);
         }
-        let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut []);
+        let logs = self.keys.decays.then_some(&self.keys.logs[..]);
+        verbs.causal_weights(weights, width, logs, &mut []);
     }
 
     /// dφ(q) of the loaded reader, and from it dq.
@@ -196,15 +245,18 @@ impl<T: Number> Worker<T> {
     ) {
         let (context, verbs, shapes) = (sweep.context, sweep.context.verbs, sweep.context.shapes());
         let ((features, e), rows) = (context.padded(), tile.len());
-        let s = if context.chunk().is_some() { &self.chunk_s } else { &self.s };
+        let before = self.before.sums();
         let d_phi = &mut self.d_phi[..rows * features];
         let size = Product { m: rows, n: features, k: shapes.value_width, accumulate: false, band: Band::Full };
-        verbs.multiply(d_phi, features, Left::rows(&self.sums.d_sums, e), verbs.rows(s, features), size);
+        verbs.multiply(d_phi, features, Left::rows(&self.sums.d_sums, e), verbs.rows(&before.s, features), size);
         if context.normalizes() {
-            verbs.add_outer(d_phi, features, &self.sums.d_norms, &self.z);
+            verbs.add_outer(d_phi, features, &self.sums.d_norms, &before.z);
         }
         if self.keys.decays && !context.is_full() {
             verbs.scale_rows(d_phi, features, &self.keys.from_start);
+        }
+        if let Some(d_log) = d_log {
+            d_log::add_rows(sweep, tile, [&self.queries.phi, &self.d_phi], T::ONE, d_log);
         }
         if context.is_inclusive() {
             self.weight_gradients(context, rows);
@@ -215,33 +267,12 @@ impl<T: Number> Worker<T> {
         }
         let first = first_row(context, tile);
         let queries = context.queries(tile);
-        if let Some(d_log) = d_log {
-            self.add_log(sweep, tile, &self.queries.phi, T::ONE, d_log);
-        }
         let d = verbs.padded(shapes.width);
         let (x, phi) = (&self.queries.x[..rows * d], &self.queries.phi[..rows * features]);
         context.features.gradient(x, phi, &mut self.d_phi[..rows * features], &mut self.d_x[..rows * d]);
         let head = sweep.reader(reader) * shapes.query_heads / shapes.heads();
-        let start = context.queries(sweep.segment).start;
+        let start = context.queries(&sweep.span).start;
         gradients.q.put(head, queries.start - start..queries.end - start, &self.d_x[first * d..]);
-    }
-
-    /// S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v, transposed.
-    fn absorb_keys(&mut self, context: &Context<'_, T>, rows: usize) {
-        let (features, e) = context.padded();
-        if self.keys.decays {
-            let decay = self.keys.decay();
-            self.s.iter_mut().chain(self.z.iter_mut()).for_each(|x| *x = *x * decay);
-            self.keys.scale_to_end(context, rows);
-        }
-        let phi = &self.keys.phi[..rows * features];
-        let size =
-            Product { m: context.shapes().value_width, n: features, k: rows, accumulate: true, band: Band::Full };
-        let right = context.verbs.rows(phi, features);
-        context.verbs.multiply(&mut self.s, features, Left::transposed(&self.keys.v, e), right, size);
-        if context.normalizes() {
-            context.verbs.add_rows(&mut self.z, phi, features, &[T::ONE; TILE]);
-        }
     }
 
     /// R += (φ(q) e^G)ᵀ dT and r += (φ(q) e^G)ᵀ dn of the loaded reader, whose features are used up.
@@ -253,9 +284,9 @@ impl<T: Number> Worker<T> {
         }
         let size = Product { m: context.features.count, n: e, k: rows, accumulate: true, band: Band::Full };
         let right = context.verbs.rows(&self.sums.d_sums, e);
-        context.verbs.multiply(&mut self.d_state.s, e, Left::transposed(phi, features), right, size);
+        context.verbs.multiply(&mut self.after.own.s, e, Left::transposed(phi, features), right, size);
         if context.normalizes() {
-            context.verbs.add_rows(&mut self.d_state.z, phi, features, &self.sums.d_norms);
+            context.verbs.add_rows(&mut self.after.own.z, phi, features, &self.sums.d_norms);
         }
     }
 
@@ -266,22 +297,20 @@ impl<T: Number> Worker<T> {
         tile: &Range<usize>,
         stabilizer: &mut T,
         gradients: &mut Gradients<'_, T>,
-        d_log: Option<&mut [f64]>,
+        mut d_log: Option<&mut [f64]>,
     ) {
         let (context, rows) = (sweep.context, tile.len());
         let (features, e) = context.padded();
-        if context.starts_chunk(tile.end) || tile.end == sweep.segment.end {
-            self.chunk_d_s.clone_from(&self.d_state.s);
-        }
+        self.after.refresh(context, context.starts_chunk(tile.end) || tile.end == sweep.span.end);
         self.keys.load(context, sweep.at, tile, stabilizer);
         self.gradient_from_later(context, rows);
-        self.move_back(sweep, tile);
+        if let Some(d_log) = d_log.as_deref_mut() {
+            d_log::add_rows(sweep, tile, [&self.keys.phi, &self.d_phi], -T::ONE, d_log);
+        }
+        self.move_back(sweep, tile, d_log);
         for r in (0..rows).filter(|&r| !self.keys.present[r]) {
             self.d_phi[r * features..][..features].fill(T::ZERO);
             self.dv[r * e..][..e].fill(T::ZERO);
-        }
-        if let Some(d_log) = d_log {
-            self.add_log(sweep, tile, &self.keys.phi, -T::ONE, d_log);
         }
         self.store_keys(sweep, tile, gradients);
     }
@@ -290,16 +319,16 @@ impl<T: Number> Worker<T> {
     fn gradient_from_later(&mut self, context: &Context<'_, T>, rows: usize) {
         let (verbs, value_width, count) = (context.verbs, context.shapes().value_width, context.features.count);
         let (features, e) = context.padded();
-        let d_s = if context.chunk().is_some() { &self.chunk_d_s } else { &self.d_state.s };
-        verbs.transpose(&mut self.d_s_panels, d_s, e, count, value_width);
+        let after = self.after.sums();
+        verbs.transpose(&mut self.d_s_panels, &after.s, e, count, value_width);
         let size = |n, k| Product { m: rows, n, k, accumulate: false, band: Band::Full };
         let phi = &self.keys.phi[..rows * features];
-        verbs.multiply(&mut self.dv, e, Left::rows(phi, features), verbs.rows(d_s, e), size(e, count));
+        verbs.multiply(&mut self.dv, e, Left::rows(phi, features), verbs.rows(&after.s, e), size(e, count));
         let right = verbs.panels(&self.d_s_panels, value_width);
         verbs.multiply(&mut self.d_phi, features, Left::rows(&self.keys.v, e), right, size(features, value_width));
         let (d_phi, dv) = (&mut self.d_phi[..rows * features], &mut self.dv[..rows * e]);
         if context.normalizes() {
-            verbs.add_outer(d_phi, features, &[T::ONE; TILE], &self.d_state.z);
+            verbs.add_outer(d_phi, features, &[T::ONE; TILE], &after.z);
         }
         if self.keys.decays {
             verbs.scale_rows(d_phi, features, &self.keys.to_end);
@@ -308,13 +337,13 @@ impl<T: Number> Worker<T> {
     }
 
     /// Adds what the tile's own queries give to dv and dφ(k), and moves R and r to the tile's start.
-    fn move_back(&mut self, sweep: &Sweep<'_, T>, tile: &Range<usize>) {
+    fn move_back(&mut self, sweep: &Sweep<'_, T>, tile: &Range<usize>, mut d_log: Option<&mut [f64]>) {
         let (context, verbs, rows) = (sweep.context, sweep.context.verbs, tile.len());
         if context.is_full() {
             return;
         }
         let (features, e) = context.padded();
-        self.shrink_d_state();
+        self.after.own.shrink(&self.keys);
         if context.is_inclusive() {
             verbs.transpose(&mut self.phi_panels, &self.keys.phi, features, rows, context.features.count);
             verbs.transpose(&mut self.v_panels, &self.keys.v, e, rows, context.shapes().value_width);
@@ -322,22 +351,17 @@ impl<T: Number> Worker<T> {
         for reader in 0..context.readers() {
             self.load_reader(sweep, reader, tile);
             if context.is_inclusive() {
-                self.gradient_from_tile(context, rows);
+                self.gradient_from_tile(context, rows, d_log.is_some());
+            }
+            if let Some(d_log) = d_log.as_deref_mut() {
+                d_log::add_pairs(sweep, tile, &self.scores, &self.weights, d_log);
             }
             self.absorb_queries(context, rows);
         }
     }
 
-    /// R ← e^{G_C} R and r ← e^{G_C} r.
-    fn shrink_d_state(&mut self) {
-        if self.keys.decays {
-            let decay = self.keys.decay();
-            self.d_state.s.iter_mut().chain(self.d_state.z.iter_mut()).for_each(|x| *x = *x * decay);
-        }
-    }
-
-    /// dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
-    fn gradient_from_tile(&mut self, context: &Context<'_, T>, rows: usize) {
+    /// dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader; keeps the scores on demand.
+    fn gradient_from_tile(&mut self, context: &Context<'_, T>, rows: usize, keeps_scores: bool) {
         let (verbs, count) = (context.verbs, context.features.count);
         let (features, e) = context.padded();
         let width = verbs.padded(rows);
@@ -345,8 +369,11 @@ impl<T: Number> Worker<T> {
         let weights = &mut self.weights[..rows * width];
         let size = Product { m: rows, n: width, k: count, accumulate: false, band: Band::Result(1) };
         verbs.multiply(weights, width, Left::rows(phi, features), verbs.panels(&self.phi_panels, count), size);
-        let cumulative = self.keys.decays.then_some(&self.keys.cumulative[..]);
-        verbs.causal_weights(weights, width, cumulative, &mut []);
+        if keeps_scores {
+            self.scores[..rows * width].copy_from_slice(weights);
+        }
+        let logs = self.keys.decays.then_some(&self.keys.logs[..]);
+        verbs.causal_weights(weights, width, logs, &mut []);
         let down = |n| Product { m: rows, n, k: rows, accumulate: true, band: Band::Transposed(1) };
         let right = verbs.rows(&self.sums.d_sums, e);
         verbs.multiply(&mut self.dv, e, Left::transposed(weights, width), right, down(e));
@@ -362,7 +389,7 @@ impl<T: Number> Worker<T> {
         let (d, (features, e)) = (context.verbs.padded(shapes.width), context.padded());
         let (x, phi) = (&self.keys.x[..rows * d], &self.keys.phi[..rows * features]);
         context.features.gradient(x, phi, &mut self.d_phi[..rows * features], &mut self.d_x[..rows * d]);
-        let (keys, segment) = (context.keys(tile), context.keys(sweep.segment));
+        let (keys, segment) = (context.keys(tile), context.keys(&sweep.span));
         let first = (keys.start + context.first_key()).saturating_sub(tile.start).min(rows);
         let rows = keys.start - segment.start..keys.end - segment.start;
         let of = |heads: usize| sweep.at.head * heads / shapes.state_heads();
@@ -370,69 +397,11 @@ impl<T: Number> Worker<T> {
         gradients.v.put(of(shapes.value_heads), rows, &self.dv[first * e..]);
     }
 
-    /// Adds ±⟨φ, dφ⟩ of the tile's rows to those of their positions that have a key.
-    fn add_log(&self, sweep: &Sweep<'_, T>, tile: &Range<usize>, phi: &[T], sign: T, d_log: &mut [f64]) {
-        let (context, features) = (sweep.context, sweep.context.features.padded);
-        let (keys, segment) = (context.keys(tile), context.keys(sweep.segment));
-        let first = (keys.start + context.first_key()).saturating_sub(tile.start).min(tile.len());
-        for (r, key) in (first..).zip(keys) {
-            let row = r * features..(r + 1) * features;
-            d_log[key - segment.start] += (sign * dot(&phi[row.clone()], &self.d_phi[row])).to_f64();
-        }
-    }
-}
-
-/// The gradients of S and z that enter each segment of each state head from its end, `[head][segment]`; with a full
-/// scan, every entry is the sum over all queries.
-pub fn entering_gradients<T: Number>(
-    context: &Context<'_, T>,
-    saved: &LinearSaved<'_>,
-    statistics: &Statistics<T>,
-    segments: &[Range<usize>],
-    states: &[Vec<State<T>>],
-) -> Vec<Vec<State<T>>> {
-    let mut sums: Vec<Vec<State<T>>> =
-        states.iter().map(|_| segments.iter().map(|_| State::zero(context)).collect()).collect();
-    let mut tasks = Vec::new();
-    for (index, d_states) in sums.iter_mut().enumerate() {
-        for (number, (segment, d_state)) in segments.iter().zip(d_states).enumerate() {
-            let sweep = Sweep { context, saved, statistics, at: head_at(context, index), segment };
-            tasks.push((sweep, states[index][number].stabilizer, d_state));
-        }
-    }
-    parallel::run(
-        tasks,
-        || Worker::new(context),
-        |worker, (sweep, stabilizer, d_state)| {
-            worker.collect_queries(&sweep, stabilizer);
-            d_state.clone_from(&worker.d_state);
-        },
-    );
-    for (index, d_states) in sums.iter_mut().enumerate() {
-        let at = head_at(context, index);
-        let mut carried = State::zero(context);
-        for (number, d_state) in d_states.iter_mut().enumerate().rev() {
-            let keys = context.keys(&segments[number]);
-            let given: f64 = keys.map(|key| context.log_decay(at.batch, at.head, key)).sum();
-            let [before, after] = [&states[index][number], &states[index][number + 1]].map(|state| state.stabilizer);
-            let moved = if before > T::NEG_INFINITY { (before - after).to_f64() } else { 0.0 };
-            let mut next = carried.clone();
-            next.append(d_state, given + moved);
-            *d_state = std::mem::replace(&mut carried, next);
-        }
-        if context.is_full() {
-            d_states.iter_mut().for_each(|d_state| d_state.clone_from(&carried));
-        }
-    }
-    sums
-}
-
-impl<T: Number> Worker<T> {
     /// R and r of a segment's own queries at its start.
-    fn collect_queries(&mut self, sweep: &Sweep<'_, T>, mut stabilizer: T) {
+    pub fn collect_queries(&mut self, sweep: &Sweep<'_, T>, mut stabilizer: T) {
         let context = sweep.context;
-        self.d_state = State::zero(context);
-        let tiles = context.tiles(sweep.segment.clone());
+        self.after.begin(State::zero(context));
+        let tiles = context.tiles(sweep.span.clone());
         let mut stabilizers = Vec::with_capacity(tiles.len());
         for tile in &tiles {
             stabilizers.push(stabilizer);
@@ -440,10 +409,12 @@ impl<T: Number> Worker<T> {
                 self.keys.load(context, sweep.at, tile, &mut stabilizer);
             }
         }
-        for (tile, mut stabilizer) in tiles.iter().zip(stabilizers).rev() {
+        let in_order = |n: usize| if context.is_full() { n } else { tiles.len() - 1 - n };
+        for n in (0..tiles.len()).map(in_order) {
+            let (tile, mut stabilizer) = (&tiles[n], stabilizers[n]);
             if context.decays() && !context.is_full() {
                 self.keys.load(context, sweep.at, tile, &mut stabilizer);
-                self.shrink_d_state();
+                self.after.own.shrink(&self.keys);
             }
             for reader in 0..context.readers() {
                 self.load_reader(sweep, reader, tile);

@@ -40,8 +40,8 @@ pub struct KeyTile<T> {
     pub direction: Direction,
     /// Whether anything shrinks on the way through the tile; what follows is only set if so.
     pub decays: bool,
-    /// Log-decay summed from the tile's start through each row.
-    pub cumulative: [f64; TILE],
+    /// Log-decay of each row, at most 0; −∞ lets nothing through.
+    pub logs: [f64; TILE],
     /// e^{G}: what is left at each row of the sums entering the tile.
     pub from_start: [T; TILE],
     /// e^{G_C − G}: what is left of each row at the tile's end.
@@ -58,7 +58,7 @@ impl<T: Number> KeyTile<T> {
             present: [false; TILE],
             direction: Direction::Forward,
             decays: false,
-            cumulative: [0.0; TILE],
+            logs: [0.0; TILE],
             from_start: [T::ONE; TILE],
             to_end: [T::ONE; TILE],
         }
@@ -104,7 +104,7 @@ impl<T: Number> KeyTile<T> {
                     *stabilizer = old.larger(*shift);
                 }
                 if old > T::NEG_INFINITY {
-                    *log += (old - *stabilizer).to_f64();
+                    *log += old.to_f64() - stabilizer.to_f64();
                 }
                 *shift = *stabilizer;
             }
@@ -116,19 +116,21 @@ impl<T: Number> KeyTile<T> {
         }
         self.decays = logs.iter().any(|&log| log != 0.0);
         if self.decays {
-            self.decay_rows(&logs);
+            self.logs = logs;
+            self.decay_rows();
         }
     }
 
-    fn decay_rows(&mut self, logs: &[f64; TILE]) {
-        let mut sum = 0.0;
-        for (cumulative, log) in self.cumulative.iter_mut().zip(logs) {
-            sum += log;
-            *cumulative = sum;
+    /// Sums from either end, as differences of one sum would lose what is small beside a large term.
+    fn decay_rows(&mut self) {
+        let (mut before, mut after) = (0.0, 0.0);
+        for r in 0..TILE {
+            before += self.logs[r];
+            self.from_start[r] = T::from_f64(f64::exp(before));
         }
-        for (r, &cumulative) in self.cumulative.iter().enumerate() {
-            self.from_start[r] = T::from_f64(cumulative.exp());
-            self.to_end[r] = T::from_f64((sum - cumulative).exp());
+        for r in (0..TILE).rev() {
+            self.to_end[r] = T::from_f64(f64::exp(after));
+            after += self.logs[r];
         }
     }
 
@@ -196,25 +198,37 @@ pub struct State<T> {
     pub s: Buffer<T>,
     pub z: Buffer<T>,
     pub stabilizer: T,
+    /// Log-decay of everything that came since these sums were begun, the stabiliser's share included.
+    pub log_decay: f64,
 }
 
 impl<T: Number> Clone for State<T> {
     fn clone(&self) -> Self {
-        Self { s: self.s.clone(), z: self.z.clone(), stabilizer: self.stabilizer }
+        Self { s: self.s.clone(), z: self.z.clone(), ..*self }
     }
 
     fn clone_from(&mut self, source: &Self) {
         self.s.clone_from(&source.s);
         self.z.clone_from(&source.z);
-        self.stabilizer = source.stabilizer;
+        (self.stabilizer, self.log_decay) = (source.stabilizer, source.log_decay);
     }
 }
 
 impl<T: Number> State<T> {
+    fn with_len(len: usize, features: usize) -> Self {
+        Self { s: Buffer::zeros(len), z: Buffer::zeros(features), stabilizer: T::NEG_INFINITY, log_decay: 0.0 }
+    }
+
     /// The empty sums.
     pub fn zero(context: &Context<'_, T>) -> Self {
         let (features, e) = context.padded();
-        Self { s: Buffer::zeros(context.features.count * e), z: Buffer::zeros(features), stabilizer: T::NEG_INFINITY }
+        Self::with_len(context.features.count * e, features)
+    }
+
+    /// The empty sums with S as its transpose, E × D'.
+    pub fn zero_transposed(context: &Context<'_, T>) -> Self {
+        let (features, _) = context.padded();
+        Self::with_len(context.shapes().value_width * features, features)
     }
 
     /// The state handed in, or the empty sums.
@@ -234,12 +248,41 @@ impl<T: Number> State<T> {
         state
     }
 
-    /// Adds the keys of a tile of `rows`, scaling their features by their decay on the way.
-    pub fn absorb(&mut self, context: &Context<'_, T>, keys: &mut KeyTile<T>, rows: usize) {
+    /// [`Self::initial`] with S as its transpose.
+    pub fn initial_transposed(context: &Context<'_, T>, at: StateHead) -> Self {
         let (features, e) = context.padded();
+        let (given, mut state) = (Self::initial(context, at), Self::zero_transposed(context));
+        for (f, row) in given.s.chunks_exact(e).enumerate() {
+            for (c, &x) in row[..context.shapes().value_width].iter().enumerate() {
+                state.s[c * features + f] = x;
+            }
+        }
+        state.z.copy_from_slice(&given.z);
+        state.stabilizer = given.stabilizer;
+        state
+    }
+
+    /// Empties the sums.
+    pub fn restart(&mut self, stabilizer: T) {
+        self.s.fill(T::ZERO);
+        self.z.fill(T::ZERO);
+        (self.stabilizer, self.log_decay) = (stabilizer, 0.0);
+    }
+
+    /// Lets the sums shrink on their way through a tile.
+    pub fn shrink(&mut self, keys: &KeyTile<T>) {
         if keys.decays {
             let decay = keys.decay();
             self.s.iter_mut().chain(self.z.iter_mut()).for_each(|x| *x = *x * decay);
+            self.log_decay += keys.logs.iter().sum::<f64>();
+        }
+    }
+
+    /// Adds the keys of a tile of `rows`, scaling their features by their decay on the way.
+    pub fn absorb(&mut self, context: &Context<'_, T>, keys: &mut KeyTile<T>, rows: usize) {
+        let (features, e) = context.padded();
+        self.shrink(keys);
+        if keys.decays {
             keys.scale_to_end(context, rows);
         }
         let phi = &keys.phi[..rows * features];
@@ -248,15 +291,23 @@ impl<T: Number> State<T> {
         context.verbs.add_rows(&mut self.z, phi, features, &[T::ONE; TILE]);
     }
 
-    /// Adds the sums of a later segment that started empty and lets these decay by `log_decay`.
-    pub fn append(&mut self, later: &Self, log_decay: f64) {
-        let stabilizer = self.stabilizer.larger(later.stabilizer);
-        let factor = |old: T| if old == stabilizer { T::ONE } else { (old - stabilizer).exp() };
-        let (own, other) = (factor(self.stabilizer) * T::from_f64(log_decay.exp()), factor(later.stabilizer));
-        for (x, &y) in self.s.iter_mut().zip(later.s.iter()).chain(self.z.iter_mut().zip(later.z.iter())) {
-            *x = *x * own + y * other;
-        }
-        self.stabilizer = stabilizer;
+    /// Adds the sums of a later segment, which these meet at its end.
+    pub fn append(&mut self, later: &Self) {
+        let decay = T::from_f64(later.log_decay.exp());
+        let add = |x: &mut T, y: &T| *x = *x * decay + *y;
+        self.s.iter_mut().zip(later.s.iter()).for_each(|(x, y)| add(x, y));
+        self.z.iter_mut().zip(later.z.iter()).for_each(|(x, y)| add(x, y));
+        self.stabilizer = later.stabilizer;
+    }
+
+    /// What [`Self::append`] makes of `earlier`.
+    pub fn sum(&mut self, earlier: &Self, later: &Self) {
+        let decay = T::from_f64(later.log_decay.exp());
+        let add = |sum: &mut T, x: &T, y: &T| *sum = *x * decay + *y;
+        let s = self.s.iter_mut().zip(earlier.s.iter()).zip(later.s.iter());
+        s.for_each(|((sum, x), y)| add(sum, x, y));
+        let z = self.z.iter_mut().zip(earlier.z.iter()).zip(later.z.iter());
+        z.for_each(|((sum, x), y)| add(sum, x, y));
     }
 
     /// Writes a head's state to the outputs.

@@ -6,11 +6,13 @@ use super::super::buffer::Buffer;
 use super::super::finish::unfinish;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
-use super::super::tile::{Band, Bounds, Left, Product, Verbs};
+use super::super::tile::{Band, Bounds, Delta, Left, Product, Verbs};
 use super::super::{dispatch, parallel};
-use super::{Context, Place, QuadraticGradients, QuadraticInputs, QuadraticSaved, multiply_by};
+use super::means::FEW;
+use super::precision::Plain;
+use super::{Context, Place, QuadraticGradients, QuadraticInputs, QuadraticSaved, forward, multiply_by};
 use crate::Result;
-use crate::problem::{Quadratic, SliceMut, View, Weight};
+use crate::problem::{Operand, Quadratic, QuadraticFinish, Slice, SliceMut, View, Weight};
 
 /// Query rows of a tile.
 const BLOCK: usize = 128;
@@ -50,6 +52,26 @@ struct Task<'o> {
 }
 
 fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: QuadraticGradients<'_>) {
+    let shapes = context.shapes();
+    let has_norm = matches!(context.problem.finish, QuadraticFinish::RmsNorm { .. });
+    if !has_norm || saved.out.dtype() == shapes.dtype.accumulator() {
+        return sweep(context, saved, gradients);
+    }
+    // What is left of d_out beside a rounded output would be the rounding, where few keys are seen.
+    let mut out = vec![T::ZERO; context.problem.output_len()];
+    let mut statistic = vec![T::ZERO; context.problem.statistic_len()];
+    forward::run(context, Plain, T::slice_mut(&mut out), Some(T::slice_mut(&mut statistic)));
+    let out = contiguous(T::slice(&out), &saved.out);
+    let statistic = contiguous(T::slice(&statistic), &saved.statistic);
+    sweep(context, &QuadraticSaved { out, statistic, ..*saved }, gradients);
+}
+
+/// Elements in the shape of another view.
+fn contiguous<'a>(elements: Slice<'a>, like: &View<'_>) -> View<'a> {
+    View::contiguous(elements, like.dims()).expect("as many elements as the shape has")
+}
+
+fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: QuadraticGradients<'_>) {
     let shapes = context.shapes();
     let (d, e, group) = (shapes.width, shapes.value_width, context.group());
     let units = shapes.batch * shapes.key_heads;
@@ -129,6 +151,8 @@ struct Worker<T> {
     d_out: Buffer<T>,
     statistic: Buffer<T>,
     delta: Buffer<T>,
+    /// Whether the keys of a row all lie in one tile; see [`Delta`].
+    is_whole: Vec<bool>,
     dq: Buffer<T>,
     dk: Buffer<T>,
     dv: Buffer<T>,
@@ -150,6 +174,7 @@ impl<T: Number> Worker<T> {
             d_out: zeros(shapes.queries * e),
             statistic: zeros(shapes.queries),
             delta: zeros(shapes.queries),
+            is_whole: vec![false; shapes.queries],
             dq: zeros(shapes.queries * d),
             dk: zeros(keys * d),
             dv: zeros(keys * e),
@@ -177,30 +202,39 @@ impl<T: Number> Worker<T> {
                     self.tile(context, place, rows, keys.clone(), key - task.keys.start, d_bias);
                 }
             }
-            multiply_by(&mut self.dq, T::from_f64(context.problem.scale));
+            multiply_by(&mut self.dq, context.sign * context.scale(task.batch));
             store_rows(&self.dq, d, shapes.width, &mut task.dq, member * shapes.queries);
         }
         let (dk, dv) = (&mut self.dk[..task.keys.len() * d], &self.dv[..task.keys.len() * e]);
-        multiply_by(dk, context.scale);
+        multiply_by(dk, context.scale(task.batch));
         store_rows(dk, d, shapes.width, &mut task.dk, 0);
         store_rows(dv, e, shapes.value_width, &mut task.dv, 0);
     }
 
+    /// Loads the keys and values of the tiles that some query sees.
     fn load_keys(&mut self, context: &Context<'_, T>, task: &Task<'_>) {
         let (shapes, verbs, inputs) = (context.shapes(), context.verbs, context.inputs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
-        context.load_keys(&inputs.k, task.batch, task.key_head, task.keys.clone(), &mut self.k, d);
-        verbs.transpose(&mut self.k_panels, &self.k, d, task.keys.len(), shapes.width);
-        // The sums of dv hold the values for a moment.
-        context.load_keys(&inputs.v, task.batch, task.key_head, task.keys.clone(), &mut self.dv, e);
-        verbs.transpose(&mut self.v_panels, &self.dv, e, task.keys.len(), shapes.value_width);
+        let visible = context.visible_to_any();
+        let start = (visible.start / TILE * TILE).max(task.keys.start);
+        let (keys, row) = (start..visible.end.min(task.keys.end), start - task.keys.start);
+        if !keys.is_empty() {
+            let k = &mut self.k[row * d..];
+            context.load_keys(&inputs.k, task.batch, task.key_head, keys.clone(), k, d);
+            verbs.transpose(&mut self.k_panels[row * shapes.width..], k, d, keys.len(), shapes.width);
+            // The sums of dv hold the values for a moment.
+            let v = &mut self.dv[row * e..];
+            context.load_keys(&inputs.v, task.batch, task.key_head, keys.clone(), v, e);
+            verbs.transpose(&mut self.v_panels[row * shapes.value_width..], v, e, keys.len(), shapes.value_width);
+        }
         self.dv.fill(T::ZERO);
         self.dk.fill(T::ZERO);
     }
 
     /// Loads a head's queries and the gradients of its sums.
     fn load_queries(&mut self, context: &Context<'_, T>, saved: &QuadraticSaved<'_>, batch: usize, head: usize) {
-        let (shapes, verbs, problem) = (context.shapes(), context.verbs, context.problem);
+        let (shapes, verbs, weight) = (context.shapes(), context.verbs, context.problem.weight);
+        let finish = context.finish(batch);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
         HeadRows::new(&context.inputs.q, batch, head).load(0..shapes.queries, &mut self.q, d);
         multiply_by(&mut self.q, context.sign);
@@ -214,9 +248,21 @@ impl<T: Number> Worker<T> {
         let out = HeadRows::new(&saved.out, batch, head);
         let mut row = vec![T::ZERO; e];
         for (i, d_row) in self.d_out.chunks_exact_mut(e).enumerate() {
-            out.load(i..i + 1, &mut row, e);
-            let (d_row, row) = (&mut d_row[..shapes.value_width], &row[..shapes.value_width]);
-            self.delta[i] = unfinish(problem.weight, problem.finish, d_row, row, self.statistic[i], self.delta[i]);
+            let d_row = &mut d_row[..shapes.value_width];
+            let (kept, count) = context.kept(batch, i);
+            let (is_whole, statistic) = (lies_in_one_tile(&kept), self.statistic[i]);
+            self.is_whole[i] = is_whole;
+            // ⟨d_out, out⟩ has the error of a rounded output, which few keys do not average away.
+            let is_exact = context.takes_mean() && (is_whole || count <= FEW);
+            if !is_exact {
+                out.load(i..i + 1, &mut row, e);
+            }
+            let out = (!is_exact).then_some(&row[..shapes.value_width]);
+            self.delta[i] = unfinish(weight, finish, d_row, out, statistic, self.delta[i]);
+            if is_exact && !is_whole {
+                let at = Place { batch, head, query: i, key: kept.start };
+                self.delta[i] += context.mean_gradient(at, kept, &self.q[i * d..], d_row, statistic);
+            }
         }
     }
 
@@ -256,7 +302,9 @@ impl<T: Number> Worker<T> {
         verbs.multiply(d_scores, width, Left::rows(d_out, e), v_panels, across(shapes.value_width));
         let tanh = context.problem.soft_cap.is_some().then(|| &mut self.tanh[..rows * width]);
         let scale = context.adjust(place, weights, width, bounds, tanh);
-        let (statistic, delta) = (&self.statistic[place.query..], &self.delta[place.query..]);
+        let statistic = &self.statistic[place.query..];
+        let (delta, is_whole) = (&self.delta[place.query..], &self.is_whole[place.query..]);
+        let delta = Delta { delta, is_whole, epsilon: context.epsilon() };
         match context.problem.weight {
             Weight::Softmax => verbs.softmax_gradient(weights, d_scores, width, bounds, scale, statistic, delta),
             _ => verbs.relu_gradient(weights, d_scores, width, bounds, scale, context.squared(), delta),
@@ -275,6 +323,11 @@ impl<T: Number> Worker<T> {
         let k = verbs.rows(&self.k[row * d..], d);
         verbs.multiply(&mut self.dq[queries], d, Left::rows(d_scores, width), k, size);
     }
+}
+
+/// Whether keys lie in one of the tiles, which start at multiples of their size.
+fn lies_in_one_tile(keys: &Range<usize>) -> bool {
+    keys.is_empty() || keys.start / TILE == (keys.end - 1) / TILE
 }
 
 fn load_statistic<T: Number>(view: &View<'_>, batch: usize, head: usize, into: &mut [T]) {

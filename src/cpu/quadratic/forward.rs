@@ -48,7 +48,7 @@ pub fn forward(
     Ok(())
 }
 
-/// Keys and values of one head, as right operands.
+/// Keys and values of one head that some query sees, as right operands.
 struct Packed<X> {
     k: Buffer<X>,
     v: Buffer<X>,
@@ -57,6 +57,8 @@ struct Packed<X> {
 /// A block of queries of one head.
 struct Task<'p, 'o, X> {
     packed: &'p Packed<X>,
+    /// That the packed ones start with.
+    first_key: usize,
     batch: usize,
     head: usize,
     queries: Range<usize>,
@@ -64,7 +66,7 @@ struct Task<'p, 'o, X> {
     statistic: Option<SliceMut<'o>>,
 }
 
-fn run<T: Number, P: Precision<T>>(
+pub(super) fn run<T: Number, P: Precision<T>>(
     context: &Context<'_, T>,
     precision: P,
     mut out: SliceMut<'_>,
@@ -73,15 +75,16 @@ fn run<T: Number, P: Precision<T>>(
     let shapes = context.shapes();
     let (d, e) = (shapes.width, shapes.value_width);
     let units = shapes.batch * shapes.key_heads;
-    let k_len = context.verbs.panels_len(shapes.keys, precision.inner(d));
-    let v_len = precision.inner(shapes.keys) * context.verbs.padded(e);
+    let keys = packed_keys(context);
+    let k_len = context.verbs.panels_len(keys.len(), precision.inner(d));
+    let v_len = precision.inner(keys.len()) * context.verbs.padded(e);
     let bytes = (k_len + v_len) * size_of::<P::X>();
     let wave = (PACKED_BYTES / bytes.max(1)).max(rayon::current_num_threads());
     for first in (0..units).step_by(wave) {
         let units = first..(first + wave).min(units);
         let mut packed: Vec<_> =
             units.clone().map(|_| Packed { k: Buffer::zeros(k_len), v: Buffer::zeros(v_len) }).collect();
-        pack(context, precision, units.start, &mut packed);
+        pack(context, precision, units.start, &keys, &mut packed);
         let mut tasks = Vec::new();
         for (unit, packed) in units.zip(&packed) {
             let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
@@ -90,7 +93,8 @@ fn run<T: Number, P: Precision<T>>(
                     let queries = start..(start + BLOCK).min(shapes.queries);
                     let rows = queries.len();
                     let statistic = statistic.as_mut().map(|statistic| statistic.take(rows));
-                    tasks.push(Task { packed, batch, head, queries, out: out.take(rows * e), statistic });
+                    let (out, first_key) = (out.take(rows * e), keys.start);
+                    tasks.push(Task { packed, first_key, batch, head, queries, out, statistic });
                 }
             }
         }
@@ -98,8 +102,20 @@ fn run<T: Number, P: Precision<T>>(
     }
 }
 
-/// Packs the keys and values of consecutive units, cut into chunks of keys. Keys that the mask removes are zeros.
-fn pack<T: Number, P: Precision<T>>(context: &Context<'_, T>, precision: P, first: usize, packed: &mut [Packed<P::X>]) {
+/// Keys that are packed: those that some query sees, from a multiple of a panel on.
+fn packed_keys<T: Number>(context: &Context<'_, T>) -> Range<usize> {
+    let visible = context.visible_to_any();
+    visible.start / context.verbs.panel * context.verbs.panel..visible.end
+}
+
+/// Packs `all` keys and values of consecutive units, cut into chunks of keys. Keys that the mask removes are zeros.
+fn pack<T: Number, P: Precision<T>>(
+    context: &Context<'_, T>,
+    precision: P,
+    first: usize,
+    all: &Range<usize>,
+    packed: &mut [Packed<P::X>],
+) {
     let (shapes, verbs, inputs) = (context.shapes(), context.verbs, context.inputs);
     let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
     let mut tasks = Vec::new();
@@ -110,7 +126,8 @@ fn pack<T: Number, P: Precision<T>>(context: &Context<'_, T>, precision: P, firs
             .chunks_mut(TILE * precision.inner(shapes.width))
             .zip(packed.v.chunks_mut(precision.inner(TILE) * e));
         for (chunk, (k, v)) in chunks.enumerate() {
-            let keys = chunk * TILE..((chunk + 1) * TILE).min(shapes.keys);
+            let start = all.start + chunk * TILE;
+            let keys = start..(start + TILE).min(all.end);
             tasks.push((batch, head, keys, k, v));
         }
     }
@@ -194,9 +211,9 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         let precision = self.precision;
         let (d, inner) = (precision.inner(d), precision.inner(shapes.width));
         let q = &precision.operand(&self.q, &self.narrow_q)[row * d..];
-        let right = verbs.panels(&task.packed.k[keys.start * inner..], inner);
+        let right = verbs.panels(&task.packed.k[(keys.start - task.first_key) * inner..], inner);
         precision.multiply(verbs, scores, width, Left::rows(q, d), right, size(width, inner, false));
-        let mut scale = context.scale;
+        let mut scale = context.scale(task.batch);
         if context.adjusts() {
             let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
             scale = context.adjust(place, scores, width, bounds, None);
@@ -217,18 +234,19 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         }
         precision.narrow(scores, &mut self.narrow_weights);
         let weights = Left::rows(precision.operand(scores, &self.narrow_weights), precision.inner(width));
-        let right = verbs.rows(&task.packed.v[precision.inner(keys.start) * e..], e);
+        let right = verbs.rows(&task.packed.v[precision.inner(keys.start - task.first_key) * e..], e);
         precision.multiply(verbs, sums, e, weights, right, size(e, precision.inner(columns), true));
     }
 
     fn store(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, P::X>) {
-        let (shapes, problem) = (context.shapes(), context.problem);
+        let (shapes, weight) = (context.shapes(), context.problem.weight);
+        let how = context.finish(task.batch);
         let (e, padded) = (shapes.value_width, context.verbs.padded(shapes.value_width));
         let rows = task.queries.len();
         let sums = &mut self.sums[..rows * padded];
         for (r, row) in sums.chunks_exact_mut(padded).enumerate() {
             // The statistic takes the place of the sum.
-            self.sum[r] = finish(problem.weight, problem.finish, &mut row[..e], self.sum[r], self.maximum[r]);
+            self.sum[r] = finish(weight, how, &mut row[..e], self.sum[r], self.maximum[r]);
         }
         store_rows(sums, padded, e, &mut task.out, 0);
         if let Some(statistic) = &mut task.statistic {

@@ -2,6 +2,7 @@
 
 mod backward;
 mod forward;
+mod means;
 mod precision;
 
 pub use backward::backward;
@@ -9,10 +10,10 @@ pub use forward::forward;
 
 use std::ops::Range;
 
-use super::rows::{HeadRows, Number, gather};
+use super::rows::{HeadRows, Number, gather, inverse_key_counts};
 use super::simd::Real;
 use super::tile::{Bounds, Verbs};
-use crate::problem::{self, Quadratic, QuadraticShapes, SliceMut, View, Weight};
+use crate::problem::{self, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, SliceMut, View, Weight};
 
 /// The operands, as views of slices.
 pub type QuadraticInputs<'a> = problem::QuadraticInputs<View<'a>>;
@@ -30,23 +31,50 @@ struct Context<'a, T: 'static> {
     bias: Vec<T>,
     /// [B, M]
     key_mask: Option<Vec<u8>>,
-    /// q is multiplied by this (1, −1 or 0) so that `scale` is positive.
+    /// Keys that the mask leaves before each, and in all: [B, M + 1].
+    kept_before: Vec<usize>,
+    /// q is multiplied by this (1, −1 or 0) so that `scales` are positive.
     sign: T,
-    scale: T,
+    /// Of the batch entries.
+    scales: Vec<T>,
+    /// 1/n of the batch entries, where sums are divided by it.
+    inverse_counts: Vec<f64>,
 }
 
 impl<'a, T: Number> Context<'a, T> {
     fn new(problem: &'a Quadratic, inputs: &'a QuadraticInputs<'a>, verbs: &'static Verbs<T>) -> Self {
         let scale = problem.scale;
         let (sign, scale) = if scale == 0.0 { (0.0, 1.0) } else { (scale.signum(), scale.abs()) };
+        let key_mask: Option<Vec<u8>> =
+            inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect());
+        let QuadraticShapes { batch, keys, .. } = problem.shapes;
+        let counts = |what| match problem.per_key == what {
+            true => inverse_key_counts(key_mask.as_deref(), batch, keys),
+            false => vec![1.0; batch],
+        };
         Self {
             problem,
             inputs,
             verbs,
             bias: inputs.bias.as_ref().map(gather).unwrap_or_default(),
-            key_mask: inputs.key_mask.as_ref().map(|mask| gather::<f32>(mask).into_iter().map(|x| x as u8).collect()),
             sign: T::from_f64(sign),
-            scale: T::from_f64(scale),
+            scales: counts(PerKey::Scores).into_iter().map(|count| T::from_f64(scale * count)).collect(),
+            inverse_counts: counts(PerKey::Sums),
+            kept_before: key_mask.as_deref().map(|mask| running_counts(mask, batch, keys)).unwrap_or_default(),
+            key_mask,
+        }
+    }
+
+    /// The scale of products of queries, which carry its sign, and keys.
+    fn scale(&self, batch: usize) -> T {
+        self.scales[batch]
+    }
+
+    /// What becomes of the sums of a batch entry.
+    fn finish(&self, batch: usize) -> QuadraticFinish {
+        match (self.problem.finish, self.problem.per_key) {
+            (QuadraticFinish::Scale(scale), PerKey::Sums) => QuadraticFinish::Scale(scale * self.inverse_counts[batch]),
+            (finish, _) => finish,
         }
     }
 
@@ -71,6 +99,31 @@ impl<'a, T: Number> Context<'a, T> {
     /// Keys that query `i` sees, key mask aside.
     fn visible(&self, i: usize) -> Range<usize> {
         self.problem.mask.visible(i as i64 + self.shapes().offset(), self.shapes().keys)
+    }
+
+    /// Keys that any query sees, key mask aside.
+    fn visible_to_any(&self) -> Range<usize> {
+        match self.shapes().queries {
+            0 => 0..0,
+            queries => self.visible(0).start..self.visible(queries - 1).end,
+        }
+    }
+
+    /// From the first to the last of the keys that query `i` sees and the key mask leaves, and how many they are.
+    fn kept(&self, batch: usize, i: usize) -> (Range<usize>, usize) {
+        let visible = self.visible(i);
+        if self.key_mask.is_none() {
+            return (visible.clone(), visible.len());
+        }
+        let len = self.shapes().keys + 1;
+        let before = &self.kept_before[batch * len..][..len];
+        let (first, last) = (before[visible.start], before[visible.end]);
+        if first == last {
+            return (visible.start..visible.start, 0);
+        }
+        // Of the first key with more kept ones behind it, and behind the last kept one.
+        let start = before.partition_point(|&count| count <= first) - 1;
+        (start..before.partition_point(|&count| count < last), last - first)
     }
 
     /// The queries between the first and the last that see one of `keys`.
@@ -103,7 +156,7 @@ impl<'a, T: Number> Context<'a, T> {
     /// Applies soft-cap, bias and key mask to the scores of a strip (rows from query `first` on, columns from key
     /// `key` on) and returns the scale that is left to apply. `tanh`, when wanted, receives tanh(scale·s/c).
     fn adjust(&self, at: Place, scores: &mut [T], width: usize, bounds: &[Bounds], tanh: Option<&mut [T]>) -> T {
-        let mut scale = self.scale;
+        let mut scale = self.scale(at.batch);
         if let Some(cap) = self.problem.soft_cap {
             let cap = T::from_f64(cap);
             self.verbs.scaled_tanh(scores, scale / cap);
@@ -152,6 +205,20 @@ impl<'a, T: Number> Context<'a, T> {
     fn squared(&self) -> bool {
         self.problem.weight == Weight::ReluSquared
     }
+}
+
+/// Keys that are left before each of a batch entry's, and in all.
+fn running_counts(key_mask: &[u8], batch: usize, keys: usize) -> Vec<usize> {
+    let mut counts = Vec::with_capacity(batch * (keys + 1));
+    for entry in 0..batch {
+        let mut count = 0;
+        counts.push(count);
+        for &keep in &key_mask[entry * keys..][..keys] {
+            count += usize::from(keep != 0);
+            counts.push(count);
+        }
+    }
+    counts
 }
 
 /// Where a tile of scores lies.

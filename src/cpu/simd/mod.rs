@@ -149,6 +149,8 @@ pub trait Real:
     const ZERO: Self;
     const ONE: Self;
     const NEG_INFINITY: Self;
+    /// The lowest finite number.
+    const LOWEST: Self;
     /// Below this eˣ is taken as 0: twice the smallest normal number.
     const EXP_MIN: Self;
     /// Slightly above the largest x whose eˣ is finite.
@@ -163,7 +165,6 @@ pub trait Real:
     const EXP2_COEFFICIENTS: &'static [Self];
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
-    fn exp(self) -> Self;
     fn exp2(self) -> Self;
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
@@ -176,6 +177,7 @@ macro_rules! real {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            const LOWEST: Self = $t::MIN;
             const EXP_MIN: Self = $min;
             const EXP_MAX: Self = $max;
             const LN_2: [Self; 2] = $ln_2;
@@ -187,9 +189,6 @@ macro_rules! real {
             }
             fn to_f64(self) -> f64 {
                 self as f64
-            }
-            fn exp(self) -> Self {
-                $t::exp(self)
             }
             fn exp2(self) -> Self {
                 $t::exp2(self)

@@ -186,18 +186,14 @@ pub unsafe fn scale_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fact
     }
 }
 
-/// Zeroes the entries above the diagonal, multiplies entry (i, j) below it by exp(G_i − G_j) when the cumulative
-/// log-decays G are given, and writes the row sums that there is room for.
+/// Zeroes the entries above the diagonal, multiplies entry (i, j) below it by exp(Σ_{j < t ≤ i} g_t) when the
+/// log-decays g of the rows are given, and writes the row sums that there is room for.
 ///
 /// # Safety
 /// As [`row_maxima`]; rows are at least as wide as there are rows, and at most 64 numbers.
 #[inline(always)]
-pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
-    tile: &mut [T],
-    width: usize,
-    cumulative: Option<&[f64]>,
-    sums: &mut [T],
-) {
+pub unsafe fn causal_weights<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]) {
+    let mut decays = [0.0; 64];
     let columns: [T; 64] = std::array::from_fn(|column| T::from_f64(column as f64));
     for (i, row) in tile.chunks_exact_mut(width).enumerate() {
         let diagonal = i / S::LANES * S::LANES;
@@ -208,13 +204,13 @@ pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
             let (last, end) = (seen.as_mut_ptr().add(diagonal), S::splat(T::from_f64((i - diagonal + 1) as f64)));
             S::store(last, S::select_less(S::load(columns.as_ptr()), end, S::load(last), zero));
             hidden.chunks_exact_mut(S::LANES).for_each(|x| S::store(x.as_mut_ptr(), zero));
-            if let Some(cumulative) = cumulative {
-                let mut logs = [T::ZERO; 64];
-                for (x, &g) in logs[..=i].iter_mut().zip(cumulative) {
-                    *x = T::from_f64(cumulative[i] - g);
-                }
-                for (x, log) in seen.chunks_exact_mut(S::LANES).zip(logs.chunks_exact(S::LANES)) {
-                    S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), exp::<T, S>(S::load(log.as_ptr()))));
+            if let Some(logs) = logs {
+                // From row to row: a difference of sums over rows would lose what is small beside a large term.
+                decays[..i].iter_mut().for_each(|decay| *decay += logs[i]);
+                let mut powers = [T::ZERO; 64];
+                powers[..i].iter_mut().zip(&decays).for_each(|(power, &decay)| *power = T::from_f64(decay));
+                for (x, power) in seen.chunks_exact_mut(S::LANES).zip(powers.chunks_exact(S::LANES)) {
+                    S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), exp::<T, S>(S::load(power.as_ptr()))));
                 }
             }
             if let Some(sum) = sums.get_mut(i) {

@@ -13,7 +13,7 @@ mod transpose;
 use multiply::PANEL_VECTORS;
 pub use multiply::{Band, Left, Product, Right};
 pub use pairs::Pairs;
-pub use scores::{Bounds, Online};
+pub use scores::{Bounds, Delta, Online};
 
 #[cfg(target_arch = "aarch64")]
 use super::simd::Neon;
@@ -90,11 +90,11 @@ verbs! {
     transpose = transpose::vectors(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
-        scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: &[T]
+        scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: Delta<'_, T>
     );
     relu = scores::relu(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, sums: &mut [T]);
     relu_gradient = scores::relu_gradient(
-        scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, delta: &[T]
+        scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, delta: Delta<'_, T>
     );
     scaled_tanh = scores::scaled_tanh(row: &mut [T], scale: T);
     map = maps::map(into: &mut [T], from: &[T], map: FeatureMap);
@@ -108,7 +108,7 @@ verbs! {
     multiply_elements = maps::multiply_elements(tile: &mut [T], other: &[T]);
     add_rows = maps::add_rows(vector: &mut [T], tile: &[T], width: usize, factors: &[T]);
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
-    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]);
+    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -182,7 +182,7 @@ impl<T: Real> Verbs<T> {
         bounds: &[Bounds],
         scale: T,
         statistic: &[T],
-        delta: &[T],
+        delta: Delta<'_, T>,
     ) {
         self.check_scores(scores, width, bounds);
         self.check_scores(d_scores, width, bounds);
@@ -205,7 +205,7 @@ impl<T: Real> Verbs<T> {
         bounds: &[Bounds],
         scale: T,
         squared: bool,
-        delta: &[T],
+        delta: Delta<'_, T>,
     ) {
         self.check_scores(scores, width, bounds);
         self.check_scores(d_scores, width, bounds);
@@ -273,9 +273,9 @@ impl<T: Real> Verbs<T> {
     }
 
     /// See [`maps::causal_weights`].
-    pub fn causal_weights(&self, tile: &mut [T], width: usize, cumulative: Option<&[f64]>, sums: &mut [T]) {
+    pub fn causal_weights(&self, tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]) {
         assert!(width <= 64 && tile.len() <= width * width);
-        unsafe { (self.causal_weights)(tile, width, cumulative, sums) }
+        unsafe { (self.causal_weights)(tile, width, logs, sums) }
     }
 
     /// Rows of whole vectors, with every bound inside.

@@ -111,7 +111,20 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
     }
 }
 
-/// Scores → P = exp(scale·s − L), and dP → dS = P ⊙ (dP − δ), both in place, zero where hidden.
+/// What is taken off the gradients dP of the weights of a row.
+#[derive(Clone, Copy)]
+pub struct Delta<'a, T> {
+    /// Of each row.
+    pub delta: &'a [T],
+    /// Rows whose keys all lie in this tile, of which the mean of dP is taken off, too, with weights that sum up to 1. It is
+    /// made of the very numbers that it is taken off, so that what cancels leaves nothing.
+    pub is_whole: &'a [bool],
+    /// ε, where weights are divided by their sum and ε; the tile's weights are those before the division.
+    pub epsilon: Option<T>,
+}
+
+/// Scores → P = exp(scale·s − L), and dP → dS = P ⊙ (dP − δ), both in place, zero where hidden. Whole rows of P are divided
+/// by their sum, which is 1 but for rounding.
 ///
 /// # Safety
 /// As [`softmax`].
@@ -123,7 +136,7 @@ pub unsafe fn softmax_gradient<T: Real, S: Simd<T>>(
     bounds: &[Bounds],
     scale: T,
     statistic: &[T],
-    delta: &[T],
+    delta: Delta<'_, T>,
 ) {
     let log2_e = T::from_f64(LOG2_E);
     let rows = scores.chunks_exact_mut(width).zip(d_scores.chunks_exact_mut(width));
@@ -135,11 +148,37 @@ pub unsafe fn softmax_gradient<T: Real, S: Simd<T>>(
         // SAFETY: the rows are whole vectors.
         unsafe {
             let (scale, shift) = (S::splat(scale * log2_e), S::splat(-statistic[r] * log2_e));
-            let delta = S::splat(delta[r]);
+            let own = S::splat(delta.delta[r]);
+            if delta.is_whole[r] && !row.is_empty() {
+                let mut sum = S::splat(T::ZERO);
+                for x in row.chunks_exact_mut(S::LANES) {
+                    let p = exp2::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
+                    sum = S::add(sum, p);
+                    S::store(x.as_mut_ptr(), p);
+                }
+                let sum = S::sum(sum);
+                if sum == T::ZERO {
+                    // Another tile has the keys that the key mask leaves.
+                    d_row.fill(T::ZERO);
+                    continue;
+                }
+                let (sum, mut mean) = (S::splat(sum), S::splat(T::ZERO));
+                for (x, d) in row.chunks_exact_mut(S::LANES).zip(d_row.chunks_exact(S::LANES)) {
+                    let p = S::div(S::load(x.as_ptr()), sum);
+                    mean = S::fma(p, S::load(d.as_ptr()), mean);
+                    S::store(x.as_mut_ptr(), p);
+                }
+                let mean = S::splat(S::sum(mean));
+                for (x, d) in row.chunks_exact(S::LANES).zip(d_row.chunks_exact_mut(S::LANES)) {
+                    let rest = S::sub(S::sub(S::load(d.as_ptr()), mean), own);
+                    S::store(d.as_mut_ptr(), S::mul(S::load(x.as_ptr()), rest));
+                }
+                continue;
+            }
             for (x, d) in row.chunks_exact_mut(S::LANES).zip(d_row.chunks_exact_mut(S::LANES)) {
                 let p = exp2::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
                 S::store(x.as_mut_ptr(), p);
-                S::store(d.as_mut_ptr(), S::mul(p, S::sub(S::load(d.as_ptr()), delta)));
+                S::store(d.as_mut_ptr(), S::mul(p, S::sub(S::load(d.as_ptr()), own)));
             }
         }
     }
@@ -162,11 +201,9 @@ pub unsafe fn relu<T: Real, S: Simd<T>>(
         let range = cover(row, bounds, S::LANES, T::ZERO);
         // SAFETY: the row is whole vectors.
         unsafe {
-            let (scale, zero) = (S::splat(scale), S::splat(T::ZERO));
-            let mut sum = zero;
+            let (scale, mut sum) = (S::splat(scale), S::splat(T::ZERO));
             for x in row[range].chunks_exact_mut(S::LANES) {
-                let s = S::max(zero, S::mul(S::load(x.as_ptr()), scale));
-                let w = if squared { S::mul(s, s) } else { s };
+                let w = rectified::<T, S>(S::load(x.as_ptr()), scale, squared);
                 sum = S::add(sum, w);
                 S::store(x.as_mut_ptr(), w);
             }
@@ -187,7 +224,7 @@ pub unsafe fn relu_gradient<T: Real, S: Simd<T>>(
     bounds: &[Bounds],
     scale: T,
     squared: bool,
-    delta: &[T],
+    delta: Delta<'_, T>,
 ) {
     let rows = scores.chunks_exact_mut(width).zip(d_scores.chunks_exact_mut(width));
     for (r, ((row, d_row), &bounds)) in rows.zip(bounds).enumerate() {
@@ -197,15 +234,57 @@ pub unsafe fn relu_gradient<T: Real, S: Simd<T>>(
         // SAFETY: the rows are whole vectors.
         unsafe {
             let (scale, zero, one) = (S::splat(scale), S::splat(T::ZERO), S::splat(T::ONE));
-            let delta = S::splat(delta[r]);
+            let mut own = S::splat(delta.delta[r]);
+            if let (true, Some(epsilon)) = (delta.is_whole[r] && !row.is_empty(), delta.epsilon) {
+                own = S::add(own, mean_gradient::<T, S>(row, d_row, scale, squared, epsilon));
+            }
             for (x, d) in row.chunks_exact_mut(S::LANES).zip(d_row.chunks_exact_mut(S::LANES)) {
                 let s = S::max(zero, S::mul(S::load(x.as_ptr()), scale));
                 let slope = if squared { S::add(s, s) } else { S::select_less(zero, s, one, zero) };
                 S::store(x.as_mut_ptr(), if squared { S::mul(s, s) } else { s });
-                let dp = S::sub(S::load(d.as_ptr()), delta);
+                let dp = S::sub(S::load(d.as_ptr()), own);
                 S::store(d.as_mut_ptr(), S::select_less(zero, s, S::mul(slope, dp), zero));
             }
         }
+    }
+}
+
+/// relu(scale·s), squared on demand.
+///
+/// # Safety
+/// The processor has the instruction set of S.
+#[inline(always)]
+unsafe fn rectified<T: Real, S: Simd<T>>(score: S::V, scale: S::V, squared: bool) -> S::V {
+    // SAFETY: no pointers.
+    unsafe {
+        let s = S::max(S::splat(T::ZERO), S::mul(score, scale));
+        if squared { S::mul(s, s) } else { s }
+    }
+}
+
+/// Σ w dP / (Σ w + ε) of a row of scores, on all lanes.
+///
+/// # Safety
+/// As [`softmax`].
+#[inline(always)]
+unsafe fn mean_gradient<T: Real, S: Simd<T>>(row: &[T], d_row: &[T], scale: S::V, squared: bool, epsilon: T) -> S::V {
+    // SAFETY: the rows are whole vectors.
+    unsafe {
+        let zero = S::splat(T::ZERO);
+        let mut sum = zero;
+        for x in row.chunks_exact(S::LANES) {
+            sum = S::add(sum, rectified::<T, S>(S::load(x.as_ptr()), scale, squared));
+        }
+        let divisor = S::sum(sum) + epsilon;
+        if divisor == T::ZERO {
+            return zero;
+        }
+        let (divisor, mut mean) = (S::splat(divisor), zero);
+        for (x, d) in row.chunks_exact(S::LANES).zip(d_row.chunks_exact(S::LANES)) {
+            let weight = rectified::<T, S>(S::load(x.as_ptr()), scale, squared);
+            mean = S::fma(S::div(weight, divisor), S::load(d.as_ptr()), mean);
+        }
+        S::splat(S::sum(mean))
     }
 }
 

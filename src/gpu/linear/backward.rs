@@ -30,6 +30,7 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
     if shapes.batch == 0 || shapes.queries.max(shapes.keys) == 0 {
         return planner.plan;
     }
+    planner.count_keys();
     planner.save(saved);
     if planner.sweep_chunks(layout, saved).is_some() {
         return planner.plan;
@@ -66,7 +67,7 @@ const QUERIES: [Piece; 10] = [
     Piece::X,
     Piece::S,
 ];
-const KEYS: [Piece; 11] = [
+const KEYS: [Piece; 12] = [
     Piece::Rows,
     Piece::Weights,
     Piece::Z,
@@ -76,6 +77,7 @@ const KEYS: [Piece; 11] = [
     Piece::Values,
     Piece::Sums,
     Piece::DValues,
+    Piece::FromOwn,
     Piece::X,
     Piece::S,
 ];

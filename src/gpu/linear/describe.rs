@@ -64,7 +64,13 @@ pub fn to_i64(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX).min(1 << 62)
 }
 
-/// The chunk norm's constant scale; or chunk and offset where it depends on the position.
+/// Whether outputs are divided by the number of keys.
+pub fn counts_keys(problem: &Linear) -> bool {
+    let LinearFinish::ChunkNorm { norm, .. } = problem.finish else { return false };
+    norm == GlobalNorm::Length || (norm == GlobalNorm::Mean && problem.scan == Scan::Full)
+}
+
+/// The chunk norm's constant scale, without a key mask; or chunk and offset where it depends on the position.
 fn chunk_norm(problem: &Linear, position: usize) -> (f64, i64, i64) {
     let LinearFinish::ChunkNorm { norm, chunk } = problem.finish else { return (1.0, 0, 0) };
     let inverse = |tokens: usize| if tokens == 0 { 0.0 } else { 1.0 / tokens as f64 };
@@ -122,6 +128,7 @@ pub fn describe(problem: &Linear, layout: &LinearLayout) -> LinearParams {
         segment_d_z: none,
         tile_stabilizers: none,
         d_log: none,
+        inverse_counts: none,
         spill: none,
         q_strides: layout.q.into(),
         k_strides: layout.k.into(),

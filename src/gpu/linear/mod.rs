@@ -19,7 +19,7 @@ use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};
 use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Scan};
 use crate::transnormer::NormScope;
-use describe::{Finish, describe, to_i64};
+use describe::{Finish, counts_keys, describe, to_i64};
 use memory::{Memory, block_multiple, wide_row};
 use params::{GatherParams, LinearMappedParams, LinearParams, LinearSweepParams, Piece};
 
@@ -88,6 +88,7 @@ pub fn plan_forward(problem: &Linear, layout: &LinearLayout, outputs: ForwardOut
     if shapes.batch == 0 || (shapes.queries == 0 && !outputs.state) {
         return planner.plan;
     }
+    planner.count_keys();
     let params = &mut planner.params;
     params.is_out_wide = outputs.wide_out.into();
     params.out = Argument::Out.into();
@@ -182,6 +183,15 @@ impl<'a> Planner<'a> {
         let spill = (memory.spilled > 0).then(|| self.plan.workspace(memory.spilled * blocks));
         self.params.spill = spill.into();
         self.launch(kernel, blocks, memory.shared);
+    }
+
+    /// The numbers of keys that the mask leaves, where outputs are divided by them.
+    fn count_keys(&mut self) {
+        let batch = self.shapes().batch;
+        if counts_keys(self.problem) && self.params.key_mask.0.is_some() && batch > 0 {
+            self.params.inverse_counts = self.plan.workspace(batch * size_of::<f64>()).into();
+            self.launch_of("linear_count".into(), batch, THREADS, THREADS / 32 * size_of::<i32>());
+        }
     }
 
     /// ω for FAVOR+ maps.

@@ -35,7 +35,7 @@ pub fn forward(
         statistic: outputs.statistic.is_some() && problem.statistic_len() > 0,
         state: outputs.state.is_some(),
     };
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     let plan = plan_forward(problem, &layout(inputs, &arguments), asked, device.facts());
     arguments.write(Argument::Out, &mut outputs.out);
@@ -71,7 +71,7 @@ pub fn backward(
         [batch, row] => [*batch as i64, 0, *row as i64],
         _ => strides(statistic),
     });
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     arguments.read(Argument::Out, &saved.out);
     arguments.read(Argument::DOut, &saved.d_out);

@@ -11,7 +11,7 @@ use crate::transnormer::NormScope;
 
 /// Bytes of `SweepScratch` and of `SweepRows`.
 const SCRATCH: usize = 4 * (8 * 128 + 2 * 128 + 8 + 2 * CHUNK);
-const ROWS: usize = 4 * (12 * CHUNK + 3);
+const ROWS: usize = 4 * (13 * CHUNK + 3);
 /// Elements of a vector, to whole ones of which rows of a workspace are filled up.
 const VECTOR: usize = 8;
 

@@ -12,7 +12,7 @@ pub(super) const CHUNK: usize = 64;
 pub(super) const STAGES: usize = 2;
 /// Bytes of `ChunkScratch`, of `ChunkRows` and of the mbarriers of a stage.
 const SCRATCH: usize = 4 * (1024 + CHUNK + 2 * CHUNK + 8);
-pub(super) const ROWS: usize = 4 * (5 * CHUNK + 2);
+pub(super) const ROWS: usize = 4 * (6 * CHUNK + 2);
 pub(super) const BARRIERS: usize = 16;
 
 /// An instance: D′ and value columns of a block, and tiles of what keys add to S.

@@ -11,7 +11,7 @@ mod warpgroups;
 
 use super::params::{Field, Pointer, Type};
 use super::plan::{Argument, DeviceFacts, Plan};
-use crate::problem::{Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+use crate::problem::{PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
 use params::{QuadraticMappedParams, QuadraticParams};
 #[cfg(feature = "gpu")]
 pub use run::{QuadraticGradients, QuadraticInputs, QuadraticSaved, backward, forward};
@@ -88,6 +88,7 @@ pub fn plan_forward(
     if problem.statistic_len() == 0 {
         return planner.plan;
     }
+    planner.count_keys();
     let shapes = &problem.shapes;
     let is_wide = outputs.wide_out && shapes.dtype != shapes.dtype.accumulator();
     let params = &mut planner.params;
@@ -115,6 +116,7 @@ pub fn plan_backward(
     facts: &DeviceFacts,
 ) -> Plan {
     let mut planner = Planner::new(problem, layout, facts);
+    planner.count_keys();
     let shapes = &problem.shapes;
     let params = &mut planner.params;
     params.is_out_wide = (saved.wide_out && shapes.dtype != shapes.dtype.accumulator()).into();
@@ -197,6 +199,15 @@ impl<'a> Planner<'a> {
     fn launch(&mut self, kernel: String, grid: [usize; 3], shared: usize) {
         let grid = grid.map(|blocks| blocks.try_into().expect("the operands of so many blocks fit in no memory"));
         self.plan.launch(kernel, grid, THREADS as u32, shared as u32, &self.params);
+    }
+
+    /// The numbers of keys that the mask leaves, where something is divided by them.
+    fn count_keys(&mut self) {
+        let batch = self.shapes().batch;
+        if self.params.per_key != PerKey::Nothing as i32 && batch > 0 {
+            self.params.inverse_counts = self.plan.workspace(batch * size_of::<f64>()).into();
+            self.launch("quadratic_count".into(), [batch, 1, 1], WARPS * size_of::<i32>());
+        }
     }
 
     /// Blocks of queries of all heads.
@@ -317,6 +328,13 @@ fn describe(problem: &Quadratic, layout: &QuadraticLayout) -> QuadraticParams {
         QuadraticFinish::RowSum { epsilon } => (2, epsilon),
         QuadraticFinish::RmsNorm { epsilon } => (3, epsilon),
     };
+    // Without a key mask the number of keys is known.
+    let (per_key, count) = match layout.key_mask {
+        Some(_) => (problem.per_key, 1.0),
+        None => (PerKey::Nothing, shapes.keys.max(1) as f64),
+    };
+    let divisor = |of| if problem.per_key == of { count } else { 1.0 };
+    let (scale, constant) = (problem.scale / divisor(PerKey::Scores), constant / divisor(PerKey::Sums));
     let null = Pointer::default();
     let (bias_heads, radius) = shapes.bias.unwrap_or_default();
     QuadraticParams {
@@ -339,6 +357,7 @@ fn describe(problem: &Quadratic, layout: &QuadraticLayout) -> QuadraticParams {
         partial_bias: null,
         first_distance: null,
         bias_sums: null,
+        inverse_counts: null,
         q_strides: layout.q.into(),
         k_strides: layout.k.into(),
         v_strides: layout.v.into(),
@@ -358,9 +377,9 @@ fn describe(problem: &Quadratic, layout: &QuadraticLayout) -> QuadraticParams {
         first_block: 0,
         blocks: 0,
         mask: problem.mask.into(),
-        scale: problem.scale,
+        scale,
         soft_cap: problem.soft_cap.unwrap_or(0.0),
-        cap_scale: problem.soft_cap.map_or(0.0, |cap| problem.scale / cap),
+        cap_scale: problem.soft_cap.map_or(0.0, |cap| scale / cap),
         constant,
         width: shapes.width as i32,
         value_width: shapes.value_width as i32,
@@ -372,5 +391,6 @@ fn describe(problem: &Quadratic, layout: &QuadraticLayout) -> QuadraticParams {
         is_resident: 0,
         stages: 0,
         bias_heads: bias_heads as i32,
+        per_key: per_key as i32,
     }
 }

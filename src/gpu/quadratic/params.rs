@@ -62,6 +62,7 @@ kernel_params! {
         pub(super) partial_bias: Pointer,
         pub(super) first_distance: Pointer,
         pub(super) bias_sums: Pointer,
+        pub(super) inverse_counts: Pointer,
         pub(super) q_strides: Strides,
         pub(super) k_strides: Strides,
         pub(super) v_strides: Strides,
@@ -95,6 +96,7 @@ kernel_params! {
         pub(super) is_resident: i32,
         pub(super) stages: i32,
         pub(super) bias_heads: i32,
+        pub(super) per_key: i32,
     }
 }
 

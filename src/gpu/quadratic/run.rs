@@ -29,7 +29,7 @@ pub fn forward(
     inputs.check(problem)?;
     problem.check_outputs(&out, statistic.as_ref())?;
     let asked = QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     let plan = plan_forward(problem, &layout(inputs, &arguments), asked, device.facts());
     arguments.write(Argument::Out, &mut out);
@@ -53,7 +53,7 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
-    let mut arguments = Arguments::new(device);
+    let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     arguments.read(Argument::Out, &saved.out);
     arguments.read(Argument::Statistic, &saved.statistic);

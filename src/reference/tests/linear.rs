@@ -129,6 +129,92 @@ fn a_decay_of_minus_infinity_forgets() {
     assert_close(&slice_rows(&whole, 3..6), &linear_attention(&q, &k, &v, &rest), 1e-13, "after the reset");
 }
 
+/// Keys and everything per key at `kept`.
+fn gathered(x: &Array, dimension: usize, kept: &[usize]) -> Array {
+    let mut shape = x.shape;
+    shape[dimension] = kept.len();
+    Array::from_fn(shape, |mut at| {
+        at[dimension] = kept[at[dimension]];
+        x.row(at[0], at[1], at[2])[at[3]]
+    })
+}
+
+#[test]
+fn masked_tokens_are_not_there() {
+    let kept = [1, 2, 5, 6];
+    let mask = Array::from_fn([1, 1, 2, 8], |[.., j]| f64::from(kept.contains(&j)));
+    let [q, k, v] = qkv([2, 2, 2], (8, 8), Some(&mask));
+    let d_out = random([2, 2, 8, 4], 8);
+    for log_decay in decays([2, 2, 2], 8) {
+        let options = LinearOptions { causal: true, log_decay, key_mask: Some(mask.clone()), ..Default::default() };
+        let without = LinearOptions {
+            log_decay: options
+                .log_decay
+                .as_ref()
+                .map(|g| if g.shape[3] == 8 { gathered(g, 3, &kept) } else { g.clone() }),
+            key_mask: None,
+            ..options.clone()
+        };
+        let (out, state) = linear_attention_with_state(&q, &k, &v, &options, None);
+        let [few_q, few_k, few_v, few_d] = [&q, &k, &v, &d_out].map(|x| gathered(x, 2, &kept));
+        let (few, few_state) = linear_attention_with_state(&few_q, &few_k, &few_v, &without, None);
+        assert_eq!(gathered(&out, 2, &kept), few);
+        assert_eq!(state, few_state);
+        let mut d_kept = Array::zeros(d_out.shape);
+        for [b, h, i] in super::super::quadratic::rows(&d_out).filter(|[.., i]| kept.contains(i)) {
+            d_kept.row_mut(b, h, i).copy_from_slice(d_out.row(b, h, i));
+        }
+        let gradients = linear_attention_backward(&q, &k, &v, &options, &d_kept);
+        let expected = linear_attention_backward(&few_q, &few_k, &few_v, &without, &few_d);
+        assert_close(&gathered(&gradients.k, 2, &kept), &expected.k, 1e-14, "dk");
+        let Some(d_decay) = gradients.log_decay else { continue };
+        let few = if d_decay.shape[3] == 8 { gathered(&d_decay, 3, &kept) } else { d_decay.clone() };
+        assert_close(&few, &expected.log_decay.expect("a decay"), 1e-14, "dg");
+        if d_decay.shape[3] == 8 {
+            assert!(gathered(&d_decay, 3, &[0, 3, 4, 7]).data.iter().all(|&d| d == 0.0));
+        }
+    }
+}
+
+#[test]
+fn cuts_do_not_reach_later_decays() {
+    let x = Array { data: vec![1.0; 3], shape: [1, 1, 3, 1] };
+    let out = |cut: f64| {
+        let log_decay = Some(Array { data: vec![0.0, cut, -1.0], shape: [1, 1, 1, 3] });
+        let options =
+            LinearOptions { map: FeatureMap::Identity, causal: true, normalizer: None, log_decay, key_mask: None };
+        let recurrent = linear_attention_with_state(&x, &x, &x, &options, None).0;
+        let gradients = linear_attention_backward(&x, &x, &x, &options, &x);
+        assert_eq!(recurrent, linear_attention(&x, &x, &x, &options));
+        let d_decay = gradients.log_decay.expect("a decay").data;
+        assert_eq!(d_decay[..2], [0.0, 0.0]);
+        assert!((d_decay[2] - (-1f64).exp()).abs() < 1e-15);
+        recurrent.data
+    };
+    for cut in [f64::NEG_INFINITY, f64::MIN, f64::from(f32::MIN), -1e12, -1e9] {
+        let out = out(cut);
+        assert_eq!(out[..2], [1.0, 1.0]);
+        assert!((out[2] - (1.0 + (-1f64).exp())).abs() < 1e-15, "{cut}: {out:?}");
+    }
+}
+
+#[test]
+fn cosine_of_extreme_rows() {
+    let ordinary = random([1, 1, 4, 3], 9);
+    let options = LinearOptions { map: FeatureMap::Cosine, normalizer: None, ..Default::default() };
+    let (v, d_out) = (random([1, 1, 4, 4], 10), random([1, 1, 4, 4], 11));
+    let expected = linear_attention(&ordinary, &ordinary, &v, &options);
+    let d_expected = linear_attention_backward(&ordinary, &ordinary, &v, &options, &d_out);
+    for scale in [2f64.powi(-1000), 2f64.powi(900)] {
+        let scaled = |x: &Array, scale: f64| Array { data: x.data.iter().map(|x| x * scale).collect(), ..x.clone() };
+        let x = scaled(&ordinary, scale);
+        assert_close(&linear_attention(&x, &x, &v, &options), &expected, 1e-15, "out");
+        let gradients = linear_attention_backward(&x, &x, &v, &options, &d_out);
+        assert_close(&scaled(&gradients.q, scale), &d_expected.q, 1e-14, "dq");
+        assert_close(&scaled(&gradients.k, scale), &d_expected.k, 1e-14, "dk");
+    }
+}
+
 #[test]
 fn zero_rows_of_cosine_have_no_gradient() {
     let [mut q, k, v] = qkv([1, 1, 1], (4, 4), None);

@@ -34,7 +34,8 @@ fn masked(options: Options, key_mask: Extra) -> Options {
 }
 
 pub fn linear() -> Vec<Case> {
-    let cases = in_all_layouts([lengths(), maps_and_widths(), decays(), heads_and_masks()].concat());
+    let cases = [lengths(), maps_and_widths(), decays(), heads_and_masks(), strong_decays(), extreme_rows()];
+    let cases = in_all_layouts(cases.concat());
     [cases, in_whole_vectors(warpgroups())].concat()
 }
 
@@ -138,6 +139,62 @@ fn decays() -> Vec<Case> {
             .lengths(140, 140)
             .batch(2)
             .after(30),
+        case(
+            "decay per head, key mask, after a state",
+            masked(raw(decayed(Identity, Extra::PerHead)), Extra::SomeKeys),
+        )
+        .lengths(100, 100)
+        .batch(2)
+        .after(30),
+        case("decay per head, key mask, in segments", masked(decayed(Relu, Extra::PerHead), Extra::SomeKeys))
+            .lengths(1100, 1100)
+            .heads(1, 1, 1)
+            .widths(6, 8),
+        case("decay, batch entries without keys", masked(decayed(EluPlusOne, Extra::PerToken), Extra::NoKeys))
+            .lengths(70, 70)
+            .batch(2)
+            .after(10),
+    ]
+}
+
+fn strong_decays() -> Vec<Case> {
+    let constant = |why, options: Options, count: u32| {
+        case(why, Options { log_decay: Some(Extra::Constant(count)), ..options })
+            .lengths(256, 256)
+            .heads(1, 1, 1)
+            .widths(64, 24)
+            .only(&[DType::F32, DType::F64])
+    };
+    vec![
+        case("resets", decayed(EluPlusOne, Extra::Resets)).lengths(200, 200).batch(2),
+        case("resets, not normalised, after a state", raw(decayed(Identity, Extra::Resets))).lengths(90, 90).after(40),
+        case("resets, key mask", masked(decayed(Relu, Extra::Resets), Extra::SomeKeys)).lengths(130, 130).batch(2),
+        case("resets, in segments, after a state", raw(decayed(Silu, Extra::Resets)))
+            .lengths(1100, 1100)
+            .heads(1, 1, 1)
+            .widths(6, 8)
+            .after(20),
+        case("resets, more keys than queries, grouped heads", decayed(EluPlusOne, Extra::Resets))
+            .lengths(40, 130)
+            .heads(4, 2, 2),
+        case("one token, reset, after many", decayed(EluPlusOne, Extra::Resets)).lengths(1, 1).after(50),
+        constant("constant log-decay of −0.0001", raw(causal(Identity)), 1),
+        constant("constant log-decay of −0.01, normalised", causal(EluPlusOne), 100),
+        constant("constant log-decay of −1", raw(causal(Identity)), 10_000),
+        constant("constant log-decay of −4", raw(causal(Identity)), 40_000),
+        constant("constant log-decay of −8, normalised", causal(EluPlusOne), 80_000),
+        constant("constant log-decay of −12", raw(causal(Identity)), 120_000),
+        constant("constant log-decay of −12, normalised", causal(EluPlusOne), 120_000),
+        constant("constant log-decay of −50", raw(causal(Identity)), 500_000),
+    ]
+}
+
+fn extreme_rows() -> Vec<Case> {
+    let wide: &[DType] = &[DType::F32, DType::F64, DType::BF16];
+    vec![
+        case("cosine of rows near 10⁻²⁵", causal(Cosine)).std(1e-25).only(wide).lengths(70, 70),
+        case("cosine of rows near 10²⁰", raw(full(Cosine))).std(1e20).only(wide).lengths(70, 90),
+        case("cosine, one token of 10²⁵ after many", causal(Cosine)).std(1e25).only(wide).lengths(1, 1).after(20),
     ]
 }
 
@@ -223,5 +280,14 @@ fn warpgroups() -> Vec<Case> {
         case("256 by 200, masked", masked(normalized(), Extra::SomeKeys), 256, 200).heads(1, 1, 1),
         case("64 by 256, decay per token", raw(decayed(Relu, Extra::PerToken)), 64, 256).heads(1, 1, 1),
         case("large sums", normalized(), 64, 64).std(20.0).lengths(300, 300).heads(1, 1, 1),
+        case("resets, 64 wide", decayed(EluPlusOne, Extra::Resets), 64, 64).batch(2),
+        case("resets, 64 by 128, not normalised, after a state", raw(decayed(Silu, Extra::Resets)), 64, 128).after(20),
+        case("resets, key mask, in segments", masked(decayed(Relu, Extra::Resets), Extra::SomeKeys), 64, 64)
+            .lengths(600, 600)
+            .heads(1, 1, 1),
+        case("constant log-decay of −8, 64 wide", raw(decayed(Identity, Extra::Constant(80_000))), 64, 64),
+        case("constant log-decay of −12, 128 by 64", decayed(EluPlusOne, Extra::Constant(120_000)), 128, 64),
+        case("decay per head, key mask, 64 wide", masked(decayed(Relu, Extra::PerHead), Extra::SomeKeys), 64, 64)
+            .batch(2),
     ]
 }

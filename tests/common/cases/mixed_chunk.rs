@@ -54,6 +54,9 @@ pub fn mixed_chunk() -> Vec<Case> {
         case("key mask and bias, full", masked(biased(full(64, Mean), Extra::Shared), Extra::SomeKeys))
             .batch(2)
             .lengths(130, 130),
+        case("key mask, norm 1/n", masked(causal(50, Length), Extra::SomeKeys)).batch(2).lengths(130, 130),
+        case("key mask, full, norm 1/n", masked(full(50, Length), Extra::SomeKeys)).batch(3).lengths(90, 130),
+        case("all keys masked, full", masked(full(32, Mean), Extra::NoKeys)).batch(2),
         case("all keys masked", masked(causal(32, Mean), Extra::NoKeys)).batch(2),
         case("more than 65 535 heads", causal(1, Mean)).many_heads(),
     ]);
@@ -68,6 +71,14 @@ pub fn mixed_chunk() -> Vec<Case> {
         case("128 wide, two blocks of values", causal(64, Length)).widths(125, 136).lengths(150, 150),
         case("40 wide, the paper's chunk, in segments", causal(256, Mean)).widths(37, 64).lengths(1100, 1100),
         case("64 wide, key mask", masked(causal(64, Mean), Extra::SomeKeys)).widths(61, 64).batch(2).lengths(200, 200),
+        case("64 wide, key mask, full", masked(full(64, Mean), Extra::SomeKeys))
+            .widths(61, 64)
+            .batch(2)
+            .lengths(90, 150),
+        case("64 wide, key mask, norm 1/n", masked(causal(64, Length), Extra::SomeKeys))
+            .widths(61, 64)
+            .batch(2)
+            .lengths(200, 200),
         case("64 wide, full", full(64, Mean)).widths(61, 64).lengths(90, 150),
         case("128 wide, full, norm 1/C", full(128, Chunk)).widths(125, 128).lengths(300, 300),
     ]);

@@ -38,6 +38,10 @@ pub enum Extra {
     Strong,
     /// Log-decay per token, all 0.
     Zero,
+    /// Log-decay per token of about −0.1, and every ninth so strong that nothing is left: −∞, the lowest f32 and others.
+    Resets,
+    /// Log-decay per token, all this many times −1/10 000.
+    Constant(u32),
 }
 
 /// A public operation with its options.

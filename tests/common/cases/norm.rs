@@ -69,6 +69,8 @@ fn lengths() -> Vec<Case> {
         case("a tile and one", causal(EluPlusOne)).lengths(65, 65),
         case("several tiles", causal(EluPlusOne)).lengths(200, 200).batch(2).heads(3, 3, 3),
         case("several tiles, all heads", together(causal(EluPlusOne))).lengths(200, 200).batch(2).heads(3, 3, 3),
+        case("squares past the range of f32", causal(ReluSquared)).std(8e3).lengths(70, 70),
+        case("squares past the range of f32, all heads", together(full(ReluSquared))).std(8e3).lengths(40, 70),
         case("one head in segments", causal(EluPlusOne)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 12),
         case("full, in segments, all heads", together(full(EluPlusOne))).lengths(1000, 1000).widths(8, 8),
         case("full", full(EluPlusOne)).lengths(130, 200),
@@ -106,6 +108,21 @@ fn choices() -> Vec<Case> {
             .heads(1, 1, 1)
             .widths(6, 8),
         case("decay that underflows", decayed(EluPlusOne, Extra::Strong)).lengths(150, 150),
+        case("decay, key mask, after a state", masked(decayed(EluPlusOne, Extra::PerToken), Extra::SomeKeys))
+            .lengths(100, 100)
+            .batch(2)
+            .after(30),
+        case("decay per head, key mask, all heads", together(masked(decayed(Silu, Extra::PerHead), Extra::SomeKeys)))
+            .lengths(70, 70)
+            .batch(2),
+        case("resets", decayed(EluPlusOne, Extra::Resets)).lengths(150, 150).after(20),
+        case("resets, all heads, key mask", together(masked(decayed(Relu, Extra::Resets), Extra::SomeKeys)))
+            .lengths(90, 90)
+            .batch(2),
+        case("constant log-decay of −12", decayed(EluPlusOne, Extra::Constant(120_000)))
+            .lengths(256, 256)
+            .heads(1, 1, 1)
+            .only(&[DType::F32, DType::F64]),
         case("grouped heads", together(causal(EluPlusOne))).heads(6, 2, 2).lengths(130, 130).batch(2),
         case("more value heads than key heads", together(causal(EluPlusOne))).heads(4, 2, 4).lengths(90, 90),
         case("key mask", masked(causal(EluPlusOne), Extra::SomeKeys)).batch(2).lengths(140, 140).after(9),

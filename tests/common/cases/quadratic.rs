@@ -111,6 +111,9 @@ fn softmax_sizes() -> Vec<Case> {
             .only(&[DType::F32, DType::BF16]),
         attend("more queries than keys: first rows empty", with(CAUSAL)).lengths(90, 50).with_lse_gradient(),
         attend("more keys than queries", with(CAUSAL)).lengths(50, 190),
+        attend("three keys and many queries", with(CAUSAL)).lengths(799, 3).widths(256, 256).heads(1, 1, 1),
+        attend("three keys and many queries that see them all", plain()).lengths(799, 3).widths(64, 64),
+        attend("one key", with(CAUSAL)).lengths(40, 1).widths(32, 40).with_lse_gradient(),
     ]
 }
 
@@ -149,6 +152,14 @@ fn softmax_choices() -> Vec<Case> {
         .with_lse_gradient(),
         attend("scale 0: the mean", SoftmaxOptions { scale: Some(0.0), ..with(CAUSAL) }),
         attend("negative scale", SoftmaxOptions { scale: Some(-0.5), ..plain() }).lengths(65, 130).with_lse_gradient(),
+        attend("window of two keys, across tiles", with(window(Some(1), Some(0)))).lengths(300, 300).widths(64, 64),
+        attend("key mask in a window of four, across tiles", masked(window(Some(3), Some(0)), Extra::SomeKeys))
+            .lengths(270, 270)
+            .batch(2),
+        attend("blocks of 48, across tiles", with(Mask::Blocks { size: 48, causal: true })).lengths(300, 300),
+        attend("large scores, several tiles", SoftmaxOptions { scale: Some(1.0), ..with(CAUSAL) })
+            .std(3.0)
+            .lengths(400, 400),
         attend("large scores", SoftmaxOptions { scale: Some(1.0), ..with(CAUSAL) }).std(3.0).lengths(100, 100),
         attend("more than 65 535 heads", with(CAUSAL)).many_heads(),
     ]
@@ -178,6 +189,8 @@ pub fn diag() -> Vec<Case> {
         case("ragged last block, causal", causal()).lengths(200, 200).batch(2),
         case("many blocks", causal()).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
         case("many blocks, ReLU", relu(64, false, 1e-6)).lengths(1000, 1000).heads(1, 1, 1).widths(8, 8),
+        case("many blocks of 32, causal, ReLU", relu(32, true, 1e-6)).lengths(1000, 1000).heads(1, 1, 1),
+        case("blocks of 100, causal, ReLU", relu(100, true, 1e-6)).lengths(330, 330).widths(32, 64),
         case("blocks of one", blocks(1, false)).lengths(70, 70),
         case("blocks of one, ReLU: outputs do not depend on q and k", relu(1, true, 1e-2))
             .lengths(66, 66)
@@ -243,6 +256,10 @@ pub fn gau() -> Vec<Case> {
         case("several tiles, fixed length", causal(fixed)).lengths(200, 200).batch(2),
         case("long, one head", causal(length)).lengths(1000, 1000).widths(8, 12),
         case("long, one head, row sum", full(row_sum)).lengths(1000, 1000).widths(8, 8),
+        case("three keys and many queries, row sum", causal(row_sum)).lengths(400, 3).widths(64, 64),
+        case("window of two keys, across tiles, row sum", plain(window(Some(1), Some(0)), row_sum))
+            .lengths(300, 300)
+            .widths(64, 64),
         case("width 1", full(fixed)).widths(1, 1),
         case("width 3", causal(row_sum)).widths(3, 3),
         case("widths 40 and 59", causal(length_width)).widths(40, 59).lengths(100, 100),
@@ -265,7 +282,12 @@ pub fn gau() -> Vec<Case> {
         case("key mask, bias, row sum", masked(biased(full(row_sum), Extra::Shared), Extra::SomeKeys))
             .batch(2)
             .lengths(90, 150),
+        case("key mask, length", masked(causal(length), Extra::SomeKeys)).batch(3).lengths(70, 150),
+        case("key mask, length, width and bias", masked(biased(full(length_width), Extra::Shared), Extra::SomeKeys))
+            .batch(2)
+            .lengths(130, 90),
         case("all keys masked", masked(full(length), Extra::NoKeys)).batch(2),
+        case("all keys masked, length and width", masked(full(length_width), Extra::NoKeys)).batch(2),
         case("all keys masked, row sum", masked(full(row_sum), Extra::NoKeys)).batch(2),
         case("fixed length below 1", full(GauNorm::Fixed { length: 0.25 })).std(0.5).lengths(70, 70),
         case("large ε of the row sum", full(GauNorm::RowSum { epsilon: 5.0 })).lengths(70, 70),

@@ -13,7 +13,8 @@ pub enum Finish {
     /// Nothing; the weights are those of a softmax, whose backward takes the mean of the gradient off.
     Softmax,
     None,
-    Scale(f32),
+    /// Divided by this and by the number of keys that the key mask leaves.
+    PerKey(f32),
     /// Divided by Σ w + ε.
     Sum(f32),
     Rms(f32, NormScope),
@@ -52,15 +53,8 @@ struct Sweep {
     k: Rows,
     v: Rows,
     bias: Option<Rows>,
-    decay: Option<DecaySweep>,
-}
-
-/// What the gradient of the log-decay is made of, per output head.
-struct DecaySweep {
-    /// Gradient by φ(k).
-    k: Rows,
-    /// ⟨φ(q_s), dφ(q_s)⟩ − ⟨φ(k_s), dφ(k_s)⟩ at position s, `[1, B, H, M]`.
-    differences: Rows,
+    /// `[1, B, Hs, M]`
+    decay: Option<Rows>,
 }
 
 /// Sums of the rows: t, Σ w and, for softmax, the log-sum-exp.
@@ -77,6 +71,11 @@ impl Branch<'_> {
 
     fn keeps(&self, b: usize, j: usize) -> bool {
         self.key_mask.is_none_or(|mask| mask.row(0, 0, b)[j] != 0.0)
+    }
+
+    /// Keys that the key mask leaves in a batch entry, at least 1.
+    fn kept(&self, b: usize) -> usize {
+        (0..self.k.shape[2]).filter(|&j| self.keeps(b, j)).count().max(1)
     }
 
     /// Row `j` of the head of `x` that output head `h` reads.
@@ -123,7 +122,7 @@ impl Branch<'_> {
     fn row(&self, mapped: &Mapped, [b, h, i]: [usize; 3]) -> (Place, Row) {
         let keys = self.k.shape[2];
         let position = i as i64 + keys as i64 - self.q.shape[2] as i64;
-        let place = Place { b, h, heads: self.heads(), i, position, keys };
+        let place = Place { b, h, heads: self.heads(), i, position, keys, kept: self.kept(b) };
         let visible: Vec<usize> = self.weights.visible(place).filter(|&j| self.keeps(b, j)).collect();
         let q = mapped.q.row(self.at(&mapped.q, b, h, i));
         let product = |&j: &usize| (self.round)(dot(q, mapped.k.row(self.at(&mapped.k, b, h, j))));
@@ -157,20 +156,28 @@ impl Branch<'_> {
         for [b, h, i] in divisors.indices() {
             divisors.row_mut([b, h, i])[0] = (self.round)(match self.finish {
                 Finish::Softmax | Finish::None => 1.0,
-                Finish::Scale(scale) => 1.0 / scale,
+                Finish::PerKey(divisor) => divisor * self.kept(b) as f32,
                 Finish::Sum(epsilon) => sums.weight.row([b, h, i])[0] + epsilon,
                 Finish::Rms(epsilon, scope) => {
                     let members = if scope == NormScope::Head { h..h + 1 } else { 0..heads };
                     let count = (members.len() * sums.t.shape[3]) as f32;
-                    let square = |h| dot(sums.t.row([b, h, i]), sums.t.row([b, h, i]));
-                    (members.map(square).sum::<f32>() / count + epsilon).sqrt()
+                    // Squares are no numbers of f32, whose range they leave.
+                    let square = |h| sums.t.row([b, h, i]).iter().map(|&t| f64::from(t).powi(2)).sum::<f64>();
+                    (members.map(square).sum::<f64>() / f64::from(count) + f64::from(epsilon)).sqrt() as f32
                 }
             });
         }
         divisors
     }
 
-    /// dt, and what is added to every dw of the row.
+    /// Whether rows of weights are divided by their sum before they meet the values, so that a mean of their gradient is
+    /// taken off it.
+    fn takes_mean(&self) -> bool {
+        let are_scores = matches!(self.weights, Weights::Scores { .. });
+        are_scores && matches!(self.finish, Finish::Softmax | Finish::Sum(_))
+    }
+
+    /// dt, and what is added to every dw of the row, but for that mean.
     fn unfinish(&self, out: &Rows, divisors: &Rows, d_out: &Rows, d_lse: Option<&Rows>) -> (Rows, Rows) {
         let (mut d_t, mut d_sum) = (d_out.clone(), Rows::zeros(divisors.shape));
         let product = |at: [usize; 3]| dot(d_out.row(at), out.row(at));
@@ -181,12 +188,13 @@ impl Branch<'_> {
             let row = d_t.row_mut(at);
             match self.finish {
                 Finish::Softmax => {
-                    d_sum.row_mut(at)[0] = d_lse.map_or(0.0, |d| d.row(at)[0]) - product(at);
+                    d_sum.row_mut(at)[0] = d_lse.map_or(0.0, |d| d.row(at)[0]);
                     continue;
                 }
                 Finish::None => continue,
+                Finish::Sum(_) if self.takes_mean() => {}
                 Finish::Sum(_) => d_sum.row_mut(at)[0] = (self.round)(-product(at) * inverse),
-                Finish::Scale(_) => {}
+                Finish::PerKey(_) => {}
                 Finish::Rms(_, scope) => {
                     let members = if scope == NormScope::Head { h..h + 1 } else { 0..self.heads() };
                     let count = (members.len() * out.shape[3]) as f32;
@@ -201,19 +209,16 @@ impl Branch<'_> {
 
     fn backward(&self, mapped: &Mapped, out: &Rows, divisors: &Rows, d_out: &Rows, d_lse: Option<&Rows>) -> Gradients {
         let (d_t, d_sum) = self.unfinish(out, divisors, d_out, d_lse);
-        let [batch, _, keys, features] = mapped.k.shape;
         let zeros = |x: &Rows| Rows::zeros(x.shape);
         let (bias, decay) = match &self.weights {
             Weights::Scores { bias, .. } => (bias.as_ref().map(zeros), None),
-            Weights::Decayed { log_decay: Some(_), .. } => {
-                let k = Rows::zeros([batch, self.heads(), keys, features]);
-                (None, Some(DecaySweep { k, differences: Rows::zeros([1, batch, self.heads(), keys]) }))
-            }
+            Weights::Decayed { log_decay, .. } => (None, log_decay.as_ref().map(zeros)),
             _ => (None, None),
         };
         let mut d = Sweep { q: zeros(&mapped.q), k: zeros(&mapped.k), v: zeros(&self.v), bias, decay };
         for at in d_out.indices() {
-            self.row_backward(mapped, at, d_t.row(at), d_sum.row(at)[0], &mut d);
+            let divisor = divisors.row(at)[0];
+            self.row_backward(mapped, at, (d_t.row(at), d_sum.row(at)[0], divisor), &mut d);
         }
         let keeps = |b, j| self.keeps(b, j);
         Gradients {
@@ -221,14 +226,25 @@ impl Branch<'_> {
             k: self.map_backward(&self.k, &mapped.k, d.k, keeps),
             v: d.v.round(self.round),
             bias: d.bias.map(|bias| bias.round(self.round)),
-            log_decay: d.decay.map(|decay| self.decay_gradient(mapped, decay)),
+            log_decay: d.decay,
         }
     }
 
-    fn row_backward(&self, mapped: &Mapped, [b, h, i]: [usize; 3], d_t: &[f32], d_sum: f32, d: &mut Sweep) {
+    fn row_backward(
+        &self,
+        mapped: &Mapped,
+        [b, h, i]: [usize; 3],
+        (d_t, d_sum, divisor): (&[f32], f32, f32),
+        d: &mut Sweep,
+    ) {
         let (place, row) = self.row(mapped, [b, h, i]);
-        let d_weight = |&j: &usize| (self.round)(dot(d_t, self.v.row(self.at(&self.v, b, h, j))) + d_sum);
-        let d_weights: Vec<f32> = row.keys.iter().map(d_weight).collect();
+        let inside = if self.takes_mean() { 0.0 } else { d_sum };
+        let d_weight = |&j: &usize| (self.round)(dot(d_t, self.v.row(self.at(&self.v, b, h, j))) + inside);
+        let mut d_weights: Vec<f32> = row.keys.iter().map(d_weight).collect();
+        if self.takes_mean() && divisor != 0.0 {
+            let mean: f32 = row.recomputed.iter().zip(&d_weights).map(|(weight, d)| weight / divisor * d).sum();
+            d_weights.iter_mut().for_each(|d| *d += d_sum - mean);
+        }
         let d_scores: Vec<f32> = row.slopes.iter().zip(&d_weights).map(|(s, d)| (self.round)(s * d)).collect();
         for (a, &j) in row.keys.iter().enumerate() {
             let d_x = (self.round)(row.inner[a] * d_scores[a]);
@@ -243,37 +259,24 @@ impl Branch<'_> {
             row.keys.iter().zip(&d_scores).for_each(|(&j, d)| d_bias[(first + j as i64) as usize] += d);
         }
         if let Some(decay) = &mut d.decay {
-            let mut d_q = vec![0.0; mapped.q.shape[3]];
-            for (a, &j) in row.keys.iter().enumerate() {
-                let d_x = (self.round)(row.inner[a] * d_scores[a]);
-                add_scaled(&mut d_q, d_x, mapped.k.row(self.at(&mapped.k, b, h, j)));
-                add_scaled(decay.k.row_mut([b, h, j]), d_x, mapped.q.row(self.at(&mapped.q, b, h, i)));
-            }
-            if place.position >= 0 {
-                let at_query = &mut decay.differences.row_mut([0, b, h])[place.position as usize];
-                *at_query += dot(mapped.q.row(self.at(&mapped.q, b, h, i)), &d_q);
-            }
+            let products = row.weights.iter().zip(&d_weights).map(|(weight, d)| (self.round)(weight * d));
+            self.decay_gradient(place, &row.keys, products, decay);
         }
     }
 
-    /// dg_t = Σ_{s ≥ t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩), summed over the heads that share a decay.
-    fn decay_gradient(&self, mapped: &Mapped, mut decay: DecaySweep) -> Rows {
-        let state_heads = self.k.shape[1].max(self.v.shape[1]);
-        let [_, batch, heads, keys] = decay.differences.shape;
-        let mut gradient = Rows::zeros([1, batch, state_heads, keys]);
-        for [b, h, j] in decay.k.indices() {
-            let product = dot(mapped.k.row(self.at(&mapped.k, b, h, j)), decay.k.row([b, h, j]));
-            decay.differences.row_mut([0, b, h])[j] -= product;
-        }
-        for [_, b, h] in decay.differences.indices() {
-            let mut sum = 0.0;
-            let row = gradient.row_mut([0, b, h * state_heads / heads]);
-            for (d, difference) in row.iter_mut().zip(decay.differences.row([0, b, h])).rev() {
-                sum += difference;
-                *d += sum;
+    /// dg_t += Σ_{j < t} dW_ij W_ij for the t up to the query, masked ones left out.
+    fn decay_gradient(&self, at: Place, keys: &[usize], products: impl Iterator<Item = f32>, decay: &mut Rows) {
+        let mut by_key = vec![0.0; at.keys];
+        keys.iter().zip(products).for_each(|(&j, product)| by_key[j] = product);
+        let state_heads = decay.shape[2];
+        let row = decay.row_mut([0, at.b, at.h * state_heads / self.heads()]);
+        let mut before = 0.0;
+        for t in (1..at.keys).filter(|&t| t as i64 <= at.position) {
+            before += by_key[t - 1];
+            if self.keeps(at.b, t) {
+                row[t] += before;
             }
         }
-        gradient
     }
 
     fn map_backward(&self, x: &Rows, phi: &Rows, d_phi: Rows, keeps: impl Fn(usize, usize) -> bool) -> Rows {
@@ -297,17 +300,13 @@ impl Branch<'_> {
         for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
             let head = |x: &Rows| h * x.shape[1] / heads;
             let mut max = f32::NEG_INFINITY;
-            for j in 0..keys {
-                let mut carry = self.weights.log_decay(b, h, j).exp();
-                let mut enter = 0.0;
-                if self.keeps(b, j) {
-                    let exponent = mapped.exponents.row([b, head(&self.k), j])[0];
-                    let grown = max.max(exponent);
-                    carry *= (max - grown).exp();
-                    enter = (exponent - grown).exp();
-                    max = grown;
-                }
-                let value: &[f32] = if enter == 0.0 { &[] } else { self.v.row([b, head(&self.v), j]) };
+            for j in (0..keys).filter(|&j| self.keeps(b, j)) {
+                let exponent = mapped.exponents.row([b, head(&self.k), j])[0];
+                let grown = max.max(exponent);
+                let carry = self.weights.log_decay(b, h, j).exp() * (max - grown).exp();
+                let enter = (exponent - grown).exp();
+                max = grown;
+                let value = self.v.row([b, head(&self.v), j]);
                 for (f, phi) in mapped.k.row([b, head(&self.k), j]).iter().enumerate() {
                     let z = &mut z.row_mut([b, 0, h])[f];
                     *z = (self.round)(*z * carry + phi * enter);

@@ -72,8 +72,9 @@ fn plain(map: FeatureMap, x: &[f32]) -> Vec<f32> {
             [1.0].into_iter().chain(x.iter().copied()).chain(squares).collect()
         }
         FeatureMap::Cosine => {
-            let norm = dot(x, x).sqrt();
-            [1.0].into_iter().chain(x.iter().map(|x| if norm == 0.0 { 0.0 } else { x / norm })).collect()
+            let (largest, norm) = norms(x);
+            let unit = x.iter().map(|x| if largest == 0.0 { 0.0 } else { x / largest / norm });
+            [1.0].into_iter().chain(unit).collect()
         }
     }
 }
@@ -101,14 +102,20 @@ fn plain_backward(map: FeatureMap, x: &[f32], phi: &[f32], d_phi: &[f32]) -> Vec
             d_x
         }
         FeatureMap::Cosine => {
-            let (norm, unit, d_unit) = (dot(x, x).sqrt(), &phi[1..], &d_phi[1..]);
-            if norm == 0.0 {
+            let ((largest, norm), unit, d_unit) = (norms(x), &phi[1..], &d_phi[1..]);
+            if largest == 0.0 {
                 return vec![0.0; x.len()];
             }
             let along = dot(unit, d_unit);
-            unit.iter().zip(d_unit).map(|(unit, d)| (d - unit * along) / norm).collect()
+            unit.iter().zip(d_unit).map(|(unit, d)| (d - unit * along) / norm / largest).collect()
         }
     }
+}
+
+/// max |x| and ‖x‖ over it.
+fn norms(x: &[f32]) -> (f32, f32) {
+    let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+    (largest, x.iter().map(|x| (x / largest).powi(2)).sum::<f32>().sqrt())
 }
 
 /// x̃

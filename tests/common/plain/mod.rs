@@ -57,8 +57,7 @@ fn rounding<const CUT: u32>(sample: usize) -> Round {
 }
 
 /// The results of `case` with storage in `dtype`. Sample 0 is the plain implementation as it is; in the others every
-/// result is moved in its last place, so that they tell how far the rounding errors can go. f64 is f32 with running
-/// sums of the log-decay in f32 as well: no type is wider than f64.
+/// result is moved in its last place, so that they tell how far the rounding errors can go.
 pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
     let round = match dtype {
         DType::F16 => rounding::<13>(sample),
@@ -70,7 +69,7 @@ pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
         let bias = joined.extras.bias.as_ref();
         return mixed_chunk(case, &joined, Weights::mixed_chunk(options, bias), round);
     }
-    let (weights, finish) = weights(case, &joined, (dtype == DType::F64).then_some(64));
+    let (weights, finish) = weights(case, &joined);
     let branch = Branch { finish, ..branch(case, &joined, weights, round) };
     let (out, log_sum_exp, d) = branch.run(&Rows::new(&joined.d_out), joined.d_lse.as_ref().map(Rows::new).as_ref());
     let mut results = Results::default();
@@ -126,15 +125,18 @@ fn branch<'a>(case: &Case, data: &'a Data, weights: Weights, round: Round) -> Br
     }
 }
 
-fn weights(case: &Case, data: &Data, chunk: Option<usize>) -> (Weights, Finish) {
-    let (d, keys) = (case.width as f32, data.k.shape[2].max(1) as f32);
+fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
+    let d = case.width as f32;
     let bias = || data.extras.bias.as_ref().map(Rows::new);
-    let linear = |causal| Weights::linear(causal, data.extras.log_decay.as_ref(), chunk);
+    let linear = |causal| Weights::linear(causal, data.extras.log_decay.as_ref(), data.extras.key_mask.as_ref());
     let scaled = |scale: Option<f64>| scale.map_or(1.0 / d.sqrt(), |scale| scale as f32);
     match &case.operation {
         Operation::Softmax(o) => {
             let (scale, cap) = (scaled(o.scale), o.soft_cap.map(|cap| cap as f32));
-            (Weights::Scores { mask: o.mask, scale, cap, bias: bias(), rule: Rule::Softmax }, Finish::Softmax)
+            (
+                Weights::Scores { mask: o.mask, scale, per_key: false, cap, bias: bias(), rule: Rule::Softmax },
+                Finish::Softmax,
+            )
         }
         Operation::Diag(o) => {
             let mask = Mask::Blocks { size: o.block_size, causal: o.causal };
@@ -142,16 +144,18 @@ fn weights(case: &Case, data: &Data, chunk: Option<usize>) -> (Weights, Finish) 
                 DiagWeight::Softmax => (Rule::Softmax, Finish::Softmax),
                 DiagWeight::Relu { epsilon } => (Rule::Relu, Finish::Rms(epsilon as f32, NormScope::Head)),
             };
-            (Weights::Scores { mask, scale: scaled(o.scale), cap: None, bias: None, rule }, finish)
+            (Weights::Scores { mask, scale: scaled(o.scale), per_key: false, cap: None, bias: None, rule }, finish)
         }
         Operation::Gau(o) => {
             let (scale, finish) = match o.norm {
-                GauNorm::Length => (1.0 / keys, Finish::None),
-                GauNorm::LengthWidth => (1.0, Finish::Scale(1.0 / (keys * d))),
+                GauNorm::Length => (1.0, Finish::None),
+                GauNorm::LengthWidth => (1.0, Finish::PerKey(d)),
                 GauNorm::RowSum { epsilon } => (1.0 / d.sqrt(), Finish::Sum(epsilon as f32)),
                 GauNorm::Fixed { length } => (1.0 / length as f32, Finish::None),
             };
-            (Weights::Scores { mask: o.mask, scale, cap: None, bias: bias(), rule: Rule::ReluSquared }, finish)
+            let per_key = o.norm == GauNorm::Length;
+            let rule = Rule::ReluSquared;
+            (Weights::Scores { mask: o.mask, scale, per_key, cap: None, bias: bias(), rule }, finish)
         }
         Operation::Linear(o) => (linear(o.causal), o.normalizer.map_or(Finish::None, |e| Finish::Sum(e as f32))),
         Operation::Performer(o, _) => (linear(o.causal), Finish::Sum(o.epsilon as f32)),

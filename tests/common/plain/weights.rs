@@ -23,11 +23,10 @@ pub enum Window {
 }
 
 pub enum Weights {
-    /// rule(cap(scale·x) + bias)
-    Scores { mask: Mask, scale: f32, cap: Option<f32>, bias: Option<Rows>, rule: Rule },
-    /// x times the decay between key and query; `[1, B, Hs, M]`. With `chunk`, decays are made of sums that start anew
-    /// in every chunk, else each is summed up by itself.
-    Decayed { causal: bool, log_decay: Option<Rows>, chunk: Option<usize> },
+    /// rule(cap(scale·x) + bias), x divided by the number of keys that the key mask leaves if `per_key`
+    Scores { mask: Mask, scale: f32, per_key: bool, cap: Option<f32>, bias: Option<Rows>, rule: Rule },
+    /// x times the decay between key and query; `[1, B, Hs, M]`, 0 at masked keys.
+    Decayed { causal: bool, log_decay: Option<Rows> },
     /// x·norm
     Chunks { window: Window, norm: GlobalNorm, chunk: usize },
 }
@@ -43,6 +42,8 @@ pub struct Place {
     /// Position of the query among the keys.
     pub position: i64,
     pub keys: usize,
+    /// Keys that the key mask leaves, at least 1.
+    pub kept: usize,
 }
 
 /// The weights of one query: `weights[a]` is that of key `keys[a]`, `slopes[a]` its derivative by the score (for
@@ -65,8 +66,18 @@ impl Row {
 }
 
 impl Weights {
-    pub fn linear(causal: bool, log_decay: Option<&Array>, chunk: Option<usize>) -> Self {
-        Self::Decayed { causal, log_decay: log_decay.map(Rows::new), chunk }
+    pub fn linear(causal: bool, log_decay: Option<&Array>, key_mask: Option<&Array>) -> Self {
+        let log_decay = log_decay.map(|log_decay| {
+            let mut rows = Rows::new(log_decay);
+            for [_, b, h] in rows.indices() {
+                if let Some(mask) = key_mask {
+                    let removed = |(g, kept): (&mut f32, &f64)| *g = if *kept == 0.0 { 0.0 } else { *g };
+                    rows.row_mut([0, b, h]).iter_mut().zip(mask.row(0, 0, b)).for_each(removed);
+                }
+            }
+            rows
+        });
+        Self::Decayed { causal, log_decay }
     }
 
     /// The local and the global branch.
@@ -76,7 +87,7 @@ impl Weights {
         let mask = Mask::Blocks { size: chunk, causal: options.causal };
         let window = if options.causal { Window::Exclusive { chunk } } else { Window::Full };
         [
-            Self::Scores { mask, scale, cap: None, bias: bias.map(Rows::new), rule: Rule::ReluSquared },
+            Self::Scores { mask, scale, per_key: false, cap: None, bias: bias.map(Rows::new), rule: Rule::ReluSquared },
             Self::Chunks { window, norm: options.global_norm, chunk },
         ]
     }
@@ -103,18 +114,19 @@ impl Weights {
     /// FAVOR+ features.
     pub fn row(&self, at: Place, keys: Vec<usize>, x: &[f32], exponents: &[f32], round: Round) -> Row {
         match self {
-            Self::Scores { scale, cap, bias, rule, .. } => {
+            Self::Scores { scale, per_key, cap, bias, rule, .. } => {
+                let scale = if *per_key { *scale / at.kept as f32 } else { *scale };
                 let bias = bias.as_ref().map(|bias| {
                     let row = bias.row([0, 0, if bias.shape[2] == 1 { 0 } else { at.h }]);
                     (row, row.len() as i64 / 2 - at.position)
                 });
-                score_row(keys, x, *scale, *cap, bias, *rule, round)
+                score_row(keys, x, scale, *cap, bias, *rule, round)
             }
-            Self::Decayed { log_decay, chunk, .. } => {
+            Self::Decayed { log_decay, .. } => {
                 let max = exponents.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let mut factors: Vec<f32> = exponents.iter().map(|e| round((e - max).exp())).collect();
                 if let Some(log_decay) = log_decay {
-                    let sums = decay_sums(log_decay, at, *chunk);
+                    let sums = decay_sums(log_decay, at);
                     keys.iter()
                         .zip(&mut factors)
                         .for_each(|(&j, factor)| *factor = round(*factor * round(sums[j].exp())));
@@ -126,7 +138,7 @@ impl Weights {
                 let count = match (norm, window) {
                     (GlobalNorm::Mean, Window::Exclusive { chunk }) => at.i / chunk * chunk,
                     (GlobalNorm::Chunk, _) => *chunk,
-                    _ => at.keys,
+                    _ => at.kept,
                 };
                 let norm = 1.0 / count.max(1) as f32;
                 let slopes = vec![norm; keys.len()];
@@ -137,27 +149,12 @@ impl Weights {
 }
 
 /// Σ_{j < t ≤ position} g_t for every key j.
-fn decay_sums(log_decay: &Rows, at: Place, chunk: Option<usize>) -> Vec<f32> {
+fn decay_sums(log_decay: &Rows, at: Place) -> Vec<f32> {
     let decay = log_decay.row([0, at.b, at.h * log_decay.shape[2] / at.heads]);
     let mut sums = vec![0.0; at.keys];
     let seen = (at.position + 1).clamp(0, at.keys as i64) as usize;
-    let Some(chunk) = chunk else {
-        for j in (0..seen.saturating_sub(1)).rev() {
-            sums[j] = sums[j + 1] + decay[j + 1];
-        }
-        return sums;
-    };
-    // G_i, then G_C of the chunks between, less G_j of the chunk of j.
-    let mut after = 0.0;
-    for start in (0..seen).step_by(chunk).rev() {
-        let end = (start + chunk).min(seen);
-        let mut running = 0.0;
-        for j in start..end {
-            running += decay[j];
-            sums[j] = running;
-        }
-        sums[start..end].iter_mut().for_each(|sum| *sum = (running - *sum) + after);
-        after += running;
+    for j in (0..seen.saturating_sub(1)).rev() {
+        sums[j] = sums[j + 1] + decay[j + 1];
     }
     sums
 }

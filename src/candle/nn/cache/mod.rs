@@ -205,14 +205,14 @@ impl Cache {
                 let mut possible = held_from..=seen;
                 if needed_from(&self.config, len) < held_from {
                     let first = possible.find(|len| needed_from(&self.config, *len) >= held_from).unwrap_or(seen);
-                    refuse(format!("0 or {first} to {seen}: keys before token {held_from} are gone"))?;
+                    refuse(format!("{}: keys before token {held_from} are gone", zero_or(first, seen)))?;
                 }
                 rows.drop_last(count);
             }
             Contents::Chunk(rows, _) => {
                 let first = seen - rows.len();
                 if len < first {
-                    refuse(format!("0 or {first} to {seen}: the chunks before are summed up; keep a clone"))?;
+                    refuse(format!("{}: the chunks before are summed up; keep a clone", zero_or(first, seen)))?;
                 }
                 rows.drop_last(count);
             }
@@ -236,6 +236,11 @@ impl Cache {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         load(std::slice::from_mut(self), path.as_ref())
     }
+}
+
+/// The lengths that a cache can go back to, in words.
+fn zero_or(first: usize, last: usize) -> String {
+    if first == last { format!("0 or all {last}") } else { format!("0 or {first} to {last}") }
 }
 
 /// The first token whose key the token at `position` sees.

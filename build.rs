@@ -4,10 +4,12 @@
 //! | --- | --- |
 //! | `NVCC` | the compiler; otherwise `$CUDA_HOME/bin/nvcc`, `$CUDA_PATH/bin/nvcc`, then `nvcc` |
 //! | `ATTN_KERNELS_ARCHS` | what to compile for, `sm_80,sm_90a,compute_80` by default |
-//! | `ATTN_KERNELS_FATBINS` | a folder of fatbins from an earlier build (`OUT_DIR`), used instead of nvcc |
+//! | `ATTN_KERNELS_FATBINS` | a folder of fatbins from an earlier build (`OUT_DIR`), used instead of nvcc; an absolute path |
 //! | `ATTN_KERNELS_STUB` | 1: no kernels at all, enough for checks and documentation; loading one is an error |
 
+#[path = "build/instances.rs"]
 mod instances;
+#[path = "build/nvcc.rs"]
 mod nvcc;
 
 use std::env;
@@ -54,18 +56,20 @@ impl Source {
 }
 
 fn main() {
-    println!("cargo::rerun-if-changed=build");
+    let folder = folder();
+    println!("cargo::rerun-if-changed={}", folder.join("build.rs").display());
+    println!("cargo::rerun-if-changed={}", folder.join("build").display());
     if env::var_os("CARGO_FEATURE_GPU").is_none() {
         return;
     }
-    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed={}", folder.join("kernels").display());
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for variable in ["ARCHS", "FATBINS", "STUB"] {
         println!("cargo::rerun-if-env-changed=ATTN_KERNELS_{variable}");
     }
-    match build() {
+    match build(&folder.join("kernels")) {
         Ok(what) => println!("cargo::warning={what}"),
         Err(error) => {
             for line in error.lines() {
@@ -75,39 +79,47 @@ fn main() {
     }
 }
 
-/// Builds and says what was built.
-fn build() -> Result<String, String> {
-    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default()).join("kernels");
+/// The folder of this file: that of the package, or above it for one that is made of the same sources.
+fn folder() -> PathBuf {
+    let package = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
+    package.ancestors().find(|folder| folder.join("kernels").is_dir()).unwrap_or(&package).to_path_buf()
+}
+
+/// Builds and says what was built. `root` is the folder `kernels`.
+fn build(root: &Path) -> Result<String, String> {
     let out = PathBuf::from(variable("OUT_DIR").ok_or("no OUT_DIR: this is to be run by cargo")?);
     let (mut paths, mut digest) = (Vec::new(), Digest::new());
-    files(&root, &mut paths)?;
+    files(root, &mut paths)?;
     for path in &paths {
         digest.add(&fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?);
     }
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
-    let sources = paths.into_iter().map(|path| Source::read(path, &root)).collect::<Result<Vec<_>, _>>()?;
+    let sources = paths.into_iter().map(|path| Source::read(path, root)).collect::<Result<Vec<_>, _>>()?;
     let kernels: usize = sources.iter().map(|source| source.kernels.len()).sum();
     let counted = format!("{kernels} kernels in {} files", sources.len());
 
     if variable("ATTN_KERNELS_STUB").is_some_and(|value| value != "0") || variable("DOCS_RS").is_some() {
-        write_table(&out, &sources, &[], |source| source.include(&out, &[]))?;
+        write_table(&out, &sources, &[], None, |source| source.include(&out, &[]))?;
         return Ok(format!("built without GPU kernels ({counted} left out): they were asked to be stubs"));
     }
     if let Some(folder) = variable("ATTN_KERNELS_FATBINS").map(PathBuf::from) {
+        if !folder.is_absolute() {
+            return Err(format!("ATTN_KERNELS_FATBINS: {} is not an absolute path", folder.display()));
+        }
         println!("cargo::rerun-if-changed={}", folder.display());
-        let (architectures, of) = read_stamp(&folder)?;
+        let Stamp { architectures, digest: of, version } = Stamp::read(&folder)?;
         if of != digest.0 {
             return Err(format!("the fatbins in {} were built from other kernel sources", folder.display()));
         }
         let list: Vec<&str> = architectures.split(',').collect();
-        write_table(&out, &sources, &list, |source| source.include(&folder, &list))?;
+        write_table(&out, &sources, &list, nvcc::toolkit(&version), |source| source.include(&folder, &list))?;
         return Ok(format!("{counted} taken from {}, for {architectures}", folder.display()));
     }
     let architectures = variable("ATTN_KERNELS_ARCHS").unwrap_or_else(|| ARCHITECTURES.into());
     let list: Vec<&str> = architectures.split(',').map(str::trim).collect();
-    let how = nvcc::compile(&sources, &list, &root, &out)?;
-    write(&out.join("stamp"), &format!("{architectures}\n{}\n", digest.0))?;
-    write_table(&out, &sources, &list, |source| source.include(&out, &list))?;
+    let (how, version) = nvcc::compile(&sources, &list, root, &out)?;
+    write(&out.join("stamp"), &format!("{architectures}\n{}\n{version}\n", digest.0))?;
+    write_table(&out, &sources, &list, nvcc::toolkit(&version), |source| source.include(&out, &list))?;
     Ok(format!("{counted} for {architectures}, {how}"))
 }
 
@@ -146,23 +158,42 @@ impl Digest {
     }
 }
 
-/// What [`build`] has left beside fatbins: architectures and digest.
-fn read_stamp(folder: &Path) -> Result<(String, u64), String> {
-    let path = folder.join("stamp");
-    let text =
-        fs::read_to_string(&path).map_err(|error| format!("ATTN_KERNELS_FATBINS: {}: {error}", path.display()))?;
-    let stamp = text.split_once('\n').and_then(|(list, digest)| Some((list.to_string(), digest.trim().parse().ok()?)));
-    stamp.ok_or(format!("ATTN_KERNELS_FATBINS: {} is not two lines", path.display()))
+/// What [`build`] has left beside fatbins.
+struct Stamp {
+    architectures: String,
+    /// Of the sources.
+    digest: u64,
+    /// Of the compiler.
+    version: String,
 }
 
-/// The table that the library includes: which fatbin holds which kernels.
+impl Stamp {
+    fn read(folder: &Path) -> Result<Self, String> {
+        let path = folder.join("stamp");
+        let text =
+            fs::read_to_string(&path).map_err(|error| format!("ATTN_KERNELS_FATBINS: {}: {error}", path.display()))?;
+        let stamp = match text.lines().collect::<Vec<_>>()[..] {
+            [architectures, digest, version] => digest.parse().ok().map(|digest| Self {
+                architectures: architectures.into(),
+                digest,
+                version: version.into(),
+            }),
+            _ => None,
+        };
+        stamp.ok_or(format!("ATTN_KERNELS_FATBINS: {} is not architectures, digest, version", path.display()))
+    }
+}
+
+/// The table that the library includes: what was compiled by which toolkit, and which fatbin holds which kernels.
 fn write_table(
     out: &Path,
     sources: &[Source],
     architectures: &[&str],
+    toolkit: Option<(u32, u32)>,
     image: impl Fn(&Source) -> String,
 ) -> Result<(), String> {
     let mut table = format!("pub(super) static ARCHITECTURES: &[&str] = &{architectures:?};\n");
+    let _ = writeln!(table, "pub(super) const TOOLKIT: Option<(u32, u32)> = {toolkit:?};");
     table += "pub(super) static FATBINS: &[Fatbin] = &[\n";
     for source in sources {
         let (file, kernels, image) = (&source.name, &source.kernels, image(source));

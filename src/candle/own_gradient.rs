@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Sto
 
 /// Puts `result`, which was computed from `x` outside of the graph, behind x; `backward` makes the gradient of x of that
 /// of the result.
-pub(super) fn with_gradient(
+pub fn with_gradient(
     name: &'static str,
     x: &Tensor,
     result: Tensor,

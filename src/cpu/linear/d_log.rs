@@ -1,0 +1,88 @@
+//! The gradient of the log-decay: dg_t = Σ_{s ≥ t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩).
+//!
+//! Pairs of a query and the key of its own position do not depend on any decay. They are left out of both products: taken
+//! away again they would drown the others where decay is strong.
+
+use std::ops::Range;
+
+use super::super::finish::dot;
+use super::super::rows::Number;
+use super::sweeps::Sweep;
+use super::tiles::State;
+use super::{Context, TILE};
+
+/// Adds ±⟨φ, dφ⟩ of a tile's rows, as far as it comes from or goes to other tiles, to the differences of their keys.
+pub fn add_rows<T: Number>(
+    sweep: &Sweep<'_, T>,
+    tile: &Range<usize>,
+    [phi, d_phi]: [&[T]; 2],
+    sign: T,
+    d_log: &mut [f64],
+) {
+    let features = sweep.context.features.padded;
+    for (r, d_log) in rows_with_key(sweep, tile, d_log) {
+        let row = r * features..(r + 1) * features;
+        *d_log += (sign * dot(&phi[row.clone()], &d_phi[row])).to_f64();
+    }
+}
+
+/// Adds what pairs i > j inside a tile give to ⟨q_i, dq_i⟩ and −⟨k_j, dk_j⟩: the same numbers to both, so that what cancels
+/// from the sum over positions does so without a rest.
+pub fn add_pairs<T: Number>(
+    sweep: &Sweep<'_, T>,
+    tile: &Range<usize>,
+    scores: &[T],
+    d_weights: &[T],
+    d_log: &mut [f64],
+) {
+    let (rows, width) = (tile.len(), sweep.context.verbs.padded(tile.len()));
+    let mut differences = [0.0; TILE];
+    for i in 0..rows {
+        let row = i * width..i * width + i;
+        for (j, (&score, &d_weight)) in scores[row.clone()].iter().zip(&d_weights[row]).enumerate() {
+            let product = score.to_f64() * d_weight.to_f64();
+            differences[i] += product;
+            differences[j] -= product;
+        }
+    }
+    for (r, d_log) in rows_with_key(sweep, tile, d_log) {
+        *d_log += differences[r];
+    }
+}
+
+/// The rows of a tile whose position has a key, with its entry among those of the sweep.
+fn rows_with_key<'d, T: Number>(
+    sweep: &Sweep<'_, T>,
+    tile: &Range<usize>,
+    d_log: &'d mut [f64],
+) -> impl Iterator<Item = (usize, &'d mut f64)> {
+    let context = sweep.context;
+    let (keys, span) = (context.keys(tile), context.keys(&sweep.span));
+    let first = (keys.start + context.first_key()).saturating_sub(tile.start).min(tile.len());
+    (first..).zip(&mut d_log[keys.start - span.start..keys.end - span.start])
+}
+
+/// ⟨S, R⟩ + ⟨z, r⟩ at the end of a segment, S transposed: what passes from its keys and earlier ones to queries behind it.
+pub fn across<T: Number>(context: &Context<'_, T>, later: Option<&State<T>>, end: Option<&State<T>>) -> f64 {
+    let (Some(end), Some(later)) = (end, later) else { return 0.0 };
+    let (features, e) = context.padded();
+    let mut sum: f64 = end.z.iter().zip(later.z.iter()).map(|(z, r)| z.to_f64() * r.to_f64()).sum();
+    for (f, row) in later.s.chunks_exact(e).enumerate() {
+        for (c, r) in row[..context.shapes().value_width].iter().enumerate() {
+            sum += end.s[c * features + f].to_f64() * r.to_f64();
+        }
+    }
+    sum
+}
+
+/// Turns the differences of a segment's keys into their sums from each to the last, what passes `across` the segment's
+/// end included: exactly 0 where nothing passes, and for a key that is not there.
+pub fn sum<T: Number>(sweep: &Sweep<'_, T>, keys: Range<usize>, across: f64, d_log: &mut [f64]) {
+    let (context, at, first) = (sweep.context, sweep.at, sweep.context.keys(&sweep.span).start);
+    let mut sum = across;
+    for key in keys.rev() {
+        let passes = T::from_f64(context.log_decay(at.batch, at.head, key).exp()) != T::ZERO;
+        sum = if passes { sum + d_log[key - first] } else { 0.0 };
+        d_log[key - first] = if context.keeps(at.batch, key) { sum } else { 0.0 };
+    }
+}
