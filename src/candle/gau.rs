@@ -1,4 +1,4 @@
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::LinearState;
 use super::engine::{LinearCall, LinearTensors, QuadraticCall, accumulator};
@@ -55,7 +55,8 @@ pub fn gau_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &GauOptions<Te
 ///
 /// q = `q_quad` and q' = `q_lin` `[B, H, N, D]`, k = `k_quad` and k' = `k_lin` `[B, Hk, M, D]`, v `[B, Hk, M, E]` →
 /// `[B, H, N, E]` in their dtype, f32, f64, f16 or bf16. The paper has one head; D may differ between the branches;
-/// causal needs M = N. The branches are added before the rounding to the dtype. C, c, the norm, key mask and bias are
+/// causal needs M = N. The branches are added before the rounding to the dtype, and on the CPU so are their
+/// gradients of v. C, c, the norm, key mask and bias are
 /// in [`MixedChunkOptions`]; what holds for every operation is in the [module](crate::candle) documentation. Gradients: all five
 /// tensors and the bias.
 ///
@@ -153,10 +154,17 @@ fn branches(
         let (got, needs) = (describe(rows), format!("{} as in the local branch", describe(needs)));
         return Err(crate::Error::Shape { function: names[1], argument: "q", got, needs }.into());
     }
-    Ok((
-        QuadraticCall::new(local, quad, key_mask, options.bias.as_ref())?,
-        LinearCall::new(global, lin, LinearTensors { key_mask, state, ..Default::default() })?,
-    ))
+    let wide = wide_values(quad[2])?;
+    let local = QuadraticCall::new(local, quad, key_mask, options.bias.as_ref())?;
+    let global = LinearCall::new(global, lin, LinearTensors { key_mask, state, ..Default::default() })?;
+    Ok((local.with_wide_v(wide.as_ref()), global.with_wide_v(wide.as_ref())))
+}
+
+/// v in the dtype of sums, where the gradients of both branches can be added up before they are rounded.
+fn wide_values(v: &Tensor) -> Result<Option<Tensor>> {
+    let is_narrow = matches!(v.dtype(), DType::F16 | DType::BF16);
+    let adds = is_narrow && v.track_op() && v.device().is_cpu();
+    adds.then(|| v.to_dtype(accumulator(v.dtype()))).transpose()
 }
 
 /// The local branch of [`mixed_chunk_attention`] in the dtype of sums, for queries at the end of a longer row of keys.

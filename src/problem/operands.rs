@@ -42,7 +42,7 @@ pub struct QuadraticGradients<O> {
     pub q: O,
     /// As k, contiguous.
     pub k: O,
-    /// As v, contiguous.
+    /// As v, contiguous; on the CPU also in the dtype of sums.
     pub v: O,
     /// As the bias; needed when there is one.
     pub bias: Option<O>,
@@ -121,7 +121,7 @@ pub struct LinearGradients<O> {
     pub q: O,
     /// As k, contiguous.
     pub k: O,
-    /// As v, contiguous.
+    /// As v, contiguous; on the CPU also in the dtype of sums.
     pub v: O,
     /// As the log-decay, which must be per token.
     pub log_decay: Option<O>,
@@ -197,7 +197,8 @@ impl<O: Elements> QuadraticGradients<O> {
         let queries = problem.statistic_len() * shapes.width;
         check_output(function, "gradient of q", &self.q, queries, &[shapes.dtype])?;
         check_output(function, "gradient of k", &self.k, keys * shapes.width, &[shapes.dtype])?;
-        check_output(function, "gradient of v", &self.v, keys * shapes.value_width, &[shapes.dtype])?;
+        let dtypes = [shapes.dtype, shapes.dtype.accumulator()];
+        check_output(function, "gradient of v", &self.v, keys * shapes.value_width, &dtypes)?;
         if let (Some(bias), Some((heads, radius))) = (&self.bias, shapes.bias) {
             check_output(function, "gradient of bias", bias, heads * (2 * radius + 1), &[shapes.dtype])?;
         }
@@ -264,7 +265,8 @@ impl<O: Elements> LinearGradients<O> {
         let dtype = [shapes.dtype];
         check_output(function, "gradient of q", &self.q, batch * shapes.query_heads * queries * width, &dtype)?;
         check_output(function, "gradient of k", &self.k, batch * shapes.key_heads * keys * width, &dtype)?;
-        check_output(function, "gradient of v", &self.v, batch * shapes.value_heads * keys * value_width, &dtype)?;
+        let dtypes = [shapes.dtype, shapes.dtype.accumulator()];
+        check_output(function, "gradient of v", &self.v, batch * shapes.value_heads * keys * value_width, &dtypes)?;
         let Some(log_decay) = &self.log_decay else { return Ok(()) };
         let given = shapes.decay == Decay::Token;
         ensure_value(given, function, "gradient of log_decay", "asked for", "a log-decay per token")?;

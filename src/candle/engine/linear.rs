@@ -24,6 +24,8 @@ pub struct LinearCall {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// What stands for v in the graph: v in the dtype of sums, for a gradient that is not rounded yet.
+    wide_v: Option<Tensor>,
     key_mask: Option<Tensor>,
     log_decay: Option<Tensor>,
     omega: Option<Tensor>,
@@ -41,6 +43,7 @@ impl LinearCall {
             q: admission.differentiable("q", q)?,
             k: admission.differentiable("k", k)?,
             v: admission.differentiable("v", v)?,
+            wide_v: None,
             key_mask: constant("key_mask", key_mask)?,
             log_decay: match problem.shapes.decay {
                 Decay::Token => log_decay.map(|decay| admission.differentiable("log_decay", decay)).transpose()?,
@@ -49,6 +52,11 @@ impl LinearCall {
             omega: constant("omega", omega)?,
             state: state.map(|state| admit_state(&problem, admission, state)).transpose()?,
         })
+    }
+
+    /// The same with `wide`, which is v in the dtype of sums, as the input of the graph.
+    pub fn with_wide_v(self, wide: Option<&Tensor>) -> Self {
+        Self { wide_v: wide.cloned(), ..self }
     }
 
     /// The output in the dtype of q.
@@ -196,7 +204,8 @@ impl Node for OutputNode {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        let LinearCall { q, k, v, log_decay, .. } = &self.call;
+        let LinearCall { q, k, v, wide_v, log_decay, .. } = &self.call;
+        let v = wide_v.as_ref().unwrap_or(v);
         Inputs { q, k, v, extra: log_decay.as_ref().filter(|log_decay| log_decay.track_op()) }
     }
 

@@ -16,6 +16,8 @@ pub struct QuadraticCall {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// What stands for v in the graph: v in the dtype of sums, for a gradient that is not rounded yet.
+    wide_v: Option<Tensor>,
     key_mask: Option<Tensor>,
     bias: Option<Tensor>,
 }
@@ -33,9 +35,15 @@ impl QuadraticCall {
             q: admission.differentiable("q", q)?,
             k: admission.differentiable("k", k)?,
             v: admission.differentiable("v", v)?,
+            wide_v: None,
             key_mask: key_mask.map(|mask| admission.constant("key_mask", mask)).transpose()?,
             bias: bias.map(|bias| admission.differentiable("bias", bias)).transpose()?,
         })
+    }
+
+    /// The same with `wide`, which is v in the dtype of sums, as the input of the graph.
+    pub fn with_wide_v(self, wide: Option<&Tensor>) -> Self {
+        Self { wide_v: wide.cloned(), ..self }
     }
 
     /// The output in the dtype of q.
@@ -69,7 +77,7 @@ impl QuadraticCall {
 
     fn inputs(&self) -> Inputs<'_> {
         let extra = self.bias.as_ref().filter(|bias| bias.track_op());
-        Inputs { q: &self.q, k: &self.k, v: &self.v, extra }
+        Inputs { q: &self.q, k: &self.k, v: self.wide_v.as_ref().unwrap_or(&self.v), extra }
     }
 
     /// Calls an engine with the operands, while `saved` can be read, too.

@@ -1,5 +1,6 @@
 //! Rows that see few keys in more than one tile: their mean gradient, key by key.
 
+use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
 use super::super::finish::dot;
@@ -37,7 +38,7 @@ impl<T: Number> Context<'_, T> {
             values.load(key..key + 1, &mut v, e);
             let score = self.score(Place { key, ..at }, dot(&q[..d], &k));
             let weight = match self.problem.weight {
-                Weight::Softmax => (score - statistic).exp(),
+                Weight::Softmax => ((score - statistic) * T::from_f64(LOG2_E)).exp2(),
                 Weight::Relu => score.larger(T::ZERO),
                 Weight::ReluSquared => score.larger(T::ZERO) * score.larger(T::ZERO),
             };

@@ -5,7 +5,7 @@ use super::super::plan::Argument;
 use super::super::view::{DeviceSliceMut, DeviceView, strides};
 use super::{ForwardOutputs, LinearLayout, SavedLayout, StateLayout, plan_backward, plan_forward};
 use crate::Result;
-use crate::problem::{Elements, Linear, Operand, StateMut, StateView};
+use crate::problem::{Elements, Linear, Operand, StateMut, StateView, ensure_value};
 
 /// The operands, as views of device memory.
 pub type LinearInputs<'a> = crate::problem::LinearInputs<DeviceView<'a>>;
@@ -67,6 +67,8 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
+    let dtype = gradients.v.dtype();
+    ensure_value(dtype == problem.shapes.dtype, problem.function, "gradient of v", dtype, "the dtype of v on a GPU")?;
     let statistic = saved.statistic.as_ref().map_or([0; 3], |statistic| match statistic.strides() {
         [batch, row] => [*batch as i64, 0, *row as i64],
         _ => strides(statistic),

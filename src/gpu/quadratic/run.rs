@@ -5,7 +5,7 @@ use super::super::plan::Argument;
 use super::super::view::{DeviceSliceMut, DeviceView, strides};
 use super::{QuadraticLayout, QuadraticOutputs, QuadraticSavedLayout, plan_backward, plan_forward};
 use crate::Result;
-use crate::problem::{Elements, Operand, Quadratic};
+use crate::problem::{Elements, Operand, Quadratic, ensure_value};
 
 /// The operands, as views of device memory.
 pub type QuadraticInputs<'a> = crate::problem::QuadraticInputs<DeviceView<'a>>;
@@ -53,6 +53,8 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
+    let dtype = gradients.v.dtype();
+    ensure_value(dtype == problem.shapes.dtype, problem.function, "gradient of v", dtype, "the dtype of v on a GPU")?;
     let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     arguments.read(Argument::Out, &saved.out);

@@ -109,6 +109,12 @@ impl Operands {
         }
     }
 
+    /// For the gradient of v: in the dtype of sums where two branches' are added.
+    fn room_for_values(&self, data: &Data) -> Buffer {
+        let dtype = if data.global.is_some() { self.dtype.accumulator() } else { self.dtype };
+        Buffer::poisoned(dtype, data.v.data.len())
+    }
+
     pub(super) fn quadratic(
         &self,
         data: &Data,
@@ -139,7 +145,8 @@ impl Operands {
             d_statistic: self.d_lse.as_ref().map(Operand::view),
         };
         let poisoned = |array: &Array| Buffer::poisoned(self.dtype, array.data.len());
-        let [mut d_q, mut d_k, mut d_v] = [&data.q, &data.k, &data.v].map(poisoned);
+        let [mut d_q, mut d_k] = [&data.q, &data.k].map(poisoned);
+        let mut d_v = self.room_for_values(data);
         let mut d_bias = data.extras.bias.as_ref().map(poisoned);
         let gradients = QuadraticGradients {
             q: d_q.slice_mut(),
@@ -208,7 +215,8 @@ impl Operands {
     ) -> attn_kernels::Result<()> {
         let [q, k] = data.global.as_ref().map_or([&data.q, &data.k], |global| global.each_ref());
         let poisoned = |array: &Array| Buffer::poisoned(self.dtype, array.data.len());
-        let [mut d_q, mut d_k, mut d_v] = [q, k, &data.v].map(poisoned);
+        let [mut d_q, mut d_k] = [q, k].map(poisoned);
+        let mut d_v = self.room_for_values(data);
         let per_token = data.extras.log_decay.as_ref().filter(|_| inputs.log_decay.is_some_and(is_per_token));
         let mut d_log_decay = per_token.map(|g| Buffer::poisoned(self.dtype.accumulator(), g.data.len()));
         let gradients = LinearGradients {
