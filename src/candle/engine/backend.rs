@@ -61,7 +61,7 @@ pub trait Backend {
     ) -> crate::Result<()>;
 }
 
-/// Binds the backend of a device that [`admit`](super::tensors::admit) lets through.
+/// Binds the backend of a device that `Admission` lets through.
 macro_rules! on_device {
     ($device:expr, $backend:ident => $body:expr) => {
         match $device {
