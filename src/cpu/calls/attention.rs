@@ -43,7 +43,7 @@ impl<'a, T: Element> Attention<'a, T> {
     /// # Errors
     /// A `d_out` of another length.
     pub fn backward(&self, d_out: &[T]) -> Result<AttentionGradients<T>> {
-        backward(&self.problem, &self.inputs, (&self.out, &self.statistic), (d_out, None))
+        self.gradients(d_out, None)
     }
 
     /// As [`Attention::backward`], for a loss that uses the log-sum-exp of [`softmax`] as well: `d_statistic` is its
@@ -54,7 +54,13 @@ impl<'a, T: Element> Attention<'a, T> {
     pub fn backward_with_statistic(&self, d_out: &[T], d_statistic: &[T::Sum]) -> Result<AttentionGradients<T>> {
         let is_softmax = self.problem.weight == Weight::Softmax;
         ensure_value(is_softmax, self.problem.function, "d_statistic", "given", "softmax, for which it is defined")?;
-        backward(&self.problem, &self.inputs, (&self.out, &self.statistic), (d_out, Some(d_statistic)))
+        self.gradients(d_out, Some(d_statistic))
+    }
+
+    fn gradients(&self, d_out: &[T], d_statistic: Option<&[T::Sum]>) -> Result<AttentionGradients<T>> {
+        let (saved, mut v) = ((&self.out[..], &self.statistic[..]), like(&self.inputs.v));
+        let [q, k, bias] = backward(&self.problem, &self.inputs, saved, (d_out, d_statistic), &mut v)?;
+        Ok(AttentionGradients { q, k, v, bias: self.inputs.bias.map(|_| bias) })
     }
 }
 
@@ -68,13 +74,15 @@ pub(super) fn forward<T: Element, O: Element>(
     Ok((out, statistic))
 }
 
-/// From the output and the statistic, and the gradients of both.
-pub(super) fn backward<T: Element>(
+/// From the output and the statistic, and the gradients of both: the gradients of q, k and the bias, which is empty where
+/// there is none. That of v goes to `d_v`, in the type of v or that of sums.
+pub(super) fn backward<T: Element, V: Element>(
     problem: &Quadratic,
     inputs: &QuadraticInputs<'_>,
     (out, statistic): (&[T], &[T::Sum]),
     (d_out, d_statistic): (&[T], Option<&[T::Sum]>),
-) -> Result<AttentionGradients<T>> {
+    d_v: &mut [V],
+) -> Result<[Vec<T>; 3]> {
     let (function, shapes) = (problem.function, &problem.shapes);
     let rows = [shapes.batch, shapes.heads, shapes.queries];
     let dims = [rows[0], rows[1], rows[2], shapes.value_width];
@@ -84,16 +92,16 @@ pub(super) fn backward<T: Element>(
         d_out: view(function, "d_out", d_out, &dims)?,
         d_statistic: d_statistic.map(|elements| view(function, "d_statistic", elements, &rows)).transpose()?,
     };
-    let QuadraticInputs { q, k, v, bias, .. } = inputs;
-    let mut gradients = AttentionGradients { q: like(q), k: like(k), v: like(v), bias: bias.as_ref().map(like) };
+    let QuadraticInputs { q, k, bias, .. } = inputs;
+    let (mut d_q, mut d_k, mut d_bias) = (like(q), like(k), bias.as_ref().map_or(Vec::new(), like));
     let room = QuadraticGradients {
-        q: T::slice_mut(&mut gradients.q),
-        k: T::slice_mut(&mut gradients.k),
-        v: T::slice_mut(&mut gradients.v),
-        bias: gradients.bias.as_mut().map(|bias| T::slice_mut(bias)),
+        q: T::slice_mut(&mut d_q),
+        k: T::slice_mut(&mut d_k),
+        v: V::slice_mut(d_v),
+        bias: bias.map(|_| T::slice_mut(&mut d_bias)),
     };
     quadratic::backward(problem, inputs, &saved, room)?;
-    Ok(gradients)
+    Ok([d_q, d_k, d_bias])
 }
 
 /// Softmax attention, never N×M in memory:

@@ -118,12 +118,14 @@ pub(super) fn forward<T: Element, O: Element>(
     Ok((out, statistic))
 }
 
-/// From the output and the statistic, and the gradient of the output.
-pub(super) fn backward<T: Element>(
+/// From the output and the statistic, and the gradient of the output: all gradients but that of v, which is left empty and
+/// goes to `d_v`, in the type of v or that of sums.
+pub(super) fn backward<T: Element, V: Element>(
     problem: &Linear,
     inputs: &LinearInputs<'_>,
     (out, statistic): (&[T], &[T::Sum]),
     d_out: &[T],
+    d_v: &mut [V],
 ) -> Result<LinearAttentionGradients<T>> {
     let (function, shapes) = (problem.function, &problem.shapes);
     let dims = [shapes.batch, shapes.heads(), shapes.queries, shapes.value_width];
@@ -135,18 +137,16 @@ pub(super) fn backward<T: Element>(
         statistic: has_statistic.then(|| view(function, "statistic", statistic, rows)).transpose()?,
         d_out: view(function, "d_out", d_out, &dims)?,
     };
-    let LinearInputs { q, k, v, log_decay, .. } = inputs;
-    let log_decay = log_decay.as_ref().filter(|_| shapes.decay == Decay::Token);
-    let (q, k, v, log_decay) = (like(q), like(k), like(v), log_decay.map(like));
-    let mut gradients = LinearAttentionGradients { q, k, v, log_decay };
+    let log_decay = inputs.log_decay.as_ref().filter(|_| shapes.decay == Decay::Token);
+    let (mut d_q, mut d_k, mut d_log_decay) = (like(&inputs.q), like(&inputs.k), log_decay.map(like));
     let room = LinearGradients {
-        q: T::slice_mut(&mut gradients.q),
-        k: T::slice_mut(&mut gradients.k),
-        v: T::slice_mut(&mut gradients.v),
-        log_decay: gradients.log_decay.as_mut().map(|log_decay| T::Sum::slice_mut(log_decay)),
+        q: T::slice_mut(&mut d_q),
+        k: T::slice_mut(&mut d_k),
+        v: V::slice_mut(d_v),
+        log_decay: d_log_decay.as_mut().map(|log_decay| T::Sum::slice_mut(log_decay)),
     };
     linear::backward(problem, inputs, &saved, room)?;
-    Ok(gradients)
+    Ok(LinearAttentionGradients { q: d_q, k: d_k, v: Vec::new(), log_decay: d_log_decay })
 }
 
 impl<'a, T: Element> LinearAttention<'a, T> {
@@ -167,7 +167,9 @@ impl<'a, T: Element> LinearAttention<'a, T> {
     /// # Errors
     /// A `d_out` of another length.
     pub fn backward(&self, d_out: &[T]) -> Result<LinearAttentionGradients<T>> {
-        backward(&self.problem, &self.inputs, (&self.out, &self.statistic), d_out)
+        let (saved, mut v) = ((&self.out[..], &self.statistic[..]), like(&self.inputs.v));
+        let others = backward(&self.problem, &self.inputs, saved, d_out, &mut v)?;
+        Ok(LinearAttentionGradients { v, ..others })
     }
 }
 

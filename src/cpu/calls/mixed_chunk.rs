@@ -1,7 +1,7 @@
 use super::super::linear::LinearInputs;
 use super::super::quadratic::QuadraticInputs;
 use super::attention;
-use super::element::{Conversion, Element, ensure_element, zeros};
+use super::element::{Conversion, Element, ensure_element, like, zeros};
 use super::linear_attention::{self, Extras, LinearState};
 use crate::Result;
 use crate::gau::MixedChunkOptions;
@@ -42,17 +42,13 @@ impl<'a, T: Element> MixedChunk<'a, T> {
         let Self { local: (local, quad), global: (global, lin), out } = self;
         // Neither branch has a norm, so that its gradients read neither output nor statistic.
         let statistic = zeros(&[local.statistic_len()]);
-        let local = attention::backward(local, quad, (out, &statistic), (d_out, None))?;
-        let global = linear_attention::backward(global, lin, (out, &[]), d_out)?;
-        let v = local.v.into_iter().zip(global.v).map(|(local, global)| local.plus(global)).collect();
-        Ok(MixedChunkGradients {
-            q_quad: local.q,
-            k_quad: local.k,
-            q_lin: global.q,
-            k_lin: global.k,
-            v,
-            bias: local.bias,
-        })
+        let (mut v, mut far) = (like::<T::Sum>(&quad.v), like::<T::Sum>(&lin.v));
+        let near = attention::backward(local, quad, (&out[..], &statistic[..]), (d_out, None), &mut v)?;
+        let others = linear_attention::backward(global, lin, (&out[..], &[]), d_out, &mut far)?;
+        v.iter_mut().zip(far).for_each(|(near, far)| *near = near.plus(far));
+        let (v, [q_quad, k_quad, bias]) = (T::rounded(T::Sum::slice(&v)), near);
+        let bias = quad.bias.map(|_| bias);
+        Ok(MixedChunkGradients { q_quad, k_quad, q_lin: others.q, k_lin: others.k, v, bias })
     }
 }
 
