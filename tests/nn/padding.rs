@@ -33,12 +33,6 @@ fn visible(rows: &Tensor, places: &[Vec<usize>]) -> Result<Tensor> {
     Tensor::stack(&places.iter().enumerate().map(pick).collect::<Result<Vec<_>>>()?, 0)
 }
 
-/// Whether the layer divides by the number of all keys.
-fn counts_keys(config: &attn_kernels::nn::AttentionConfig) -> bool {
-    let is_mean = matches!(config.mechanism, Mechanism::Flash { global_norm: attn_kernels::GlobalNorm::Mean, .. });
-    is_mean && !config.causal
-}
-
 /// ⟨y, fixed random numbers⟩
 fn loss(y: &Tensor) -> Result<Tensor> {
     (y * random("loss", y.dims())?)?.sum_all()
@@ -71,7 +65,7 @@ fn compare(
 
 #[test]
 fn of_layers() -> Result<()> {
-    for config in layers_both_ways().filter(|config| !counts_keys(config)) {
+    for config in layers_both_ways() {
         let (variables, layer) = layer(&config)?;
         for places in places() {
             let x = random("padded", &[3, ROWS, WIDTH])?;
