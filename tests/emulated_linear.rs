@@ -3,12 +3,15 @@
 use attn_kernels::gpu::plan::DeviceFacts;
 use attn_kernels::problem::DType;
 
-use crate::common::backends::Pass;
 use crate::common::backends::emulator_linear::EmulatedLinear;
+use crate::common::backends::{Backend, Pass};
 use crate::common::cases::{self, Case};
+use crate::common::compare::{error, magnitude};
+use crate::common::data::Data;
 use crate::common::emulated::check;
-use crate::common::emulator::{SEEDS, Sanitizer};
+use crate::common::emulator::{self, SEEDS, Sanitizer};
 use crate::common::executor::Executor;
+use crate::common::reference::expected;
 
 const PLAIN: EmulatedLinear = EmulatedLinear {
     facts: DeviceFacts::H200,
@@ -79,7 +82,13 @@ fn outputs_in_the_type_of_sums() {
 fn sanitized(sanitizer: Sanitizer) {
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
     let dtypes = [DType::F32];
-    check(&backend, &cases::linear(), &["decay per token, in seg", "SSD", "softmax over"], &dtypes, Pass::Both);
+    check(
+        &backend,
+        &cases::linear(),
+        &["decay per token, in seg", "resets, in seg", "SSD", "softmax over"],
+        &dtypes,
+        Pass::Both,
+    );
     check(&backend, &cases::performer(), &["causal, in segments", "ReLU features, full"], &dtypes, Pass::Both);
     check(&backend, &cases::norm(), &["full, in segments", "one token, all heads"], &dtypes, Pass::Both);
     check(&backend, &cases::mixed_chunk(), &["chunks of 7"], &dtypes, Pass::Both);
@@ -88,7 +97,14 @@ fn sanitized(sanitizer: Sanitizer) {
 /// One size of each kernel for warpgroups.
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
-    let reasons = ["64 wide, one chunk", "128 by 128, decay", "256 wide, in", "64 by 128, in segments", "shared q, k"];
+    let reasons = [
+        "64 wide, one chunk",
+        "128 by 128, decay",
+        "256 wide, in",
+        "64 by 128, in segments",
+        "shared q, k",
+        "resets, key mask, in",
+    ];
     check(&backend, &cases::linear(), &reasons, &HALVES, Pass::Both);
     check(&backend, &cases::linear(), &["256 wide, elu", "full, 64 wide"], &HALVES, Pass::Forward);
     check(&backend, &cases::mixed_chunk(), &["64 wide, key mask", "two blocks of values"], &HALVES, Pass::Forward);
@@ -129,4 +145,50 @@ fn addresses_of_warpgroups_are_sane() {
 #[test]
 fn warpgroups_do_not_race() {
     sanitized_warpgroups(Sanitizer::Thread);
+}
+
+/// Of the keys, the first are so long that a short one behind them leaves nothing of what they added; the next is the
+/// shortest. With ω = 0 only the stabiliser is left of the weights.
+fn with_a_jump(case: &Case, dtype: DType) -> Data {
+    let mut data = Data::new(case, dtype);
+    let omega = data.omega.as_mut().expect("ω of a Performer");
+    omega.data.fill(0.0);
+    data.q.data.fill(0.0);
+    let [.., keys, width] = data.k.shape;
+    for (j, row) in data.k.data.chunks_exact_mut(width).enumerate() {
+        row.fill(0.0);
+        row[0] = match j % keys {
+            0..40 => 1e9,
+            40 => 2.0,
+            _ => 0.0,
+        };
+    }
+    data
+}
+
+#[test]
+fn a_jump_of_the_stabilizer_spares_later_ones() {
+    let backend = EmulatedLinear { seeds: &SEEDS[1..3], ..PLAIN };
+    if !backend.is_available() {
+        return emulator::skip("a jump of the stabiliser");
+    }
+    let of = |why: &str, dtype: DType| {
+        let found = cases::performer().into_iter().find(|case| case.why == why && case.dtypes.contains(&dtype));
+        found.unwrap_or_else(|| panic!("no case {why} in {dtype}"))
+    };
+    let portable = "a tile and one";
+    for (why, dtype, bound) in [
+        (portable, DType::F32, 1e-5),
+        (portable, DType::F64, 1e-13),
+        ("64 wide, 128 features, a chunk and a bit", DType::BF16, 1e-2),
+    ] {
+        let case = of(why, dtype);
+        let data = with_a_jump(&case, dtype);
+        let got = backend.run(&case, &data, dtype, Pass::Both).unwrap();
+        for (name, expected) in &expected(&case, &data).0 {
+            let error = error(got.get(name).expect(name), expected).unwrap().worst;
+            let limit = bound * (1.0 + magnitude(expected).worst);
+            assert!(error <= limit, "{dtype} {name} is off by {error:e} of at most {limit:e}");
+        }
+    }
 }

@@ -74,8 +74,7 @@ struct SumsTile {
     }
 };
 
-// V_ij = ⟨dT_i, v_j⟩ + dn_i and its decay, the gradients of the weights inside the tile. The gradient of a log-decay has
-// no part in V_ii, next to which it may be small: then these are kept apart, and 0 among the others.
+// V_ij = ⟨dT_i, v_j⟩ + dn_i and its decay, the gradients of the weights inside the tile.
 template <class Element>
 DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element>& sums) {
     using Real = typename Arithmetic<Element>::Real;
@@ -85,11 +84,36 @@ DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element
         product<Math, 1, 2>(
             kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
             [&](int i, int) { return tiles.rows->d_norm[i]; },
-            [&](int i, int j, Real x) {
-                bool is_apart = p.d_log && i == j;
-                if (is_apart) tiles.rows->own_weight[i] = x;
-                tiles.store_weight(i, j, is_apart ? Real(0) : x);
-            });
+            [&](int i, int j, Real x) { tiles.store_weight(i, j, x); });
+    });
+}
+
+// P_ij = V_ij ⟨φ(q_i), φ(k_j)⟩ of the tile's pairs with j < i, by which decays between them count; 0 for others. V is in
+// the weights. The bits are those of the other sweep, too: what cancels between sums over i and over j cancels exactly.
+template <class Element>
+DEVICE WideTile<typename Arithmetic<Element>::Real> multiply_pairs(const Tiles<Element>& tiles) {
+    using Real = typename Arithmetic<Element>::Real;
+    const LinearParams& p = tiles.p;
+    auto pairs = tile_piece<Real>(p, kPiecePairs, p.weights_row);
+    with_math<Element>(p, [&](auto math) {
+        using Math = decltype(math);
+        product<Math, 1, 2>(
+            kTile, kTile, p.features_padded, left_rows<Math>(tiles.query_phi), right_transposed<Math>(tiles.key_phi),
+            [](int, int) { return Real(0); },
+            [&](int i, int j, Real x) { pairs.at(i, j) = j < i ? tiles.weights.at(i, j) * x : Real(0); });
+    });
+    ptx::barrier_sync();
+    return pairs;
+}
+
+// Adds ⟨φ, dφ⟩ of the tile's rows to what they have of it.
+template <class Element>
+DEVICE void multiply_rows(const Tiles<Element>& tiles, const WideTile<typename Arithmetic<Element>::Real>& phi,
+                          const WideTile<typename Arithmetic<Element>::Real>& d_phi) {
+    using Real = typename Arithmetic<Element>::Real;
+    each_row([&](int r) {
+        Real sum = row_sum<Real>(tiles.p.features, [&](int f) { return phi.at(r, f) * d_phi.at(r, f); });
+        if (ptx::lane() == 0) tiles.rows->d_log[r] += double(sum);
     });
 }
 

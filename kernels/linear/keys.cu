@@ -4,9 +4,11 @@
 //   dφ(k) = e^{G_C−G} (v Rᵀ + r) + Vᵀ φ(q)                 dv = e^{G_C−G} φ(k) R + Wᵀ dT
 //   R ← e^{G_C} R + (φ(q) e^G)ᵀ dT                         r ← e^{G_C} r + (φ(q) e^G)ᵀ dn
 //
+// and, for the gradient of a log-decay, less the sum of the keys' pairs with later queries, ⟨φ(k_j), dφ(k_j)⟩ without i = j.
+//
 // One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z and S for r
 // and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D], for
-// the gradient of a log-decay another dφ(k). All warps work on the same step; a barrier ends each.
+// the gradient of a log-decay pairs [32 × 32]. All warps work on the same step; a barrier ends each.
 #include "d_features.cuh"
 #include "state.cuh"
 #include "d_sums.cuh"
@@ -23,8 +25,6 @@ struct Keys {
     State<Element> d_state;
     SumsTile<Element> sums;
     WideTile<Real> d_phi, d_values;
-    // Σ V_ii φ(q_i) over the readers, where V_ii is kept apart.
-    WideTile<Real> from_own;
 
     DEVICE explicit Keys(const LinearParams& params)
         : p(params),
@@ -32,8 +32,7 @@ struct Keys {
           d_state(params),
           sums(params),
           d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)),
-          d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)),
-          from_own(tile_piece<Real>(params, kPieceFromOwn, params.features_row)) {}
+          d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)) {}
 
     DEVICE void enter() {
         if (p.segments == 1) {
@@ -51,11 +50,17 @@ struct Keys {
             tiles.load_keys(tile);
             gradient_from_later();
             ptx::barrier_sync();
+            if (p.d_log) {
+                for (int r = ptx::thread(); r < kTile; r += ptx::threads()) tiles.rows->d_log[r] = 0.0;
+                ptx::barrier_sync();
+                multiply_rows(tiles, tiles.key_phi, d_phi);
+                ptx::barrier_sync();
+            }
         }
         for (int64_t reader = 0; absorbs && reader < tiles.readers(); ++reader) {
             tiles.load_queries(reader, tile);
             sums.load(tiles, reader, tile);
-            if (is_inclusive(p)) gradient_from_tile(reader == 0);
+            if (is_inclusive(p)) gradient_from_tile();
             absorb_queries(tiles, d_state, sums, reader == 0 ? tile_decay(tiles) : Real(1));
         }
         if (reads) store(tile);
@@ -79,7 +84,7 @@ struct Keys {
     }
 
     // dv += Wᵀ dT and dφ(k) += Vᵀ φ(q) of the loaded reader.
-    DEVICE void gradient_from_tile(bool is_first) {
+    DEVICE void gradient_from_tile() {
         tiles.score();
         ptx::barrier_sync();
         product<Math, 1, 4>(
@@ -96,9 +101,10 @@ struct Keys {
                 [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
         });
         if (p.d_log) {
-            each_element(kTile, p.features_padded, [&](int r, int f) {
-                Real x = tiles.rows->own_weight[r] * tiles.query_phi.at(r, f);
-                from_own.at(r, f) = is_first ? x : from_own.at(r, f) + x;
+            auto pairs = multiply_pairs(tiles);
+            each_row([&](int r) {
+                double sum = warp_sum(double(pairs.at(ptx::lane(), r)));
+                if (ptx::lane() == 0) tiles.rows->d_log[r] += sum;
             });
         }
         ptx::barrier_sync();
@@ -127,16 +133,12 @@ struct Keys {
         ptx::barrier_sync();
     }
 
-    // ⟨φ(k), dφ(k)⟩ but for what keys have of their own queries, which dφ(k) has afterwards.
+    // What the queries' sweep has stored becomes the difference.
     DEVICE void subtract_log(Range tile) {
         auto d_log = static_cast<double*>(p.d_log) + tiles.place.state_head(p) * p.keys;
-        each_row([&](int r) {
-            if (!tiles.rows->present[r]) return;
-            Real product = row_sum<Real>(p.features, [&](int f) { return tiles.key_phi.at(r, f) * d_phi.at(r, f); });
-            if (ptx::lane() == 0) d_log[tiles.key_at(tile, r)] -= double(product);
-            each_column(p.features, [&](int f) { d_phi.at(r, f) += from_own.at(r, f); });
-        });
-        ptx::barrier_sync();
+        for (int r = ptx::thread(); r < kTile; r += ptx::threads()) {
+            if (tiles.rows->present[r]) d_log[tiles.key_at(tile, r)] -= tiles.rows->d_log[r];
+        }
     }
 
     DEVICE void run() {

@@ -3,9 +3,11 @@
 //   V_ij = (⟨dT_i, v_j⟩ + dn_i) e^{G_i − G_j} for j ≤ i
 //   dφ(q) = e^G (dT Sᵀ + dn zᵀ) + V φ(k)                    S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v
 //
+// and, for the gradient of a log-decay, the sum of the rows' pairs with keys before them, ⟨φ(q_i), dφ(q_i)⟩ without j = i.
+//
 // One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z, S [D′ ×
-// E], φ(k), φ(q), dφ(q) [32 × D′], values and dT [32 × E], V [32 × 32], for FAVOR+ x [32 × D]. All warps work on the
-// same step; a barrier ends each.
+// E], φ(k), φ(q), dφ(q) [32 × D′], values and dT [32 × E], V [32 × 32], for FAVOR+ x [32 × D], for the gradient of a
+// log-decay pairs [32 × 32]. All warps work on the same step; a barrier ends each.
 #include "d_features.cuh"
 #include "state.cuh"
 #include "d_sums.cuh"
@@ -46,18 +48,16 @@ struct Queries {
                 weight_gradients(tiles, sums);
                 ptx::barrier_sync();
             }
-            with_math<Element>(p, [&](auto math) { gradient<decltype(math)>(); });
+            with_math<Element>(p, [&](auto math) {
+                using Math = decltype(math);
+                if (!p.d_log) return gradient<Math>(true, is_inclusive(p));
+                gradient<Math>(true, false);
+                ptx::barrier_sync();
+                add_log();
+                ptx::barrier_sync();
+                gradient<Math>(false, true);
+            });
             ptx::barrier_sync();
-            if (p.d_log) {
-                each_row([&](int r) {
-                    auto along = [&](int f) { return tiles.query_phi.at(r, f) * d_phi.at(r, f); };
-                    Real product = row_sum<Real>(p.features, along);
-                    if (ptx::lane() == 0) tiles.rows->d_log[r] += double(product);
-                });
-                ptx::barrier_sync();
-                add_own_keys();
-                ptx::barrier_sync();
-            }
             int64_t head = p.is_d_q_wide ? tiles.place.batch * p.heads + tiles.reader_head(reader)
                                          : tiles.place.batch * p.query_heads + tiles.query_head(reader);
             Sink sink{p.d_q, p.is_d_q_wide != 0, head, p.queries, p.width};
@@ -69,9 +69,9 @@ struct Queries {
         store_log(tile);
     }
 
-    // dφ(q) of the loaded reader.
+    // dφ(q) of the loaded reader: what is read of S, or what is there so far, and what the tile adds.
     template <class Math>
-    DEVICE void gradient() {
+    DEVICE void gradient(bool reads, bool adds_tile) {
         bool is_decayed = is_inclusive(p) && decays(p);
         const TileRows<Real>& rows = *tiles.rows;
         auto d_sums = left_rows<Math>(sums.d_sums), weights = left_rows<Math>(tiles.weights);
@@ -79,22 +79,26 @@ struct Queries {
         auto inside = right_rows<Math>(tiles.key_phi);
         each_block<1, 4>(kTile, p.features_padded, [&](int row, int column) {
             Accumulator<Real, 1, 4> block;
-            block.each([&](int r, int c, Real& x) { x = rows.d_norm[row + r] * state.z[column + c]; });
-            accumulate<Math>(block, d_sums(row), before(column), p.value_tile);
-            if (is_decayed) block.each([&](int r, int, Real& x) { x *= rows.from_start[row + r]; });
-            if (is_inclusive(p)) accumulate<Math>(block, weights(row), inside(column), kTile);
+            block.each([&](int r, int c, Real& x) {
+                x = reads ? rows.d_norm[row + r] * state.z[column + c] : d_phi.at(row + r, column + c);
+            });
+            if (reads) accumulate<Math>(block, d_sums(row), before(column), p.value_tile);
+            if (reads && is_decayed) block.each([&](int r, int, Real& x) { x *= rows.from_start[row + r]; });
+            if (adds_tile) accumulate<Math>(block, weights(row), inside(column), kTile);
             block.each([&](int r, int c, Real& x) { d_phi.at(row + r, column + c) = x; });
         });
     }
 
-    // dφ(q_i) += V_ii φ(k_i), where V_ii is kept apart.
-    DEVICE void add_own_keys() {
-        each_element(kTile, p.features_padded, [&](int r, int f) {
-            d_phi.at(r, f) += tiles.rows->own_weight[r] * tiles.key_phi.at(r, f);
+    // Pairs of the loaded reader's queries with keys before the tile, as dφ(q) has them so far, and with those in it.
+    DEVICE void add_log() {
+        multiply_rows(tiles, tiles.query_phi, d_phi);
+        auto pairs = multiply_pairs(tiles);
+        each_row([&](int r) {
+            double sum = warp_sum(double(pairs.at(r, ptx::lane())));
+            if (ptx::lane() == 0) tiles.rows->d_log[r] += sum;
         });
     }
 
-    // ⟨φ(q), dφ(q)⟩ of the tile's keys, but for what queries have of their own.
     DEVICE void store_log(Range tile) {
         if (!p.d_log) return;
         auto d_log = static_cast<double*>(p.d_log) + tiles.place.state_head(p) * p.keys;

@@ -23,11 +23,10 @@ struct TileRows {
     Real decay;
     // Stabiliser of the keys so far.
     Real stabilizer;
-    // Queries: gradients of ⟨φ(q), z⟩, and ⟨φ, dφ⟩.
+    // Gradients of ⟨φ(q), z⟩.
     Real d_norm[kTile];
+    // Σ over pairs of a row with others, by which the log-decays between them count.
     double d_log[kTile];
-    // V_ii, the gradient of a row's weight with itself, where that is kept apart.
-    Real own_weight[kTile];
 
     // What is left at row i of what row j ≤ i adds.
     DEVICE Real decay_between(int i, int j) const {
@@ -36,7 +35,7 @@ struct TileRows {
 };
 
 // What the plan sets aside for it, in numbers.
-constexpr int kRowsSize = 448;
+constexpr int kRowsSize = 384;
 static_assert(sizeof(TileRows<float>) <= kRowsSize * sizeof(float), "rows of f32");
 static_assert(sizeof(TileRows<double>) <= kRowsSize * sizeof(double), "rows of f64");
 

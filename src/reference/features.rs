@@ -92,21 +92,22 @@ fn amplitude(features: usize) -> f64 {
     1.0 / (features as f64).sqrt()
 }
 
-/// ±ω x̃ − ‖x̃‖²/2, less its maximum (which is returned), through exp.
+/// ±ω x̃ − ‖x̃‖²/2, less its maximum (which is returned), through exp. The square, which is the same for all features, is left
+/// out of the difference: of a long x it would take the digits.
 fn exponential(omega: &Array, x: &[f64], phi: &mut [f64]) -> f64 {
     let x = scaled(x);
     let half = dot(&x, &x) / 2.0;
     let directions = omega.shape[2];
     for (f, phi) in phi.iter_mut().enumerate() {
         let projection = dot(omega.row(0, 0, f % directions), &x);
-        *phi = if f < directions { projection - half } else { -projection - half };
+        *phi = if f < directions { projection } else { -projection };
     }
     let max = phi.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let amplitude = amplitude(phi.len());
     for phi in phi {
         *phi = amplitude * (*phi - max).exp();
     }
-    max
+    max - half
 }
 
 /// dx = D^{-1/4} (Σ_f ±u_f ω_f − (Σ_f u_f) x̃) with u_f = dφ_f φ_f

@@ -38,6 +38,10 @@ pub(super) fn check_mark(mechanism: &Mechanism, weights: &VarBuilder) -> Result<
 /// layer that you build. Random features of a Performer layer, which such weights do not have either, are drawn from
 /// the seed of its configuration. Everything else passes through.
 ///
+/// Layers read the weights of their configuration, and refuse known ones beside them that they would leave out: biases
+/// of projections without (see [`AttentionConfig::unbiased`](super::AttentionConfig::unbiased)), norms of queries and
+/// keys, a gate, a bias of an RMS norm, more blocks. A tensor of a name that no layer here knows is not noticed.
+///
 /// # Example
 /// ```
 /// use std::collections::HashMap;

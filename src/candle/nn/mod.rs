@@ -16,7 +16,8 @@
 //!
 //! Layers of different mechanisms have weights of the same names and shapes. So that one is not loaded into another, a
 //! layer has a tensor `mechanism.<kind>` of one number among its weights, and refuses weights that have it for another
-//! kind or for none. Weights that do not come from this crate have none: pass them through [`foreign_weights`].
+//! kind or for none. Weights that do not come from this crate have none: pass them through [`foreign_weights`]. Known
+//! weights beside those that a configuration reads are refused too: without them the model would be another.
 
 mod attention;
 mod cache;

@@ -200,10 +200,12 @@ impl<'a, T: Number> Context<'a, T> {
     }
 
     /// Cuts the line of positions at ends of tiles and chunks, by widths alone: results do not depend on how much
-    /// there is to do beside. The sums of a segment take at most 64 numbers for each of its positions.
+    /// there is to do beside. The sums of a segment take no more room than its keys and values.
     fn segments(&self) -> Vec<Range<usize>> {
         let (positions, chunk) = (self.positions(), self.chunk().unwrap_or(1));
-        let length = (self.features.count * self.shapes().value_width / 64).max(8 * TILE).next_multiple_of(TILE);
+        let (width, value_width) = (self.shapes().width, self.shapes().value_width);
+        let room = (self.features.count * value_width).div_ceil(width + value_width);
+        let length = room.max(8 * TILE).next_multiple_of(TILE);
         let length = length.max(chunk).next_multiple_of(chunk);
         let starts = (0..positions.max(1)).step_by(length);
         starts.map(|start| start..(start + length).min(positions)).collect()

@@ -55,9 +55,10 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
     planner.plan
 }
 
-const QUERIES: [Piece; 10] = [
+const QUERIES: [Piece; 11] = [
     Piece::Rows,
     Piece::Weights,
+    Piece::Pairs,
     Piece::Z,
     Piece::QueryPhi,
     Piece::KeyPhi,
@@ -70,6 +71,7 @@ const QUERIES: [Piece; 10] = [
 const KEYS: [Piece; 12] = [
     Piece::Rows,
     Piece::Weights,
+    Piece::Pairs,
     Piece::Z,
     Piece::QueryPhi,
     Piece::KeyPhi,
@@ -77,7 +79,6 @@ const KEYS: [Piece; 12] = [
     Piece::Values,
     Piece::Sums,
     Piece::DValues,
-    Piece::FromOwn,
     Piece::X,
     Piece::S,
 ];
@@ -183,9 +184,14 @@ impl Planner<'_> {
 
     /// The gradient of the log-decay, which is in the type of sums.
     fn sum_logs(&mut self) {
-        let kernel = format!("linear_d_log_decay_{}", self.shapes().dtype.accumulator());
+        let sums = self.shapes().dtype.accumulator();
+        if self.params.segments > 1 {
+            let (blocks, shared) =
+                (self.state_heads() * self.params.segments as usize, THREADS / 32 * size_of::<f64>());
+            self.launch_of(format!("linear_log_anchors_{sums}"), blocks, THREADS, shared);
+        }
         let blocks = self.state_heads().div_ceil(THREADS / 32);
-        self.plan.launch(kernel, [blocks as u32, 1, 1], THREADS as u32, 0, &self.params);
+        self.launch_of(format!("linear_d_log_decay_{sums}"), blocks, THREADS, 0);
     }
 
     fn gather(&mut self, params: GatherParams) {

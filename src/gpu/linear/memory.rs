@@ -6,7 +6,7 @@ use crate::gpu::params::Pointer;
 use crate::gpu::plan::DeviceFacts;
 
 /// Numbers set aside for what a kernel keeps per row, `kRowsSize` on the device.
-const ROWS_SIZE: usize = 448;
+const ROWS_SIZE: usize = 384;
 /// Pieces start at multiples of this many bytes.
 const ALIGN: usize = 128;
 
@@ -62,8 +62,9 @@ fn size(params: &LinearParams, piece: Piece) -> usize {
     match piece {
         Piece::Rows => ROWS_SIZE,
         Piece::Weights => weights,
-        Piece::FromOwn if params.d_log == Pointer::default() => 0,
-        Piece::QueryPhi | Piece::KeyPhi | Piece::DPhi | Piece::FromOwn => features,
+        Piece::Pairs if params.d_log == Pointer::default() => 0,
+        Piece::Pairs => weights,
+        Piece::QueryPhi | Piece::KeyPhi | Piece::DPhi => features,
         Piece::X if params.directions_count == 0 => 0,
         Piece::X => width,
         Piece::Values | Piece::Sums | Piece::DValues => values,
