@@ -2,6 +2,10 @@ use std::ops::Range;
 
 /// Which keys a query may see. Query i of N stands at position p = i + M − N among M keys
 /// (the last query at the last key).
+///
+/// A pair that the mask hides has weight 0, and keys that no query sees are not read. Keys and values that are hidden from
+/// some queries but not from all must be finite: 0 times NaN or ∞ is NaN, which neighbours of a query that sees them may
+/// get. (What a key mask removes is never read.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Mask {
     /// Every key.
