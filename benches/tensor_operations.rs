@@ -50,7 +50,7 @@ fn compare(variables: &[Var; 3]) -> Result<()> {
     for (ours, theirs) in ours.iter().zip(&theirs) {
         let difference = (ours - theirs)?.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         let largest = theirs.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        if !(difference <= 1e-4 * largest.max(1.0)) {
+        if difference.is_nan() || difference > 1e-4 * largest.max(1.0) {
             candle_core::bail!("gradients differ by {difference}, the largest is {largest}");
         }
     }

@@ -7,16 +7,20 @@
 //! use attn_kernels::problem::View;
 //! use attn_kernels::{Mask, SoftmaxOptions, cpu};
 //!
-//! let (batch, tokens, heads, width) = (2, 10, 4, 8);
-//! let wave = |step: f32| (0..batch * tokens * heads * width).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
-//! let (q, k, v) = (wave(0.3), wave(0.7), wave(1.1));
-//! // Heads before tokens, in place: sizes and strides in elements, the last one 1.
-//! let sizes = [batch, heads, tokens, width];
-//! let strides = [tokens * heads * width, width, heads * width, 1];
-//! let heads_of = |x| View::new(x, &sizes, &strides);
+//! const BATCH: usize = 2;
+//! const TOKENS: usize = 10;
+//! const HEADS: usize = 4;
+//! const WIDTH: usize = 8;
 //!
+//! /// Heads before tokens, in place: sizes and strides in elements, the last one 1.
+//! fn heads_of(x: &[f32]) -> attn_kernels::Result<View<'_>> {
+//!     View::new(x, &[BATCH, HEADS, TOKENS, WIDTH], &[TOKENS * HEADS * WIDTH, WIDTH, HEADS * WIDTH, 1])
+//! }
+//!
+//! let wave = |step: f32| (0..BATCH * TOKENS * HEADS * WIDTH).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
+//! let (q, k, v) = (wave(0.3), wave(0.7), wave(1.1));
 //! let options = SoftmaxOptions { mask: Mask::Causal, ..Default::default() };
-//! let attention = cpu::softmax::<f32>(heads_of(&q[..])?, heads_of(&k[..])?, heads_of(&v[..])?, &options)?;
+//! let attention = cpu::softmax::<f32>(heads_of(&q)?, heads_of(&k)?, heads_of(&v)?, &options)?;
 //! let out: &[f32] = &attention.out; // [batch, heads, tokens, width], contiguous
 //!
 //! // A loss of half the sum of squares; its gradient by the output is the output.

@@ -6,7 +6,7 @@ use super::super::rows::Number;
 use crate::problem::{DType, Operand, Slice, SliceMut, View};
 use crate::{Error, Result};
 
-/// The type of an element of q, k, v and results: f32, f64, [`f16`] or [`bf16`].
+/// The type of an element of q, k, v and results: f32, f64, [`struct@f16`] or [`struct@bf16`].
 pub trait Element: Conversion + Copy + Default + Debug + Send + Sync + 'static {
     /// The type of sums, statistics and states: f64 for f64, else f32.
     type Sum: Element;
