@@ -1,5 +1,6 @@
 // Elementary functions on float and double. exp2(float) and reciprocal(float) are the fast instructions (PTX ISA:
-// ex2.approx.ftz, 2 ulp, and rcp.approx.ftz, 1 ulp; subnormals flushed); the others are the accurate library functions.
+// ex2.approx.ftz, 2 ulp, and rcp.approx.ftz, 1 ulp; subnormals flushed on both sides); the others are the accurate library
+// functions.
 #pragma once
 
 #include "device.cuh"
@@ -25,8 +26,8 @@ DEVICE double exp2(double x) { return ::exp2(x); }
 
 DEVICE float reciprocal(float x) {
 #ifdef ATTN_EMULATOR
-    float result = 1.0f / x;
-    return std::fabs(result) < 0x1p-126f ? std::copysign(0.0f, x) : result;
+    auto flushed = [](float y) { return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y; };
+    return flushed(1.0f / flushed(x));
 #else
     float result;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

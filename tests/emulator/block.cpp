@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "banks.hpp"
 #include "guarded.hpp"
 
 #if defined(ATTN_ADDRESS_SANITIZER) || defined(ATTN_THREAD_SANITIZER)
@@ -265,6 +266,7 @@ static void choose_threads(size_t turn) {
 void run(const Launch& launch, uint32_t seed) {
     running = &launch;
     counters = {};
+    if (counts_accesses) start_counting_accesses();
     here.threads = launch.kernel->threads;
     std::copy(launch.grid, launch.grid + 3, here.blocks);
     check(launch);
@@ -288,6 +290,7 @@ void run(const Launch& launch, uint32_t seed) {
         here.shared = shared.back().data();
         choose_threads(turn);
         run_block(order);
+        if (counts_accesses) end_block_of_accesses();
         here.thread = -1;
         if (shared.back().overrun()) fail("writes outside its %u bytes of shared memory", launch.shared_bytes);
     }

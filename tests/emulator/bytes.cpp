@@ -5,16 +5,19 @@
 // Keeps a loop from being taken for one of the functions that it is the body of.
 static inline void step() { asm volatile("" ::: "memory"); }
 
-using Chunk = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
-static Chunk& chunk(void* at) { return *static_cast<Chunk*>(at); }
-static const Chunk& chunk(const void* at) { return *static_cast<const Chunk*>(at); }
+// Eight bytes at any address.
+struct __attribute__((packed, may_alias)) Chunk {
+    uint64_t value;
+};
 
 extern "C" {
 
 void* emulator_memcpy(void* to, const void* from, size_t bytes) {
     char* target = static_cast<char*>(to);
     const char* source = static_cast<const char*>(from);
-    for (; bytes >= 16; bytes -= 16, target += 16, source += 16) chunk(target) = chunk(source), step();
+    for (; bytes >= 8; bytes -= 8, target += 8, source += 8, step()) {
+        reinterpret_cast<Chunk*>(target)->value = reinterpret_cast<const Chunk*>(source)->value;
+    }
     for (; bytes; --bytes) *target++ = *source++, step();
     return to;
 }
@@ -29,8 +32,8 @@ void* emulator_memmove(void* to, const void* from, size_t bytes) {
 
 void* emulator_memset(void* to, int value, size_t bytes) {
     char* target = static_cast<char*>(to);
-    Chunk filled = Chunk{} + uint8_t(value);
-    for (; bytes >= 16; bytes -= 16, target += 16) chunk(target) = filled, step();
+    uint64_t filled = uint8_t(value) * 0x0101010101010101u;
+    for (; bytes >= 8; bytes -= 8, target += 8) reinterpret_cast<Chunk*>(target)->value = filled, step();
     for (; bytes; --bytes) *target++ = char(value), step();
     return to;
 }

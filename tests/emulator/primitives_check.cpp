@@ -1,5 +1,6 @@
 // Expectations for kernels/primitives, computed by plain loops from the tables of the PTX ISA.
 #include "expect.hpp"
+#include "sums.hpp"
 
 namespace emulator {
 
@@ -172,33 +173,46 @@ struct Shape {
     Place (*b)(int, int);
 };
 
-// Small whole numbers, whose sums are exact in any order.
 struct Product {
-    int a[16][16], b[16][8], d[16][8];
+    double a[16][16] = {}, b[16][8] = {}, d[16][8] = {}, result[16][8] = {};
 
-    explicit Product(const Shape& shape) {
-        for (auto& row : a)
-            for (int& value : row) value = below(17) - 8;
-        for (auto& row : b)
-            for (int& value : row) value = below(17) - 8;
-        for (auto& row : d)
-            for (int& value : row) value = below(201) - 100;
-        depth = shape.depth;
-    }
-
-    int result(Place at) const {
-        int sum = d[at.row][at.column];
-        for (int k = 0; k < depth; ++k) sum += a[at.row][k] * b[k][at.column];
-        return sum;
-    }
-
-    int of_a(Place at) const { return a[at.row][at.column]; }
-    int of_b(Place at) const { return b[at.row][at.column]; }
-    int of_d(Place at) const { return d[at.row][at.column]; }
-
-  private:
-    int depth;
+    double of_a(Place at) const { return a[at.row][at.column]; }
+    double of_b(Place at) const { return b[at.row][at.column]; }
+    double of_d(Place at) const { return d[at.row][at.column]; }
+    double of_result(Place at) const { return result[at.row][at.column]; }
 };
+
+// Small whole numbers, whose sums are exact in any order.
+static Product whole_numbers(const Shape& shape) {
+    Product product;
+    for (auto& row : product.a)
+        for (double& value : row) value = below(17) - 8;
+    for (auto& row : product.b)
+        for (double& value : row) value = below(17) - 8;
+    for (int row = 0; row < 16; ++row) {
+        for (int column = 0; column < 8; ++column) {
+            double& sum = product.result[row][column];
+            sum = product.d[row][column] = below(201) - 100;
+            for (int k = 0; k < shape.depth; ++k) sum += product.a[row][k] * product.b[k][column];
+        }
+    }
+    return product;
+}
+
+// ±(1 + 1.5 × 2^-24), which the nearest float to is above 1, and which tensor cores cut off; those of double do not.
+static Product cut_off(bool is_double) {
+    Product product;
+    for (int row = 0; row < 16; ++row) {
+        double sign = row % 2 ? -1 : 1;
+        product.a[row][3] = sign * 0x1.8p-12;
+        for (int column = 0; column < 8; ++column) {
+            product.b[3][column] = 0x1p-12;
+            product.d[row][column] = sign;
+            product.result[row][column] = sign * (is_double ? 1 + 0x1.8p-24 : 1);
+        }
+    }
+    return product;
+}
 
 template <class Append>
 static void lay_out(const Shape& shape, const Product& product, int lane, Append append) {
@@ -207,35 +221,38 @@ static void lay_out(const Shape& shape, const Product& product, int lane, Append
     for (int i = 0; i < shape.per_lane_d; ++i) append(product.of_d(place_d(lane, i)), false);
 }
 
+static void check_product(const Shape& shape, int kind, const Product& product) {
+    std::vector<uint16_t> input;
+    std::vector<double> doubles, wanted;
+    auto append = [&](double value, bool operand) {
+        doubles.push_back(value);
+        if (operand && kind < 2) return input.push_back(formats[kind].nearest(float(value)));
+        float number = float(value);
+        uint32_t bits;
+        memcpy(&bits, &number, 4);
+        if (operand) bits |= random_bits() & 0x1fff;  // which tf32 ignores
+        input.push_back(uint16_t(bits));
+        input.push_back(uint16_t(bits >> 16));
+    };
+    for (int lane = 0; lane < 32; ++lane) {
+        lay_out(shape, product, lane, append);
+        for (int i = 0; i < shape.per_lane_d; ++i) wanted.push_back(product.of_result(place_d(lane, i)));
+    }
+    if (kind == 3) {
+        expect(shape.name, {1, 1, 1}, doubles, wanted);
+    } else {
+        expect(shape.name, {1, 1, 1}, input, std::vector<float>(wanted.begin(), wanted.end()));
+    }
+}
+
 static void check_products() {
     const Shape shapes[4] = {{"primitive_mma_f16", 16, 16, 8, 4, 4, place_a16, place_b16},
                              {"primitive_mma_bf16", 16, 16, 8, 4, 4, place_a16, place_b16},
                              {"primitive_mma_tf32", 16, 8, 4, 2, 4, place_a8, place_b8},
                              {"primitive_mma_f64", 8, 4, 1, 1, 2, place_a4, place_b4}};
     for (int kind = 0; kind < 4; ++kind) {
-        const Shape& shape = shapes[kind];
-        Product product(shape);
-        std::vector<uint16_t> input;
-        std::vector<double> doubles, wanted;
-        auto append = [&](int value, bool operand) {
-            doubles.push_back(value);
-            if (operand && kind < 2) return input.push_back(formats[kind].nearest(float(value)));
-            float number = float(value);
-            uint32_t bits;
-            memcpy(&bits, &number, 4);
-            if (operand) bits |= random_bits() & 0x1fff;  // which tf32 ignores
-            input.push_back(uint16_t(bits));
-            input.push_back(uint16_t(bits >> 16));
-        };
-        for (int lane = 0; lane < 32; ++lane) {
-            lay_out(shape, product, lane, append);
-            for (int i = 0; i < shape.per_lane_d; ++i) wanted.push_back(product.result(place_d(lane, i)));
-        }
-        if (kind == 3) {
-            expect(shape.name, {1, 1, 1}, doubles, wanted);
-        } else {
-            expect(shape.name, {1, 1, 1}, input, std::vector<float>(wanted.begin(), wanted.end()));
-        }
+        check_product(shapes[kind], kind, whole_numbers(shapes[kind]));
+        if (sums_are_cut_off()) check_product(shapes[kind], kind, cut_off(kind == 3));
     }
 }
 
@@ -243,7 +260,8 @@ static void check_products() {
 template <class T, class Exact>
 static void check_math(const char* name, Tolerance tolerance) {
     std::vector<T> input = {T(0),         T(-0.0), T(1), T(INFINITY), T(2),   T(-3),
-                            T(-INFINITY), T(1),    T(1), T(1),        T(NAN), T(0)};
+                            T(-INFINITY), T(1),    T(1), T(1),        T(NAN), T(0),
+                            T(0x1p-130),  T(1),    T(1), T(-0x1p-130), T(1),  T(1)};
     while (input.size() < 3 * 1024) input.push_back(T(below(40001) - 20000) / T(below(1000) + 251));
     std::vector<T> wanted;
     for (size_t i = 0; i < input.size(); i += 3) {
@@ -258,7 +276,7 @@ static void check_math(const char* name, Tolerance tolerance) {
                          std::sqrt(x),
                          1 / std::sqrt(x),
                          std::abs(x),
-                         1 / x,
+                         1 / (sizeof(T) == 4 && std::abs(x) < 0x1p-126 ? x * 0 : x),  // subnormals are flushed
                          a_or_b ? x : y,
                          a_or_b && !std::isnan(b) ? y : x,
                          x * y + z};
@@ -284,6 +302,7 @@ static void all_primitives() {
 }
 
 int check_primitives() {
+    sums_are_cut_off() = true;
     all_primitives();
     printf("%d primitives checked, %d wrong\n", checked, failed);
     return failed;

@@ -1,5 +1,6 @@
 // Expectations for kernels/primitives/primitives.sm90.cu, by plain loops from the tables of the PTX ISA.
 #include "expect.hpp"
+#include "sums.hpp"
 
 namespace emulator {
 
@@ -88,20 +89,26 @@ static int a_k(int thread, int i) { return thread % 4 * 2 + i % 2 + (i / 4 ? 8 :
 static int d_row(int thread, int i) { return thread / 32 * 16 + thread % 32 / 4 + (i % 4 / 2 ? 8 : 0); }
 static int d_column(int thread, int i) { return i / 4 * 8 + thread % 4 * 2 + i % 2; }
 
-static void check_product(const WarpgroupShape& shape) {
-    int a[64][64], n = shape.columns;
-    std::vector<int> b(size_t(64 * n));
+// Of small whole numbers, whose sums are exact; or of what is cut off: 1 + 1.5 × 2^-24, of which the first is a product of
+// the first instruction and the second one of the second.
+static void check_product(const WarpgroupShape& shape, bool is_cut_off) {
+    int n = shape.columns;
+    float a[64][64] = {};
+    std::vector<float> b(size_t(64 * n));
+    auto whole = [=] { return is_cut_off ? 0 : float(below(17) - 8); };
     for (auto& row : a)
-        for (int& value : row) value = below(17) - 8;
-    for (int& value : b) value = below(17) - 8;
+        for (float& value : row) value = whole();
+    for (float& value : b) value = whole();
+    for (int i = 0; is_cut_off && i < 64; ++i) a[i][0] = 1, a[i][20] = 0x1.8p-12f;
+    for (int i = 0; is_cut_off && i < n; ++i) b[size_t(i)] = 1, b[size_t(20 * n + i)] = 0x1p-12f;
     const Format& format = formats[shape.format];
     std::vector<uint16_t> of_a(64 * 64), of_b(size_t((n + 63) / 64 * 64 * 64));
     for (int k = 0; k < 64; ++k) {
         for (int row = 0; row < 64; ++row) {
-            of_a[place_in_shared(shape.is_a_outer, row, k) / 2] = format.nearest(float(a[row][k]));
+            of_a[place_in_shared(shape.is_a_outer, row, k) / 2] = format.nearest(a[row][k]);
         }
         for (int column = 0; column < n; ++column) {
-            of_b[place_in_shared(shape.is_b_outer, column, k) / 2] = format.nearest(float(b[size_t(k * n + column)]));
+            of_b[place_in_shared(shape.is_b_outer, column, k) / 2] = format.nearest(b[size_t(k * n + column)]);
         }
     }
     std::vector<uint16_t> input = of_a;
@@ -110,15 +117,15 @@ static void check_product(const WarpgroupShape& shape) {
         input = of_b;
         for (int i = 0; i < 4 * 128 * 8; ++i) {
             int step = i / 1024, thread = i / 8 % 128;
-            input.push_back(format.nearest(float(a[a_row(thread, i % 8)][16 * step + a_k(thread, i % 8)])));
+            input.push_back(format.nearest(a[a_row(thread, i % 8)][16 * step + a_k(thread, i % 8)]));
         }
     }
     std::vector<float> wanted;
     for (int thread = 0; thread < 128; ++thread) {
         for (int i = 0; i < n / 2; ++i) {
-            int sum = shape.is_a_in_registers ? 0 : thread % 7 - i % 5;
-            for (int k = 0; k < 64; ++k) sum += a[d_row(thread, i)][k] * b[size_t(k * n + d_column(thread, i))];
-            wanted.push_back(float(sum));
+            float sum = shape.is_a_in_registers ? 0 : float(thread % 7 - i % 5);
+            for (int k = 0; k < (is_cut_off ? 16 : 64); ++k) sum += a[d_row(thread, i)][k] * b[size_t(k * n + d_column(thread, i))];
+            wanted.push_back(sum);
         }
     }
     expect(shape.name, {1, 1, 1}, input, wanted, uint32_t((of_a.size() + of_b.size()) * 2));
@@ -135,7 +142,10 @@ void all_primitives_of_sm90() {
                                      {"primitive_wgmma_bf16_registers_outer_64", 1, 64, true, false, true},
                                      {"primitive_wgmma_f16_registers_outer_256", 0, 256, true, false, true},
                                      {"primitive_wgmma_bf16_registers_inner_176", 1, 176, true, false, false}};
-    for (const WarpgroupShape& shape : shapes) check_product(shape);
+    for (const WarpgroupShape& shape : shapes) check_product(shape, false);
+    for (const WarpgroupShape& shape : shapes) {
+        if (shape.is_a_in_registers && sums_are_cut_off()) check_product(shape, true);
+    }
 }
 
 }  // namespace emulator

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <memory>
 
+#include "banks.hpp"
 #include "guarded.hpp"
 
 namespace emulator {
@@ -157,6 +158,7 @@ static void run_launch(const RequestedLaunch& launch, const std::vector<Guarded>
 static void print_counters(const char* kernel, uint32_t seed) {
     printf("%s, seed %u: %lu mma, %lu matrices by ldmatrix, %lu bank conflicts\n", kernel, seed, counters.products,
            counters.matrices, counters.conflicts);
+    if (counts_accesses) print_accesses();
 }
 
 void answer(const Request& request, const std::string& response_path, bool prints_counters) {

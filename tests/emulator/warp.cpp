@@ -3,6 +3,7 @@
 
 #include "block.hpp"
 #include "ptx/element.cuh"
+#include "sums.hpp"
 
 namespace emulator {
 
@@ -106,11 +107,8 @@ void stmatrix(void* row, const uint32_t* registers, bool transpose) {
                [=](Operands* lanes) { store_matrices(lanes, transpose); });
 }
 
-using Row = float __attribute__((vector_size(32)));
-
-// Products are exact in float (operands have at most 11 significant bits); sums are rounded once for each k. A tensor
-// core rounds its sums otherwise: agreement is to a few units in the last place of the largest summand.
-template <int depth>
+// Products are exact in float: operands have at most 11 significant bits.
+template <int depth, const Group& group>
 static void multiply(Operands* lanes, const float (&a)[depth][16], const Row (&b)[depth]) {
     Row d[16];
     auto accumulators = [&](int lane) { return static_cast<float*>(lanes[lane].result); };
@@ -118,8 +116,13 @@ static void multiply(Operands* lanes, const float (&a)[depth][16], const Row (&b
     for (int lane = 0; lane < 32; ++lane) {
         for (int i = 0; i < 2; ++i) memcpy(block(lane, i), accumulators(lane) + 2 * i, 8);
     }
-    for (int k = 0; k < depth; ++k) {
-        for (int row = 0; row < 16; ++row) d[row] += a[k][row] * b[k];
+    constexpr int count = group.products;
+    for (int row = 0; row < 16; ++row) {
+        for (int first = 0; first < depth; first += count) {
+            Row products[count];
+            for (int k = 0; k < count; ++k) products[k] = a[first + k][row] * b[first + k];
+            d[row] = add_products<count, group.extra_bits>(d[row], products);
+        }
     }
     for (int lane = 0; lane < 32; ++lane) {
         for (int i = 0; i < 2; ++i) memcpy(accumulators(lane) + 2 * i, block(lane, i), 8);
@@ -142,7 +145,7 @@ static void multiply_16_bit(Operands* lanes) {
         for (int row = 0; row < 16; ++row) floats_a[k][row] = attn::ptx::to_float(a[k][row]);
         for (int column = 0; column < 8; ++column) floats_b[k][column] = attn::ptx::to_float(b[k][column]);
     }
-    multiply(lanes, floats_a, floats_b);
+    multiply<16, of_16_bit_elements>(lanes, floats_a, floats_b);
 }
 
 static void multiply_tf32(Operands* lanes) {
@@ -156,7 +159,7 @@ static void multiply_tf32(Operands* lanes) {
         for (int i = 0; i < 4; ++i) a[in_group + i / 2 * 4][group + i % 2 * 8] = operand(lanes[lane].a, i);
         for (int i = 0; i < 2; ++i) b[in_group + i * 4][group] = operand(lanes[lane].b, i);
     }
-    multiply(lanes, a, b);
+    multiply<8, of_tf32>(lanes, a, b);
 }
 
 static void multiply_f64(Operands* lanes) {

@@ -8,6 +8,7 @@
 
 #include "block.hpp"
 #include "ptx/element.cuh"
+#include "sums.hpp"
 
 namespace emulator {
 
@@ -165,11 +166,12 @@ static void read_operands(const Share& share, int warp, float (&a)[16][16], floa
 }
 
 // Register i of a lane's sums.
-static int row_of(int lane, int i) { return lane / 4 + i / 2 % 2 * 8; }
-static int column_of(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
+static int sum_row(int lane, int i) { return lane / 4 + i / 2 % 2 * 8; }
+static int sum_column(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
 
 static void compute(int warp, Share& share) {
-    float a[16][16], b[16][256], d[16][256];
+    float a[16][16];
+    alignas(32) float b[16][256], d[16][256];
     const WarpgroupProduct& what = share.what;
     what.is_bf16 ? read_operands<attn::ptx::bf16>(share, warp, a, b) : read_operands<attn::ptx::f16>(share, warp, a, b);
     int count = what.columns / 2;
@@ -177,16 +179,20 @@ static void compute(int warp, Share& share) {
         const SumsOfThread& sums = share.lanes[lane];
         const float* from =
             sums.earlier < 0 ? sums.values : shares[warp].at(uint64_t(sums.earlier)).lanes[lane].values;
-        for (int i = 0; i < count; ++i) d[row_of(lane, i)][column_of(lane, i)] = what.accumulates ? from[i] : 0;
+        for (int i = 0; i < count; ++i) d[sum_row(lane, i)][sum_column(lane, i)] = what.accumulates ? from[i] : 0;
     }
+    auto at = [](float* columns) -> Row& { return *reinterpret_cast<Row*>(columns); };
     for (int row = 0; row < 16; ++row) {
-        for (int k = 0; k < 16; ++k) {
-            for (int column = 0; column < what.columns; ++column) d[row][column] += a[row][k] * b[k][column];
+        for (int column = 0; column < what.columns; column += 8) {
+            Row products[16];
+            for (int k = 0; k < 16; ++k) products[k] = a[row][k] * at(b[k] + column);
+            Row& sums = at(d[row] + column);
+            sums = add_products<16, of_warpgroup.extra_bits>(sums, products);
         }
     }
     for (int lane = 0; lane < 32; ++lane) {
         SumsOfThread& sums = share.lanes[lane];
-        for (int i = 0; i < count; ++i) sums.values[i] = d[row_of(lane, i)][column_of(lane, i)];
+        for (int i = 0; i < count; ++i) sums.values[i] = d[sum_row(lane, i)][sum_column(lane, i)];
     }
     share.is_done = 1;
     if (warp % 4 == 0) ++counters.products;

@@ -1,0 +1,21 @@
+#include "sums.hpp"
+
+#include <cstdlib>
+
+#include "emulator.hpp"
+
+namespace emulator {
+
+static bool read_option() {
+    const char* asked = getenv("ATTN_EMULATOR_SUMS");
+    if (!asked || strcmp(asked, "nearest") == 0) return false;
+    if (strcmp(asked, "cut") == 0) return true;
+    fail("ATTN_EMULATOR_SUMS is cut or nearest, not %s", asked);
+}
+
+bool& sums_are_cut_off() {
+    static bool are_cut_off = read_option();
+    return are_cut_off;
+}
+
+}  // namespace emulator
