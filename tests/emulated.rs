@@ -48,7 +48,7 @@ fn emulator_notices_faults() {
         return emulator::skip("checks of the emulator");
     }
     for sanitizer in [Sanitizer::None, Sanitizer::Address, Sanitizer::Thread] {
-        let checked = emulator::get(sanitizer).unwrap().check();
+        let checked = emulator::for_checks(sanitizer).unwrap().check();
         assert!(checked.is_ok(), "{sanitizer:?}: {}", checked.unwrap_err());
     }
 }

@@ -11,6 +11,7 @@ use crate::common::data::Data;
 use crate::common::emulated::check;
 use crate::common::emulator::{self, SEEDS, Sanitizer};
 use crate::common::executor::Executor;
+use crate::common::extent;
 use crate::common::reference::expected;
 
 const PLAIN: EmulatedLinear = EmulatedLinear {
@@ -80,6 +81,9 @@ fn outputs_in_the_type_of_sums() {
 
 /// One case for each kernel and each way through it.
 fn sanitized(sanitizer: Sanitizer) {
+    if extent::leaves_out(&format!("linear kernels under {sanitizer:?}Sanitizer")) {
+        return;
+    }
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
     let dtypes = [DType::F32];
     check(
@@ -96,6 +100,9 @@ fn sanitized(sanitizer: Sanitizer) {
 
 /// One size of each kernel for warpgroups.
 fn sanitized_warpgroups(sanitizer: Sanitizer) {
+    if extent::leaves_out(&format!("linear kernels under {sanitizer:?}Sanitizer")) {
+        return;
+    }
     let backend = EmulatedLinear { executor: Executor::Emulator(sanitizer), seeds: &SEEDS[1..3], ..PLAIN };
     let reasons = [
         "64 wide, one chunk",

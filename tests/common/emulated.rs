@@ -5,32 +5,43 @@ use std::time::Instant;
 
 use attn_kernels::problem::DType;
 
-use super::backends::{Backend, Pass};
+use super::backends::{Emulated, Pass};
 use super::cases::Case;
 use super::compare::Judge;
+use super::cover;
 use super::data::Data;
-use super::emulator;
+use super::{emulator, extent};
 
-/// Runs the cases whose reason contains one of `reasons`, in `dtypes` of those that they name.
-pub fn check(backend: &dyn Backend, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass) {
+/// Runs the cases whose reason contains one of `reasons`, in `dtypes` of those that they name; if not everything is tested,
+/// as few as have every choice.
+pub fn check(backend: &dyn Emulated, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass) {
     let operation = cases[0].operation.name();
     if !emulator::is_available() {
         return emulator::skip(operation);
     }
     let mut complaints = Vec::new();
     let mut times = Vec::new();
-    for case in cases.iter().filter(|case| reasons.iter().any(|reason| case.why.contains(reason))) {
-        for &dtype in case.dtypes.iter().filter(|dtype| dtypes.contains(dtype)) {
-            let data = Data::new(case, dtype);
-            let judge = Judge::new(case, &data, dtype);
-            let start = Instant::now();
-            let found = match backend.run(case, &data, dtype, pass) {
-                Ok(results) => judge.complaints(&results),
-                Err(error) => vec![error],
-            };
-            times.push((start.elapsed().as_secs_f64(), dtype, case.why));
-            complaints.extend(found.iter().map(|found| format!("{dtype} {case}: {found}")));
-        }
+    let is_asked = |case: &&Case| reasons.iter().any(|reason| case.why.contains(reason));
+    let of = |case: &Case| {
+        let case = case.clone();
+        case.dtypes.iter().filter(|dtype| dtypes.contains(dtype)).map(move |&dtype| (case.clone(), dtype))
+    };
+    let mut chosen: Vec<_> = cases.iter().filter(is_asked).flat_map(of).collect();
+    let count = chosen.len();
+    if !extent::is_all() {
+        chosen = cover::of_choices(chosen, backend, pass);
+    }
+    let runner = backend.on(backend.executor().clone(), extent::seeds(backend.seeds()));
+    for (case, dtype) in &chosen {
+        let data = Data::new(case, *dtype);
+        let judge = Judge::new(case, &data, *dtype);
+        let start = Instant::now();
+        let found = match runner.run(case, &data, *dtype, pass) {
+            Ok(results) => judge.complaints(&results),
+            Err(error) => vec![error],
+        };
+        times.push((start.elapsed().as_secs_f64(), *dtype, case.why));
+        complaints.extend(found.iter().map(|found| format!("{dtype} {case}: {found}")));
     }
     let longest = times.iter().copied().max_by(|x, y| x.0.total_cmp(&y.0));
     let (longest, dtype, why) = longest.unwrap_or_else(|| panic!("no case of {operation} matches {reasons:?}"));
@@ -38,7 +49,7 @@ pub fn check(backend: &dyn Backend, cases: &[Case], reasons: &[&str], dtypes: &[
     let of = |dtype| times.iter().filter(|(_, other, _)| *other == dtype).map(|(time, ..)| time).sum::<f64>();
     let _ = writeln!(
         std::io::stderr(),
-        "{operation} emulated: {} runs in {total:.1} s ({}); longest {longest:.1} s: {dtype} {why}",
+        "{operation} emulated: {} runs of {count} in {total:.1} s ({}); longest {longest:.1} s: {dtype} {why}",
         times.len(),
         dtypes.iter().map(|&dtype| format!("{dtype} {:.1}", of(dtype))).collect::<Vec<_>>().join(", ")
     );

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use attn_kernels::gpu::plan::{Argument, Plan, TensorMap};
 
 use super::executor::{Outputs, Tensor};
+use super::extent;
 
 /// Natural order with late copies, and three others: with copies at once, late, and at once.
 pub const SEEDS: [u32; 4] = [0, 1, 2, 3];
@@ -25,7 +26,17 @@ pub enum Sanitizer {
 /// The runner with a sanitizer, compiled when first asked for; or why there is none.
 pub fn get(sanitizer: Sanitizer) -> Result<&'static Emulator, &'static str> {
     static ALL: [OnceLock<Result<Emulator, String>>; 3] = [const { OnceLock::new() }; 3];
-    ALL[sanitizer as usize].get_or_init(|| Emulator::compile(sanitizer)).as_ref().map_err(String::as_str)
+    ALL[sanitizer as usize].get_or_init(|| Emulator::compile(sanitizer, "")).as_ref().map_err(String::as_str)
+}
+
+/// The runner with a sanitizer for the emulator's own checks: that of all kernels if these are tested with it.
+pub fn for_checks(sanitizer: Sanitizer) -> Result<&'static Emulator, &'static str> {
+    static SMALL: [OnceLock<Result<Emulator, String>>; 3] = [const { OnceLock::new() }; 3];
+    if extent::is_all() || sanitizer == Sanitizer::None {
+        return get(sanitizer);
+    }
+    let small = SMALL[sanitizer as usize].get_or_init(|| Emulator::compile(sanitizer, "checks"));
+    small.as_ref().map_err(String::as_str)
 }
 
 /// Whether this machine can compile the emulator.
@@ -47,17 +58,18 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    fn compile(sanitizer: Sanitizer) -> Result<Self, String> {
+    /// With all kernels, or `only` those of the checks.
+    fn compile(sanitizer: Sanitizer, only: &str) -> Result<Self, String> {
         let name = match sanitizer {
             Sanitizer::None => "",
             Sanitizer::Address => "address",
             Sanitizer::Thread => "thread",
         };
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator").join(name);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator").join(name).join(only);
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/build.sh");
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
         let mut command = Command::new("sh");
-        command.arg(script).arg(&folder).arg(name).env("MAKEFLAGS", format!("-j{jobs}"));
+        command.arg(script).arg(&folder).args([name, only]).env("MAKEFLAGS", format!("-j{jobs}"));
         let output = command.output().map_err(|error| format!("build.sh: {error}"))?;
         if !output.status.success() {
             return Err(format!(

@@ -9,6 +9,7 @@ pub mod data;
 pub mod emulated;
 pub mod emulator;
 pub mod executor;
+pub mod extent;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 pub mod instances;

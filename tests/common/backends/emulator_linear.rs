@@ -13,7 +13,7 @@ use super::super::executor::{Executor, Tensor};
 use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::cpu::{Operands, add_branches, is_per_token};
-use super::{Backend, Pass};
+use super::{Backend, Emulated, Pass};
 
 /// Plans for a device, run for each of the seeds, whose results must be the same bits. The local branch of mixed chunks is
 /// computed on the CPU.
@@ -36,6 +36,20 @@ fn has_many_heads(case: &Case) -> bool {
 
 fn is_aligned(operand: &Operand) -> bool {
     Tensor::of(Argument::Q, operand).start.is_multiple_of(16)
+}
+
+impl Emulated for EmulatedLinear {
+    fn on(&self, executor: Executor, seeds: &'static [u32]) -> Box<dyn Backend> {
+        Box::new(Self { executor, seeds, ..*self })
+    }
+
+    fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    fn seeds(&self) -> &'static [u32] {
+        self.seeds
+    }
 }
 
 impl Backend for EmulatedLinear {

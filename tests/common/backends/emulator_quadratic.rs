@@ -15,7 +15,7 @@ use super::super::executor::{Executor, Tensor};
 use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::cpu::{Operands, add_branches};
-use super::{Backend, Pass};
+use super::{Backend, Emulated, Pass};
 
 /// Plans for a device, run for each of the seeds, whose results must be the same bits. The global branch of mixed chunks
 /// is computed on the CPU.
@@ -32,6 +32,20 @@ const MANY_HEADS: usize = 10_000;
 
 fn has_many_heads(case: &Case) -> bool {
     case.batch * case.heads[0] > MANY_HEADS
+}
+
+impl Emulated for EmulatedQuadratic {
+    fn on(&self, executor: Executor, seeds: &'static [u32]) -> Box<dyn Backend> {
+        Box::new(Self { executor, seeds, ..*self })
+    }
+
+    fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    fn seeds(&self) -> &'static [u32] {
+        self.seeds
+    }
 }
 
 impl Backend for EmulatedQuadratic {

@@ -12,6 +12,7 @@ use attn_kernels::problem::DType;
 
 use super::cases::Case;
 use super::data::Data;
+use super::executor::Executor;
 use super::reference::Results;
 
 pub use calls::Calls;
@@ -34,6 +35,14 @@ pub trait Backend {
     }
     /// Outputs and, for both passes, gradients; every output buffer starts as NaN.
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String>;
+}
+
+/// A backend that runs plans.
+pub trait Emulated: Backend {
+    /// The same plans, run by another.
+    fn on(&self, executor: Executor, seeds: &'static [u32]) -> Box<dyn Backend>;
+    fn executor(&self) -> &Executor;
+    fn seeds(&self) -> &'static [u32];
 }
 
 /// Every backend, available or not.
