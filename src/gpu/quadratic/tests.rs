@@ -20,7 +20,8 @@ fn problem(dtype: DType, weight: Weight, mask: Mask, finish: QuadraticFinish, si
 }
 
 fn plans(problem: &Quadratic, facts: &DeviceFacts) -> [Plan; 2] {
-    let layout = QuadraticLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask: None, bias: 0, is_aligned: false };
+    let key_mask = (problem.per_key != PerKey::Nothing).then_some(0);
+    let layout = QuadraticLayout { q: [0; 3], k: [0; 3], v: [0; 3], key_mask, bias: 0, is_aligned: false };
     let saved = QuadraticSavedLayout {
         out: [0; 3],
         d_out: [0; 3],
@@ -74,6 +75,11 @@ fn every_device_takes_every_plan() {
                 named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
             }
         }
+    }
+    let counted = problem(DType::F32, Weight::ReluSquared, Mask::Full, QuadraticFinish::None, [2, 1, 9, 9, 8, 8]);
+    for plan in plans(&counted.per_key(PerKey::Scores), &DeviceFacts::H200) {
+        plan.check(&DeviceFacts::H200).unwrap();
+        named.extend(plan.launches.into_iter().map(|launch| launch.kernel));
     }
     for kernel in &named {
         assert!(instances.contains(&format!("ATTN_KERNEL({kernel},")), "no {kernel}");
