@@ -91,7 +91,7 @@ private:
             if (first + r < params.queries && column + c < params.value_width) {
                 x = tile::widen<Real>(d_out.row(first + r)[column + c]);
                 if (reads_out) {
-                    x -= factors_of(first + r).from_out * tile::widen<Real>(out.row(first + r)[column + c]);
+                    x = ptx::fma(-factors_of(first + r).from_out, tile::widen<Real>(out.row(first + r)[column + c]), x);
                 }
             }
             tile.at(r, c) = tile::narrow<Number>(x);
