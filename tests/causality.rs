@@ -57,11 +57,8 @@ fn with_other_future(data: &Data, query: usize, position: usize) -> Data {
     }
     if let Some(mask) = &mut changed.extras.key_mask {
         let keys = mask.shape[3];
-        mask.data
-            .iter_mut()
-            .enumerate()
-            .filter(|(at, _)| at % keys >= position)
-            .for_each(|(_, keep)| *keep = 1.0 - *keep);
+        // As many as before, in another order: norms divide by how many there are.
+        mask.data.chunks_mut(keys).for_each(|row| row[position.min(keys)..].reverse());
     }
     if let Some(g) = changed.extras.log_decay.as_mut().filter(|g| g.shape[3] == data.k.shape[2] && g.shape[1] != 1) {
         let keys = g.shape[3];
