@@ -13,7 +13,7 @@ use crate::common::random::Random;
 use crate::common::reference::Results;
 
 const STEP: f64 = 1e-6;
-/// Of the norm of the gradient; rounding of L is 1e-16·|L|/h.
+/// Of the norm of the gradient by the steps; rounding of L is 1e-16·|L|/h.
 const TOLERANCE: f64 = 3e-7;
 
 fn loss(case: &Case, data: &Data) -> f64 {
@@ -44,7 +44,8 @@ fn input<'a>(data: &'a mut Data, gradient: &str) -> &'a mut Array {
     input.unwrap_or_else(|| panic!("no input for {gradient}"))
 }
 
-/// A random direction that leaves out what cannot be moved: masked rows, and log-decays that would turn positive.
+/// A random direction, in rows of any size as large as these, that leaves out what cannot be moved: masked rows, and
+/// log-decays that would turn positive.
 fn direction(data: &mut Data, gradient: &str) -> Array {
     let mut random = Random::new(gradient);
     let mask = data.extras.key_mask.clone();
@@ -52,6 +53,14 @@ fn direction(data: &mut Data, gradient: &str) -> Array {
     let mut u = random.array(x.shape, 1.0);
     if gradient == "d_log_decay" {
         u.data.iter_mut().zip(&x.data).filter(|(_, g)| **g > -1e-3).for_each(|(u, _)| *u = 0.0);
+    }
+    if matches!(gradient, "d_q" | "d_k") {
+        for [b, h, i] in rows(&u) {
+            let largest = x.row(b, h, i).iter().fold(0f64, |largest, x| largest.max(x.abs()));
+            if largest > 0.0 && !(1e-3..1e3).contains(&largest) {
+                u.row_mut(b, h, i).iter_mut().for_each(|u| *u *= largest);
+            }
+        }
     }
     if let Some(mask) = mask.filter(|_| matches!(gradient, "d_k" | "d_v" | "d_k_global")) {
         for [b, h, j] in rows(&u).filter(|&[b, _, j]| mask.row(0, 0, b)[j] == 0.0) {
@@ -79,7 +88,7 @@ fn check(case: &Case, checked: &mut usize) -> Vec<String> {
         };
         let difference = (at(STEP) - at(-STEP)) / (2.0 * STEP);
         let product: f64 = gradient.data.iter().zip(&u.data).map(|(d, u)| d * u).sum();
-        let norm = gradient.data.iter().map(|d| d * d).sum::<f64>().sqrt();
+        let norm = gradient.data.iter().zip(&u.data).map(|(d, u)| (d * u).powi(2)).sum::<f64>().sqrt();
         let noise = 1e-15 * loss_size(&data, &results) / STEP;
         *checked += 1;
         if (product - difference).abs() > TOLERANCE * norm + noise {
