@@ -34,7 +34,7 @@ fn room(device: &Device) -> CudaSlice<f16> {
 /// The first key of each head asks all of them.
 fn attend(device: &Device, x: &CudaSlice<f16>, out: &mut CudaSlice<f16>) -> attn_kernels::Result<()> {
     let strides = [HEADS * KEYS * WIDTH, KEYS * WIDTH, WIDTH, 1];
-    let view = |rows| DeviceView::new(x.into(), &[1, HEADS, rows, WIDTH], &strides);
+    let view = |rows| DeviceView::new(x, &[1, HEADS, rows, WIDTH], &strides);
     let inputs = quadratic::QuadraticInputs { q: view(1)?, k: view(KEYS)?, v: view(KEYS)?, key_mask: None, bias: None };
     let problem = SoftmaxOptions::default().problem("test", &inputs.q, &inputs.k, &inputs.v)?;
     quadratic::forward(device, &problem, &inputs, out.into(), None)
