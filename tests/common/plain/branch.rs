@@ -161,9 +161,13 @@ impl Branch<'_> {
                 Finish::Rms(epsilon, scope) => {
                     let members = if scope == NormScope::Head { h..h + 1 } else { 0..heads };
                     let count = (members.len() * sums.t.shape[3]) as f32;
-                    // Squares are no numbers of f32, whose range they leave.
-                    let square = |h| sums.t.row([b, h, i]).iter().map(|&t| f64::from(t).powi(2)).sum::<f64>();
-                    (members.map(square).sum::<f64>() / f64::from(count) + f64::from(epsilon)).sqrt() as f32
+                    // Of numbers by the largest: squares of others may leave the range of f32.
+                    let row = |h: usize| sums.t.row([b, h, i]).iter();
+                    let largest = members.clone().flat_map(row).fold(0f32, |largest, t| largest.max(t.abs()));
+                    let unit = if largest > 0.0 { largest } else { 1.0 };
+                    let square = |h: usize| row(h).map(|t| (t / unit).powi(2)).sum::<f32>();
+                    let mean = members.map(square).sum::<f32>() / count;
+                    (f64::from(mean) * f64::from(unit).powi(2) + f64::from(epsilon)).sqrt() as f32
                 }
             });
         }
