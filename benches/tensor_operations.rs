@@ -79,9 +79,9 @@ fn classes() -> Result<Tensor> {
     Tensor::from_vec((0..512u32).map(|row| row * 37 % 256).collect(), 512, &Device::Cpu)
 }
 
-/// The gradients of both matrices, as far as they have one.
+/// The gradients of both matrices, as far as they have one, of the sum of all outputs.
 fn gradients_of(function: Elements, [x, y]: &[Var; 2]) -> Result<Vec<Tensor>> {
-    let gradients = function(x, y)?.sum_all()?.backward()?;
+    let gradients = function(x, y)?.backward()?;
     Ok([x, y].into_iter().filter_map(|x| gradients.get(x).cloned()).collect())
 }
 
