@@ -8,7 +8,7 @@ use crate::common::backends::{self, Backend, Pass};
 use crate::common::cases::{self, Case};
 use crate::common::compare::Judge;
 use crate::common::data::Data;
-use crate::common::extent::is_all;
+use crate::common::extent::every_second;
 
 /// Runs `cases` in the dtypes that they name on those of the backends that are there. Unless everything is tested, a case is
 /// run in every second of them, and the next case in the others.
@@ -17,9 +17,7 @@ pub fn check(cases: &[Case], backends: &[Box<dyn Backend>]) {
     let mut complaints = Vec::new();
     let (mut runs, mut not_taken) = (0, 0);
     for (number, case) in cases.iter().enumerate().filter(|_| !present.is_empty()) {
-        let has_its_turn = |place: usize| is_all() || case.dtypes.len() == 1 || place % 2 == number % 2;
-        let dtypes = case.dtypes.iter().enumerate().filter(|&(place, _)| has_its_turn(place));
-        for (_, &dtype) in dtypes {
+        for dtype in every_second(case.dtypes, number) {
             let data = Data::new(case, dtype);
             let judge = Judge::new(case, &data, dtype);
             for backend in &present {

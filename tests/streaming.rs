@@ -7,6 +7,7 @@ use crate::common::backends::{self, Backend, Pass};
 use crate::common::cases::{self, Case, Operation};
 use crate::common::compare::Judge;
 use crate::common::data::{Data, concatenate_rows, slice_columns, slice_rows};
+use crate::common::extent::every_second;
 use crate::common::reference::Results;
 
 fn is_causal(case: &Case) -> bool {
@@ -82,8 +83,10 @@ fn pieces_are_the_whole() {
     for (index, list) in [cases::linear(), cases::performer(), cases::norm()].iter().enumerate() {
         let cuttable =
             |case: &&Case| is_causal(case) && case.queries == case.keys && case.queries > 1 && case.batch < 100;
-        for case in list.iter().filter(cuttable) {
-            for dtype in [DType::F32, DType::BF16].into_iter().filter(|dtype| case.dtypes.contains(dtype)) {
+        for (number, case) in list.iter().filter(cuttable).enumerate() {
+            let mut dtypes = vec![DType::F32, DType::BF16];
+            dtypes.retain(|dtype| case.dtypes.contains(dtype));
+            for dtype in every_second(&dtypes, number) {
                 let data = Data::new(case, dtype);
                 let judge = Judge::new(case, &data, dtype);
                 for lengths in cuts(case.queries) {
@@ -95,7 +98,7 @@ fn pieces_are_the_whole() {
             }
         }
     }
-    assert!(counts.iter().all(|&count| count >= 100), "{counts:?}");
+    assert!(counts.iter().all(|&count| count >= 60), "{counts:?}");
     assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
 }
 

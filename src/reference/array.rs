@@ -56,15 +56,17 @@ impl Array {
     }
 }
 
-/// Σ_a x_a y_a, in four sums, so that no addition waits for the one before.
+/// Σ_a x_a y_a, in four sums and that of the rest, so that no addition waits for the one before.
 pub(super) fn dot(x: &[f64], y: &[f64]) -> f64 {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<4>(), y.as_chunks::<4>());
     let mut sums = [0.0; 4];
-    for (x, y) in x.chunks(4).zip(y.chunks(4)) {
-        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-            *sum += x * y;
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..4 {
+            sums[lane] += x[lane] * y[lane];
         }
     }
-    sums.iter().sum()
+    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 /// y ← y + a·x

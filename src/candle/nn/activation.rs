@@ -31,7 +31,7 @@ impl Activation {
     /// use attn_kernels::nn::Activation;
     /// use candle_core::{Device, Tensor};
     ///
-    /// let gate = Tensor::new(&[[0f32, 50.0, -50.0]], &Device::Cpu)?;
+    /// let gate = Tensor::new(&[[0f32, 50.0, -200.0]], &Device::Cpu)?;
     /// let x = Tensor::new(&[[1f32, 2.0, 3.0]], &Device::Cpu)?;
     /// assert_eq!(Activation::Silu.gate(&gate, &x)?.to_vec2::<f32>()?, [[0.0, 100.0, 0.0]]);
     /// # Ok::<(), candle_core::Error>(())
