@@ -18,7 +18,7 @@ pub type LinearGradients<'a> = crate::problem::LinearGradients<DeviceSliceMut<'a
 
 /// Puts the computation of the output and, on demand, of the row statistic and the final state on the device's stream.
 ///
-/// The numbers of the log-decay are not looked at: positive or infinite ones give results without meaning.
+/// The numbers of the log-decay are not looked at: positive ones and NaN give results without meaning.
 ///
 /// # Errors
 /// Operands that do not match the problem, outputs of another length or dtype, and what the device refuses.
