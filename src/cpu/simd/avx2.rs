@@ -1,8 +1,10 @@
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::Simd;
 
-/// 8 × f32 or 4 × f64, with FMA.
+/// 8 × f32 or 4 × f64, with FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
@@ -10,8 +12,8 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 macro_rules! simd {
     ($t:ty, $v:ty, $lanes:literal => $set1:ident, $loadu:ident, $storeu:ident, $add:ident, $sub:ident, $mul:ident,
-     $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $power_of_two:expr) => {
-        // SAFETY of all: the caller has AVX2 and FMA, and its pointers are valid for LANES elements.
+     $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $power_of_two:expr, {$($widening:item)*}) => {
+        // SAFETY of all: the caller has AVX2, FMA and F16C, and its pointers are valid for LANES elements.
         impl Simd<$t> for Avx2 {
             type V = $v;
             const LANES: usize = $lanes;
@@ -86,6 +88,7 @@ macro_rules! simd {
                 unsafe { $storeu(lanes.as_mut_ptr(), x) };
                 lanes.into_iter().fold(<$t>::NEG_INFINITY, <$t>::max)
             }
+            $($widening)*
         }
     };
 }
@@ -110,10 +113,21 @@ unsafe fn power_of_two_f64(n: __m256d) -> __m256d {
 simd!(
     f32, __m256, 8 => _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps,
     _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps, _mm256_cmp_ps, _mm256_blendv_ps, _mm256_round_ps,
-    power_of_two_f32
+    power_of_two_f32, {
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> __m256 {
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> __m256 {
+            unsafe {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))
+            }
+        }
+    }
 );
 simd!(
     f64, __m256d, 4 => _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd,
     _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd, _mm256_max_pd, _mm256_min_pd, _mm256_cmp_pd, _mm256_blendv_pd,
-    _mm256_round_pd, power_of_two_f64
+    _mm256_round_pd, power_of_two_f64, {}
 );
