@@ -293,6 +293,14 @@ pub(super) trait Simd<T: Real>: Copy + 'static {
     unsafe fn sum(x: Self::V) -> T;
     unsafe fn largest(x: Self::V) -> T;
 
+    /// The sums of four vectors.
+    #[inline(always)]
+    unsafe fn sum_each(x: [Self::V; 4]) -> [T; 4] {
+        let [a, b, c, d] = x;
+        // SAFETY: as `sum`.
+        unsafe { [Self::sum(a), Self::sum(b), Self::sum(c), Self::sum(d)] }
+    }
+
     /// LANES numbers of 16 bits.
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> Self::V {

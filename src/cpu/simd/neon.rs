@@ -14,7 +14,7 @@ pub struct Neon;
 macro_rules! simd {
     ($t:ty, $v:ty, $lanes:literal => $dup:ident, $ld1:ident, $st1:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
      $fma:ident, $max:ident, $min:ident, $less:ident, $select:ident, $round:ident, $sum:ident, $largest:ident,
-     $power_of_two:expr, {$($widening:item)*}) => {
+     $power_of_two:expr, {$($more:item)*}) => {
         // SAFETY of all: Advanced SIMD is part of the target, and the caller's pointers are valid for LANES elements.
         impl Simd<$t> for Neon {
             type V = $v;
@@ -85,7 +85,7 @@ macro_rules! simd {
             unsafe fn largest(x: $v) -> $t {
                 unsafe { $largest(x) }
             }
-            $($widening)*
+            $($more)*
         }
     };
 }

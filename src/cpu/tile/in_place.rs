@@ -77,7 +77,7 @@ pub unsafe fn inner_products<T: Real, S: Simd<T>>(out: &mut [T], row: usize, lef
                 }
             )* };
         }
-        keys!(8, 1);
+        keys!(4, 1);
     })
 }
 
@@ -219,20 +219,31 @@ impl<T: Real, S: Simd<T>, X: Stored<T>> Lying<T, S, X> {
         unsafe {
             let mut sums = [[S::splat(T::ZERO); KEYS]; ROWS];
             for p in 0..self.whole + usize::from(self.rest > 0) {
-                let mut columns = [S::splat(T::ZERO); KEYS];
-                for n in 0..KEYS {
-                    columns[n] = self.vector(self.row(j + n), p);
-                }
+                let mut x = [S::splat(T::ZERO); ROWS];
                 for m in 0..ROWS {
-                    let x = S::load(left.data.add((r + m) * left.width + p * S::LANES));
-                    for n in 0..KEYS {
-                        sums[m][n] = S::fma(x, columns[n], sums[m][n]);
+                    x[m] = S::load(left.data.add((r + m) * left.width + p * S::LANES));
+                }
+                for n in 0..KEYS {
+                    let column = self.vector(self.row(j + n), p);
+                    for m in 0..ROWS {
+                        sums[m][n] = S::fma(x[m], column, sums[m][n]);
                     }
                 }
             }
-            for m in 0..ROWS {
-                for n in 0..KEYS {
-                    *out.data.add((r + m) * out.row + j + n) = S::sum(sums[m][n]);
+            let to = out.data.add(r * out.row + j);
+            if ROWS * KEYS < 4 {
+                *to = S::sum(sums[0][0]);
+            }
+            for i in 0..ROWS * KEYS / 4 {
+                // Four of one row where it has them, else the rows of one column.
+                let mut four = [sums[0][0]; 4];
+                for n in 0..4 {
+                    four[n] = if KEYS >= 4 { sums[4 * i / KEYS][4 * i % KEYS + n] } else { sums[n][i] };
+                }
+                let four = S::sum_each(four);
+                for n in 0..4 {
+                    let (m, key) = if KEYS >= 4 { (4 * i / KEYS, 4 * i % KEYS + n) } else { (n, i) };
+                    *to.add(m * out.row + key) = four[n];
                 }
             }
         }
@@ -276,14 +287,14 @@ impl<T: Real, S: Simd<T>, X: Stored<T>> Lying<T, S, X> {
                 }
             }
             for j in rows {
-                let mut columns = [S::splat(T::ZERO); N];
-                for n in 0..N {
-                    columns[n] = self.vector(self.row(j), p + n);
-                }
+                let mut weight = [S::splat(T::ZERO); ROWS];
                 for m in 0..ROWS {
-                    let weight = S::splat(*weights.data.add(m * weights.width + j));
-                    for n in 0..N {
-                        totals[m][n] = S::fma(weight, columns[n], totals[m][n]);
+                    weight[m] = S::splat(*weights.data.add(m * weights.width + j));
+                }
+                for n in 0..N {
+                    let column = self.vector(self.row(j), p + n);
+                    for m in 0..ROWS {
+                        totals[m][n] = S::fma(weight[m], column, totals[m][n]);
                     }
                 }
             }
