@@ -22,8 +22,11 @@ use super::forward::store;
 use super::{Context, Place};
 use crate::problem::{Quadratic, SliceMut, Weight};
 
-/// Most query rows of a key head that are computed this way; beyond, packing keys and values pays.
-const MOST_ROWS: usize = 16;
+/// Most query rows of a key head that are computed this way, where width and value width together are below [`WIDE`] and
+/// where they are not; beyond, packing keys and values pays (docs/cpu.md).
+const MOST_ROWS: [usize; 2] = [16, 32];
+/// See [`MOST_ROWS`].
+const WIDE: usize = 128;
 /// Keys of a task.
 const SEGMENT: usize = 1024;
 /// Keys of a tile.
@@ -32,7 +35,8 @@ const TILE: usize = 256;
 /// Whether a problem has few queries per key head.
 pub(super) fn suits(problem: &Quadratic) -> bool {
     let shapes = &problem.shapes;
-    shapes.heads / shapes.key_heads * shapes.queries <= MOST_ROWS
+    let most = MOST_ROWS[usize::from(shapes.width + shapes.value_width >= WIDE)];
+    (shapes.heads / shapes.key_heads).saturating_mul(shapes.queries) <= most
 }
 
 /// A segment of keys.
