@@ -1,6 +1,7 @@
 //! A sequence cut into pieces, with the state handed on, gives what it gives at once.
 
-use attn_kernels::problem::DType;
+use attn_kernels::gau::GauNorm;
+use attn_kernels::problem::{DType, Mask};
 use attn_kernels::reference::Array;
 
 use crate::common::backends::{self, Backend, Pass};
@@ -100,6 +101,71 @@ fn pieces_are_the_whole() {
     }
     assert!(counts.iter().all(|&count| count >= 60), "{counts:?}");
     assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
+}
+
+/// With a cache of keys and values, queries in pieces are the rows of one pass, be they one at a time or many.
+#[test]
+fn queries_in_pieces_are_rows() {
+    let mut complaints = Vec::new();
+    let mut count = 0;
+    for list in [cases::softmax(), cases::diag(), cases::gau()] {
+        let cuttable = |case: &&Case| {
+            let per_key = case.operation.key_mask().is_some() || counts_keys(case) || case.operation.bias().is_some();
+            sees_no_future(case)
+                && !per_key
+                && case.queries == case.keys
+                && (2..=200).contains(&case.queries)
+                && case.batch < 100
+        };
+        for case in list.iter().filter(cuttable) {
+            for dtype in [DType::F32, DType::BF16].into_iter().filter(|dtype| case.dtypes.contains(dtype)) {
+                let data = Data::new(case, dtype);
+                let judge = Judge::new(case, &data, dtype);
+                for lengths in cuts(case.queries) {
+                    count += 1;
+                    let found = judge.complaints(&rows_in_pieces(case, &data, dtype, &lengths));
+                    complaints.extend(found.iter().map(|found| format!("{dtype} {case} in {lengths:?}: {found}")));
+                }
+            }
+        }
+    }
+    assert!(count >= 100, "{count}");
+    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
+}
+
+fn sees_no_future(case: &Case) -> bool {
+    match &case.operation {
+        Operation::Softmax(o) => is_past(o.mask),
+        Operation::Diag(o) => o.causal,
+        Operation::Gau(o) => is_past(o.mask),
+        _ => false,
+    }
+}
+
+fn is_past(mask: Mask) -> bool {
+    matches!(mask, Mask::Causal | Mask::Window { right: Some(0), .. } | Mask::Blocks { causal: true, .. })
+}
+
+/// Whether a row depends on the number of keys.
+fn counts_keys(case: &Case) -> bool {
+    matches!(&case.operation, Operation::Gau(o) if matches!(o.norm, GauNorm::Length | GauNorm::LengthWidth))
+}
+
+/// Output and log-sum-exp of pieces of queries, each with the keys up to its end.
+fn rows_in_pieces(case: &Case, data: &Data, dtype: DType, lengths: &[usize]) -> Results {
+    let mut parts: Vec<Results> = Vec::new();
+    let mut start = 0;
+    for &length in lengths {
+        let (case, part) = piece(case, data, start..start + length, 0..start + length);
+        parts.push(backends::default().run(&case, &part, dtype, Pass::Forward).unwrap());
+        start += length;
+    }
+    let mut results = Results::default();
+    for name in ["out", "log_sum_exp"] {
+        let rows = parts.iter().filter_map(|part| part.get(name)).cloned();
+        results.push(name, rows.reduce(|first, second| concatenate_rows(&first, &second)));
+    }
+    results
 }
 
 /// Not causal, a query reads what came so far: keys first, then the queries.

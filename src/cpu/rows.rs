@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::simd::Real;
-use super::tile::{self, prefetch};
+use super::tile::{self, Elements, Rows, prefetch};
 use crate::problem::{Operand, Slice, SliceMut, View};
 
 /// A [`Real`] that operands are converted to and from.
@@ -15,6 +15,8 @@ pub trait Number: Real {
     fn load(from: Slice<'_>, at: usize, into: &mut [Self]);
     /// `from` rounded into `into[at..]`.
     fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize);
+    /// Elements of an operand that is summed in this type.
+    fn in_place(slice: Slice<'_>) -> Elements<'_, Self>;
     fn slice(data: &[Self]) -> Slice<'_>;
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
     /// Whether the elements are of this type.
@@ -48,6 +50,15 @@ impl Number for f32 {
             SliceMut::BF16(x) => tile::bf16::round(from, &mut x[range]),
             SliceMut::F32(x) => x[range].copy_from_slice(from),
             SliceMut::F64(x) => convert(from, &mut x[range], f64::from),
+        }
+    }
+
+    fn in_place(slice: Slice<'_>) -> Elements<'_, Self> {
+        match slice {
+            Slice::F32(x) => Elements::Own(x),
+            Slice::F16(x) => Elements::F16(x),
+            Slice::BF16(x) => Elements::BF16(x),
+            Slice::F64(_) | Slice::U8(_) => unreachable!("operands of this dtype are not summed in f32"),
         }
     }
 
@@ -90,6 +101,13 @@ impl Number for f64 {
             SliceMut::BF16(x) => convert(from, &mut x[range], bf16::from_f64),
             SliceMut::F32(x) => convert(from, &mut x[range], |x| x as f32),
             SliceMut::F64(x) => x[range].copy_from_slice(from),
+        }
+    }
+
+    fn in_place(slice: Slice<'_>) -> Elements<'_, Self> {
+        match slice {
+            Slice::F64(x) => Elements::Own(x),
+            _ => unreachable!("operands of this dtype are not summed in f64"),
         }
     }
 
@@ -167,7 +185,13 @@ impl<'a> HeadRows<'a> {
     }
 }
 
-impl HeadRows<'_> {
+impl<'a> HeadRows<'a> {
+    /// `rows` where they lie.
+    pub fn in_place<T: Number>(&self, rows: Range<usize>) -> Rows<'a, T> {
+        let (start, count) = (self.start + rows.start * self.stride, rows.len());
+        Rows { elements: T::in_place(self.data), start, stride: self.stride, count, width: self.width }
+    }
+
     /// Asks for rows that will be loaded soon.
     pub fn prefetch(&self, rows: Range<usize>) {
         let count = if self.stride == self.width { 1 } else { rows.len() };

@@ -96,7 +96,8 @@ fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradie
         }
     }
     let longest = segment.min(shapes.keys);
-    parallel::run(tasks, || Worker::new(context, longest), |worker, task| worker.run(context, saved, task));
+    let work = |worker: &mut Worker<T>, task: Task<'_>| worker.run(context, saved, task);
+    parallel::run_brief(3 * context.nanoseconds(shapes.keys), tasks, || Worker::new(context, longest), work);
     if segments > 1 {
         add_segments(&partial_dq, segments, dq_len, &mut q);
     }

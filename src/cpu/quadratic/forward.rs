@@ -9,7 +9,7 @@ use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Online, Pairs, Product, Verbs};
 use super::super::{dispatch, parallel};
 use super::precision::{Plain, Precision};
-use super::{Context, Place, QuadraticInputs};
+use super::{Context, Place, QuadraticInputs, decode};
 use crate::Result;
 use crate::problem::{DType, Quadratic, SliceMut, Weight};
 
@@ -38,6 +38,12 @@ pub fn forward(
     problem.check_outputs(&out, statistic.as_ref())?;
     let dtype = problem.shapes.dtype;
     let isa = Isa::current();
+    if decode::suits(problem) {
+        dispatch!(dtype, T => {
+            decode::run(&Context::new(problem, inputs, Verbs::<T>::get(isa)), out, statistic);
+        });
+        return Ok(());
+    }
     if let Some(pairs) = Pairs::get(isa).filter(|_| dtype == DType::BF16) {
         run(&Context::new(problem, inputs, Verbs::<f32>::get(isa)), pairs, out, statistic);
         return Ok(());
@@ -98,7 +104,8 @@ pub(super) fn run<T: Number, P: Precision<T>>(
                 }
             }
         }
-        parallel::run(tasks, || Scratch::new(context, precision), |scratch, task| scratch.block(context, task));
+        let work = |scratch: &mut Scratch<T, P>, task: Task<'_, '_, P::X>| scratch.block(context, task);
+        parallel::run_brief(context.nanoseconds(keys.len()), tasks, || Scratch::new(context, precision), work);
     }
 }
 
@@ -132,7 +139,7 @@ fn pack<T: Number, P: Precision<T>>(
         }
     }
     let scratch = || Buffer::zeros(TILE * d.max(e));
-    parallel::run(tasks, scratch, |rows, (batch, head, keys, k, v)| {
+    parallel::run_brief(context.nanoseconds(all.len()), tasks, scratch, |rows, (batch, head, keys, k, v)| {
         context.load_keys(&inputs.k, batch, head, keys.clone(), rows, d);
         precision.keys(verbs, k, rows, d, keys.len(), shapes.width);
         let rows = &mut rows[..keys.len() * e];
@@ -168,7 +175,7 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         }
     }
 
-    fn block(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, P::X>) {
+    fn block(&mut self, context: &Context<'_, T>, task: Task<'_, '_, P::X>) {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let d = verbs.padded(shapes.width);
         HeadRows::new(&context.inputs.q, task.batch, task.head).load(task.queries.clone(), &mut self.q, d);
@@ -187,7 +194,9 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
                 self.strip(context, &task, row, keys.clone());
             }
         }
-        self.store(context, &mut task);
+        let rows = task.queries.len();
+        let sums = &mut self.sums[..rows * verbs.padded(shapes.value_width)];
+        store(context, task.batch, sums, &mut self.sum[..rows], &self.maximum[..rows], task.out, task.statistic);
     }
 
     /// Adds a tile of keys to the rows of a strip.
@@ -237,20 +246,25 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         let right = verbs.rows(&task.packed.v[precision.inner(keys.start - task.first_key) * e..], e);
         precision.multiply(verbs, sums, e, weights, right, size(e, precision.inner(columns), true));
     }
+}
 
-    fn store(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, P::X>) {
-        let (shapes, weight) = (context.shapes(), context.problem.weight);
-        let how = context.finish(task.batch);
-        let (e, padded) = (shapes.value_width, context.verbs.padded(shapes.value_width));
-        let rows = task.queries.len();
-        let sums = &mut self.sums[..rows * padded];
-        for (r, row) in sums.chunks_exact_mut(padded).enumerate() {
-            // The statistic takes the place of the sum.
-            self.sum[r] = finish(weight, how, &mut row[..e], self.sum[r], self.maximum[r]);
-        }
-        store_rows(sums, padded, e, &mut task.out, 0);
-        if let Some(statistic) = &mut task.statistic {
-            T::store(&self.sum[..rows], statistic, 0);
-        }
+/// Finishes rows of sums, and writes them and their statistic, which takes the place of Σ w in `sum`.
+pub(super) fn store<T: Number>(
+    context: &Context<'_, T>,
+    batch: usize,
+    sums: &mut [T],
+    sum: &mut [T],
+    maximum: &[T],
+    mut out: SliceMut<'_>,
+    statistic: Option<SliceMut<'_>>,
+) {
+    let (weight, how) = (context.problem.weight, context.finish(batch));
+    let (e, padded) = (context.shapes().value_width, context.verbs.padded(context.shapes().value_width));
+    for ((row, sum), &maximum) in sums.chunks_exact_mut(padded).zip(sum.iter_mut()).zip(maximum) {
+        *sum = finish(weight, how, &mut row[..e], *sum, maximum);
+    }
+    store_rows(sums, padded, e, &mut out, 0);
+    if let Some(mut statistic) = statistic {
+        T::store(sum, &mut statistic, 0);
     }
 }

@@ -1,8 +1,10 @@
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::Simd;
 
-/// 8 × f32 or 4 × f64, with FMA.
+/// 8 × f32 or 4 × f64, with FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
@@ -10,8 +12,8 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 macro_rules! simd {
     ($t:ty, $v:ty, $lanes:literal => $set1:ident, $loadu:ident, $storeu:ident, $add:ident, $sub:ident, $mul:ident,
-     $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $power_of_two:expr) => {
-        // SAFETY of all: the caller has AVX2 and FMA, and its pointers are valid for LANES elements.
+     $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $power_of_two:expr, {$($more:item)*}) => {
+        // SAFETY of all: the caller has AVX2, FMA and F16C, and its pointers are valid for LANES elements.
         impl Simd<$t> for Avx2 {
             type V = $v;
             const LANES: usize = $lanes;
@@ -74,18 +76,7 @@ macro_rules! simd {
                     $add(y, y)
                 }
             }
-            #[inline(always)]
-            unsafe fn sum(x: $v) -> $t {
-                let mut lanes: [$t; $lanes] = [0.0; $lanes];
-                unsafe { $storeu(lanes.as_mut_ptr(), x) };
-                lanes.into_iter().sum()
-            }
-            #[inline(always)]
-            unsafe fn largest(x: $v) -> $t {
-                let mut lanes: [$t; $lanes] = [0.0; $lanes];
-                unsafe { $storeu(lanes.as_mut_ptr(), x) };
-                lanes.into_iter().fold(<$t>::NEG_INFINITY, <$t>::max)
-            }
+            $($more)*
         }
     };
 }
@@ -110,10 +101,68 @@ unsafe fn power_of_two_f64(n: __m256d) -> __m256d {
 simd!(
     f32, __m256, 8 => _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps,
     _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps, _mm256_cmp_ps, _mm256_blendv_ps, _mm256_round_ps,
-    power_of_two_f32
+    power_of_two_f32, {
+        #[inline(always)]
+        unsafe fn sum(x: __m256) -> f32 {
+            unsafe {
+                let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+                let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+                _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn largest(x: __m256) -> f32 {
+            unsafe {
+                let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+                let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+                _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> __m256 {
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> __m256 {
+            unsafe {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sum_each([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+            unsafe {
+                let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+                let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+                std::mem::transmute::<__m128, [f32; 4]>(sums)
+            }
+        }
+    }
 );
 simd!(
     f64, __m256d, 4 => _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd,
     _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd, _mm256_max_pd, _mm256_min_pd, _mm256_cmp_pd, _mm256_blendv_pd,
-    _mm256_round_pd, power_of_two_f64
+    _mm256_round_pd, power_of_two_f64, {
+        #[inline(always)]
+        unsafe fn sum(x: __m256d) -> f64 {
+            unsafe {
+                let x = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd::<1>(x));
+                _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn largest(x: __m256d) -> f64 {
+            unsafe {
+                let x = _mm_max_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd::<1>(x));
+                _mm_cvtsd_f64(_mm_max_sd(x, _mm_unpackhi_pd(x, x)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sum_each([a, b, c, d]: [__m256d; 4]) -> [f64; 4] {
+            unsafe {
+                let (ab, cd) = (_mm256_hadd_pd(a, b), _mm256_hadd_pd(c, d));
+                let (low, high) = (_mm256_permute2f128_pd::<0x20>(ab, cd), _mm256_permute2f128_pd::<0x31>(ab, cd));
+                std::mem::transmute::<__m256d, [f64; 4]>(_mm256_add_pd(low, high))
+            }
+        }
+    }
 );

@@ -1,5 +1,7 @@
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::{MultiplyAdd, Simd};
 
 /// 16 × f32 or 8 × f64.
@@ -53,7 +55,7 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 macro_rules! simd {
     ($t:ty, $v:ty, $lanes:literal => $set1:ident, $loadu:ident, $storeu:ident, $add:ident, $sub:ident, $mul:ident,
      $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $scalef:ident,
-     $sum:ident, $largest:ident, $($transpose:ident)?) => {
+     $sum:ident, $largest:ident, {$($more:item)*}) => {
         // SAFETY of all: the caller has AVX-512, and its pointers are valid for LANES elements.
         impl Simd<$t> for Avx512 {
             type V = $v;
@@ -121,12 +123,7 @@ macro_rules! simd {
             unsafe fn largest(x: $v) -> $t {
                 unsafe { $largest(x) }
             }
-            $(
-                #[inline(always)]
-                unsafe fn transpose(from: *const $t, row: usize, to: *mut $t, to_row: usize) {
-                    unsafe { $transpose(from, row, to, to_row) }
-                }
-            )?
+            $($more)*
         }
     };
 }
@@ -135,12 +132,27 @@ simd!(
     f32, __m512, 16 => _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps,
     _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_max_ps, _mm512_min_ps, _mm512_cmp_ps_mask,
     _mm512_mask_blend_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
-    transpose_f32
+    {
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> __m512 {
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> __m512 {
+            unsafe {
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()))))
+            }
+        }
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, row: usize, to: *mut f32, to_row: usize) {
+            unsafe { transpose_f32(from, row, to, to_row) }
+        }
+    }
 );
 simd!(
     f64, __m512d, 8 => _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd, _mm512_sub_pd,
     _mm512_mul_pd, _mm512_div_pd, _mm512_fmadd_pd, _mm512_max_pd, _mm512_min_pd, _mm512_cmp_pd_mask,
-    _mm512_mask_blend_pd, _mm512_roundscale_pd, _mm512_scalef_pd, _mm512_reduce_add_pd, _mm512_reduce_max_pd,
+    _mm512_mask_blend_pd, _mm512_roundscale_pd, _mm512_scalef_pd, _mm512_reduce_add_pd, _mm512_reduce_max_pd, {}
 );
 
 /// Transposes 16 × 16: four numbers of four rows into each quarter, then the quarters.

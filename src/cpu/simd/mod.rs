@@ -28,6 +28,8 @@ pub(super) use portable::Portable;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+use half::{bf16, f16};
+
 /// An instruction set that the CPU backend has code for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
@@ -35,7 +37,7 @@ pub enum Isa {
     Avx512Bf16,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// Arm Advanced SIMD.
     Neon,
@@ -61,7 +63,9 @@ impl Isa {
                     && Self::Avx2.is_available()
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
             Self::Portable => true,
@@ -293,6 +297,28 @@ pub(super) trait Simd<T: Real>: Copy + 'static {
     unsafe fn sum(x: Self::V) -> T;
     unsafe fn largest(x: Self::V) -> T;
 
+    /// The sums of four vectors.
+    #[inline(always)]
+    unsafe fn sum_each(x: [Self::V; 4]) -> [T; 4] {
+        let [a, b, c, d] = x;
+        // SAFETY: as `sum`.
+        unsafe { [Self::sum(a), Self::sum(b), Self::sum(c), Self::sum(d)] }
+    }
+
+    /// LANES numbers of 16 bits.
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self::V {
+        // SAFETY: the caller vouches for LANES elements.
+        unsafe { widened::<T, Self, _>(from, |x| T::from_f64(x.to_f64())) }
+    }
+
+    /// LANES numbers of 16 bits.
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self::V {
+        // SAFETY: the caller vouches for LANES elements.
+        unsafe { widened::<T, Self, _>(from, |x| T::from_f64(f64::from(f32::from_bits(u32::from(x.to_bits()) << 16)))) }
+    }
+
     /// Transposes a square of LANES rows at distances `row` and `to_row`.
     #[inline(always)]
     unsafe fn transpose(from: *const T, row: usize, to: *mut T, to_row: usize) {
@@ -302,6 +328,47 @@ pub(super) trait Simd<T: Real>: Copy + 'static {
                 unsafe { *to.add(j * to_row + i) = *from.add(i * row + j) };
             }
         }
+    }
+}
+
+/// The longest vector has so many lanes.
+pub(super) const MOST_LANES: usize = 16;
+
+#[inline(always)]
+unsafe fn widened<T: Real, S: Simd<T>, X: Copy>(from: *const X, widen: impl Fn(X) -> T) -> S::V {
+    let mut lanes = [T::ZERO; MOST_LANES];
+    for (i, lane) in lanes[..S::LANES].iter_mut().enumerate() {
+        // SAFETY: the caller vouches for LANES elements.
+        *lane = widen(unsafe { from.add(i).read() });
+    }
+    // SAFETY: there are MOST_LANES.
+    unsafe { S::load(lanes.as_ptr()) }
+}
+
+/// An element of an operand that is read where it lies, widened in registers.
+pub(super) trait Stored<T: Real>: Copy + Default {
+    unsafe fn load<S: Simd<T>>(from: *const Self) -> S::V;
+}
+
+macro_rules! stored {
+    ($($x:ty => $load:ident),*) => { $(
+        impl<T: Real> Stored<T> for $x {
+            #[inline(always)]
+            unsafe fn load<S: Simd<T>>(from: *const Self) -> S::V {
+                // SAFETY: as S::load.
+                unsafe { S::$load(from) }
+            }
+        }
+    )* };
+}
+
+stored!(f16 => load_f16, bf16 => load_bf16);
+
+impl<T: Real> Stored<T> for T {
+    #[inline(always)]
+    unsafe fn load<S: Simd<T>>(from: *const T) -> S::V {
+        // SAFETY: as S::load.
+        unsafe { S::load(from) }
     }
 }
 

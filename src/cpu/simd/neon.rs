@@ -3,6 +3,8 @@
 
 use std::arch::aarch64::*;
 
+use half::bf16;
+
 use super::Simd;
 
 /// 4 × f32 or 2 × f64.
@@ -12,7 +14,7 @@ pub struct Neon;
 macro_rules! simd {
     ($t:ty, $v:ty, $lanes:literal => $dup:ident, $ld1:ident, $st1:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
      $fma:ident, $max:ident, $min:ident, $less:ident, $select:ident, $round:ident, $sum:ident, $largest:ident,
-     $power_of_two:expr) => {
+     $power_of_two:expr, {$($more:item)*}) => {
         // SAFETY of all: Advanced SIMD is part of the target, and the caller's pointers are valid for LANES elements.
         impl Simd<$t> for Neon {
             type V = $v;
@@ -83,6 +85,7 @@ macro_rules! simd {
             unsafe fn largest(x: $v) -> $t {
                 unsafe { $largest(x) }
             }
+            $($more)*
         }
     };
 }
@@ -103,9 +106,14 @@ unsafe fn power_of_two_f64(n: float64x2_t) -> float64x2_t {
 
 simd!(
     f32, float32x4_t, 4 => vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32, vfmaq_f32,
-    vmaxq_f32, vminq_f32, vcltq_f32, vbslq_f32, vrndnq_f32, vaddvq_f32, vmaxvq_f32, power_of_two_f32
+    vmaxq_f32, vminq_f32, vcltq_f32, vbslq_f32, vrndnq_f32, vaddvq_f32, vmaxvq_f32, power_of_two_f32, {
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> float32x4_t {
+            unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(from.cast())))) }
+        }
+    }
 );
 simd!(
     f64, float64x2_t, 2 => vdupq_n_f64, vld1q_f64, vst1q_f64, vaddq_f64, vsubq_f64, vmulq_f64, vdivq_f64, vfmaq_f64,
-    vmaxq_f64, vminq_f64, vcltq_f64, vbslq_f64, vrndnq_f64, vaddvq_f64, vmaxvq_f64, power_of_two_f64
+    vmaxq_f64, vminq_f64, vcltq_f64, vbslq_f64, vrndnq_f64, vaddvq_f64, vmaxvq_f64, power_of_two_f64, {}
 );

@@ -6,6 +6,7 @@
 #[cfg(feature = "candle")]
 mod activations;
 pub mod bf16;
+mod in_place;
 #[cfg(feature = "candle")]
 mod loss;
 mod maps;
@@ -16,6 +17,7 @@ mod parts;
 mod scores;
 mod transpose;
 
+pub use in_place::{Elements, Rows};
 use multiply::PANEL_VECTORS;
 pub use multiply::{Band, Left, Product, Right};
 pub use pairs::Pairs;
@@ -97,6 +99,8 @@ macro_rules! tables {
 verbs! {
     multiply = multiply::plain(out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product);
     transpose = transpose::vectors(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
+    inner_products = in_place::inner_products(out: &mut [T], row: usize, left: &[T], rows: Rows<'_, T>);
+    add_weighted = in_place::add_weighted(sums: &mut [T], weights: &[T], row: usize, rows: Rows<'_, T>);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
         scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: Delta<'_, T>
@@ -131,9 +135,9 @@ verbs! {
 }
 
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"));
+table!(avx512, Avx512, target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"));
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx2, target_feature(enable = "avx2,fma"));
+table!(avx2, Avx2, target_feature(enable = "avx2,fma,f16c"));
 #[cfg(target_arch = "aarch64")]
 table!(neon, Neon, target_feature(enable = "neon"));
 table!(portable, Portable, inline);
@@ -183,6 +187,20 @@ impl<T: Real> Verbs<T> {
     /// Writes the panels of the transpose of `rows` rows of `width` numbers.
     pub fn transpose(&self, into: &mut [T], from: &[T], row: usize, rows: usize, width: usize) {
         unsafe { (self.transpose)(into, from, row, rows, width) }
+    }
+
+    /// See [`in_place::inner_products`].
+    pub fn inner_products(&self, out: &mut [T], row: usize, left: &[T], rows: Rows<'_, T>) {
+        let count = self.check_rows(left, &rows);
+        assert!(count == 0 || rows.count == 0 || (count - 1) * row + rows.count <= out.len());
+        unsafe { (self.inner_products)(out, row, left, rows) }
+    }
+
+    /// See [`in_place::add_weighted`].
+    pub fn add_weighted(&self, sums: &mut [T], weights: &[T], row: usize, rows: Rows<'_, T>) {
+        let count = self.check_rows(sums, &rows);
+        assert!(count == 0 || rows.count == 0 || (count - 1) * row + rows.count <= weights.len());
+        unsafe { (self.add_weighted)(sums, weights, row, rows) }
     }
 
     /// See [`scores::softmax`].
@@ -335,6 +353,14 @@ impl<T: Real> Verbs<T> {
     pub fn scaled_exp(&self, into: &mut [T], row: &[T], shift: T, factor: T) {
         assert!(row.len() == into.len());
         unsafe { (self.scaled_exp)(into, row, shift, factor) }
+    }
+
+    /// Whole rows in `tile`, as wide as those in place, which are all inside their elements; returns how many.
+    fn check_rows(&self, tile: &[T], rows: &Rows<'_, T>) -> usize {
+        rows.check();
+        let width = self.padded(rows.width);
+        assert!(width > 0 && tile.len().is_multiple_of(width));
+        tile.len() / width
     }
 
     /// Rows of whole vectors, with every bound inside.

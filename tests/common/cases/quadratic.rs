@@ -162,6 +162,27 @@ fn softmax_choices() -> Vec<Case> {
             .lengths(400, 400),
         attend("large scores", SoftmaxOptions { scale: Some(1.0), ..with(CAUSAL) }).std(3.0).lengths(100, 100),
         attend("more than 65 535 heads", with(CAUSAL)).many_heads(),
+        attend("few queries, key mask over segments", masked(CAUSAL, Extra::SomeKeys))
+            .batch(2)
+            .heads(4, 2, 2)
+            .lengths(3, 2100)
+            .widths(11, 13)
+            .with_lse_gradient(),
+        attend("few queries, window over segments", with(window(Some(1500), Some(0)))).lengths(2, 2600),
+        attend("few queries, blocks", with(Mask::Blocks { size: 700, causal: true })).lengths(5, 1300).heads(3, 1, 1),
+        attend(
+            "few queries, soft-cap and bias",
+            SoftmaxOptions { soft_cap: Some(2.0), ..biased(CAUSAL, Extra::PerHead) },
+        )
+        .lengths(2, 1100)
+        .heads(4, 2, 2),
+        attend("few queries, all keys masked", masked(Mask::Full, Extra::NoKeys)).batch(2).lengths(2, 1200),
+        attend("few queries, large scores over segments", SoftmaxOptions { scale: Some(1.0), ..plain() })
+            .std(3.0)
+            .lengths(1, 3000)
+            .widths(59, 67)
+            .only(&[DType::F32, DType::F64]),
+        attend("few queries, fewer keys", with(CAUSAL)).lengths(8, 5).with_lse_gradient(),
     ]
 }
 
@@ -221,6 +242,8 @@ pub fn diag() -> Vec<Case> {
         case("large ε", relu(64, true, 10.0)).lengths(130, 130),
         case("more than 65 535 heads", relu(64, true, 1e-2)).many_heads(),
         case("aligned", causal()).lengths(200, 200).widths(64, 64),
+        case("few queries", blocks(1500, true)).lengths(4, 2000).heads(4, 2, 2),
+        case("few queries, key mask, ReLU", masked(relu(1100, false, 1e-6), Extra::SomeKeys)).lengths(3, 2250).batch(2),
     ]);
     let aligned = in_whole_vectors(vec![
         case("aligned, ReLU", relu(64, true, 1e-6)).lengths(200, 200).widths(128, 256),
@@ -292,6 +315,9 @@ pub fn gau() -> Vec<Case> {
         case("fixed length below 1", full(GauNorm::Fixed { length: 0.25 })).std(0.5).lengths(70, 70),
         case("large ε of the row sum", full(GauNorm::RowSum { epsilon: 5.0 })).lengths(70, 70),
         case("more than 65 535 heads", causal(row_sum)).many_heads(),
+        case("few queries, row sum", causal(row_sum)).lengths(3, 1500).heads(4, 2, 2),
+        case("few queries, key mask and length", masked(causal(length), Extra::SomeKeys)).lengths(2, 1300).batch(2),
+        case("few queries, bias", biased(full(fixed), Extra::Shared)).lengths(1, 1100).heads(2, 2, 2),
     ]);
     let aligned = in_whole_vectors(vec![
         case("aligned, whole tiles, the paper's widths", full(length)).lengths(128, 160).widths(128, 256),

@@ -1,0 +1,211 @@
+//! Few queries per key head, as in a step of decoding: keys and values are read once, where they lie, in their own dtype.
+//!
+//! A task takes a segment of the keys of one key head and, as rows of one tile, the queries of all heads that read it:
+//!
+//! ```text
+//! for each tile of keys   s = q kᵀ            keys widened in registers, inner products along the width
+//!                         w = weight(s)       the running maximum and sum of the row
+//!                         sums = c·sums + w v  values widened in registers, sums in registers over 32 values
+//! then                    merge the segments in order, finish the rows
+//! ```
+//!
+//! Bound: bytes of keys and values over the rate of memory, as long as a row's two multiply-adds per element pair take less
+//! than its transfer. Segments are cut by position alone, so that results do not depend on the number of threads.
+
+use std::ops::Range;
+
+use super::super::buffer::Buffer;
+use super::super::parallel;
+use super::super::rows::{HeadRows, Number};
+use super::super::tile::{Bounds, Online};
+use super::forward::store;
+use super::{Context, Place};
+use crate::problem::{Quadratic, SliceMut, Weight};
+
+/// Most query rows of a key head that are computed this way, where width and value width together are below [`WIDE`] and
+/// where they are not; beyond, packing keys and values pays (docs/cpu.md).
+const MOST_ROWS: [usize; 2] = [16, 32];
+/// See [`MOST_ROWS`].
+const WIDE: usize = 128;
+/// Keys of a task.
+const SEGMENT: usize = 1024;
+/// Keys of a tile.
+const TILE: usize = 256;
+
+/// Whether a problem has few queries per key head.
+pub(super) fn suits(problem: &Quadratic) -> bool {
+    let shapes = &problem.shapes;
+    let most = MOST_ROWS[usize::from(shapes.width + shapes.value_width >= WIDE)];
+    (shapes.heads / shapes.key_heads).saturating_mul(shapes.queries) <= most
+}
+
+/// A segment of keys.
+struct Task<'p, T> {
+    batch: usize,
+    key_head: usize,
+    keys: Range<usize>,
+    part: &'p mut [T],
+}
+
+/// What a segment adds to the rows of its key head.
+struct Part<'p, T> {
+    /// [rows, padded value width]
+    sums: &'p mut [T],
+    maximum: &'p mut [T],
+    sum: &'p mut [T],
+}
+
+/// Query rows of a key head, padded width of their sums, and numbers of a part.
+#[derive(Clone, Copy)]
+struct Layout {
+    rows: usize,
+    width: usize,
+    len: usize,
+}
+
+impl Layout {
+    fn new<T: Number>(context: &Context<'_, T>) -> Self {
+        let rows = context.group() * context.shapes().queries;
+        let width = context.verbs.padded(context.shapes().value_width);
+        // Parts start on lines of their own.
+        Self { rows, width, len: (rows * (width + 2)).next_multiple_of(16) }
+    }
+
+    fn part<T>(self, numbers: &mut [T]) -> Part<'_, T> {
+        let (sums, rest) = numbers.split_at_mut(self.rows * self.width);
+        let (maximum, rest) = rest.split_at_mut(self.rows);
+        Part { sums, maximum, sum: &mut rest[..self.rows] }
+    }
+}
+
+pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: SliceMut<'_>, mut statistic: Option<SliceMut<'_>>) {
+    let (shapes, layout) = (context.shapes(), Layout::new(context));
+    let units = shapes.batch * shapes.key_heads;
+    if units * layout.rows == 0 {
+        return;
+    }
+    let all = context.visible_to_any();
+    let segments = all.len().div_ceil(SEGMENT).max(1);
+    let mut parts = Buffer::zeros(units * segments * layout.len);
+    let mut tasks = Vec::with_capacity(units * segments);
+    for (index, part) in parts.chunks_exact_mut(layout.len).enumerate() {
+        let (unit, start) = (index / segments, all.start + index % segments * SEGMENT);
+        let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
+        tasks.push(Task { batch, key_head, keys: start..(start + SEGMENT).min(all.end), part });
+    }
+    let longest = TILE.min(all.len());
+    let work = |worker: &mut Worker<T>, task| worker.run(context, task);
+    parallel::run_brief(context.nanoseconds(all.len()), tasks, || Worker::new(context, layout, longest), work);
+    let mut tasks = Vec::with_capacity(units);
+    for (unit, parts) in parts.chunks_exact_mut(segments * layout.len).enumerate() {
+        let statistic = statistic.as_mut().map(|statistic| statistic.take(layout.rows));
+        tasks.push((unit / shapes.key_heads, parts, out.take(layout.rows * shapes.value_width), statistic));
+    }
+    let work = |_: &mut (), (batch, parts, out, statistic)| {
+        let Part { sums, maximum, sum } = merge(context, layout, parts);
+        store(context, batch, sums, sum, maximum, out, statistic);
+    };
+    parallel::run_brief(units * segments * layout.len, tasks, || (), work);
+}
+
+/// One worker's operands.
+struct Worker<T> {
+    layout: Layout,
+    q: Buffer<T>,
+    scores: Buffer<T>,
+    rescale: Vec<T>,
+    bounds: Vec<Bounds>,
+}
+
+impl<T: Number> Worker<T> {
+    fn new(context: &Context<'_, T>, layout: Layout, keys: usize) -> Self {
+        let verbs = context.verbs;
+        Self {
+            layout,
+            q: Buffer::zeros(layout.rows * verbs.padded(context.shapes().width)),
+            scores: Buffer::zeros(layout.rows * verbs.padded(keys)),
+            rescale: vec![T::ONE; layout.rows],
+            bounds: vec![(0, 0); layout.rows],
+        }
+    }
+
+    fn run(&mut self, context: &Context<'_, T>, task: Task<'_, T>) {
+        let (queries, group) = (context.shapes().queries, context.group());
+        let d = context.verbs.padded(context.shapes().width);
+        for (member, q) in self.q.chunks_exact_mut(queries * d).enumerate() {
+            let head = task.key_head * group + member;
+            HeadRows::new(&context.inputs.q, task.batch, head).load(0..queries, q, d);
+        }
+        if context.sign != T::ONE {
+            super::multiply_by(&mut self.q, context.sign);
+        }
+        let mut part = self.layout.part(task.part);
+        part.maximum.fill(T::NEG_INFINITY);
+        for key in task.keys.clone().step_by(TILE) {
+            let place = Place { batch: task.batch, head: task.key_head * group, query: 0, key };
+            self.tile(context, place, key..(key + TILE).min(task.keys.end), &mut part);
+        }
+    }
+
+    /// Adds a tile of keys to the rows; `at.head` is the first of the group.
+    fn tile(&mut self, context: &Context<'_, T>, at: Place, keys: Range<usize>, part: &mut Part<'_, T>) {
+        let (verbs, queries, key_head) = (context.verbs, context.shapes().queries, at.head / context.group());
+        let width = verbs.padded(keys.len());
+        let scores = &mut self.scores[..self.layout.rows * width];
+        let rows = HeadRows::new(&context.inputs.k, at.batch, key_head);
+        context.for_kept(at.batch, &keys, |kept| {
+            verbs.inner_products(&mut scores[kept.start - keys.start..], width, &self.q, rows.in_place(kept));
+        });
+        let mut scale = context.scale(at.batch);
+        let members = scores.chunks_exact_mut(queries * width).zip(self.bounds.chunks_exact_mut(queries));
+        for (member, (scores, bounds)) in members.enumerate() {
+            bounds.iter_mut().enumerate().for_each(|(query, bounds)| *bounds = context.bounds(query, &keys));
+            if context.adjusts() {
+                scale = context.adjust(Place { head: at.head + member, ..at }, scores, width, bounds, None);
+            }
+        }
+        if context.problem.weight == Weight::Softmax {
+            let online = &mut Online { maximum: part.maximum, sum: part.sum, rescale: &mut self.rescale };
+            verbs.softmax(scores, width, &self.bounds, scale, online);
+            if self.rescale.iter().any(|&factor| factor != T::ONE) {
+                verbs.scale_rows(part.sums, self.layout.width, &self.rescale);
+            }
+        } else {
+            verbs.relu(scores, width, &self.bounds, scale, context.squared(), part.sum);
+        }
+        let rows = HeadRows::new(&context.inputs.v, at.batch, key_head);
+        context.for_kept(at.batch, &keys, |kept| {
+            verbs.add_weighted(part.sums, &scores[kept.start - keys.start..], width, rows.in_place(kept));
+        });
+    }
+}
+
+/// Adds a key head's parts up in order, into the first.
+fn merge<'p, T: Number>(context: &Context<'_, T>, layout: Layout, parts: &'p mut [T]) -> Part<'p, T> {
+    let (first, others) = parts.split_at_mut(layout.len);
+    let total = layout.part(first);
+    for part in others.chunks_exact_mut(layout.len) {
+        let part = layout.part(part);
+        for r in 0..layout.rows {
+            let [mut old, mut new] = [T::ONE; 2];
+            if context.problem.weight == Weight::Softmax {
+                let largest = total.maximum[r].larger(part.maximum[r]);
+                [old, new] = [total.maximum[r], part.maximum[r]].map(|maximum| factor(maximum, largest));
+                total.maximum[r] = largest;
+            }
+            let range = r * layout.width..(r + 1) * layout.width;
+            let sums = &mut total.sums[range.clone()];
+            if old != T::ONE {
+                context.verbs.scale_rows(sums, layout.width, &[old]);
+            }
+            context.verbs.add_outer(sums, layout.width, &[new], &part.sums[range]);
+            total.sum[r] = old * total.sum[r] + new * part.sum[r];
+        }
+    }
+    total
+}
+
+/// What brings sums from one maximum to a larger one; 0 where nothing has been added.
+fn factor<T: Number>(maximum: T, largest: T) -> T {
+    if maximum == T::NEG_INFINITY { T::ZERO } else { (maximum - largest).exp2() }
+}
