@@ -31,9 +31,8 @@ fn rounded<const CUT: u32, const SAMPLE: u32>(x: f32) -> f32 {
     let moved = match (SAMPLE, (hash ^ hash >> 15) & 0x100 == 0) {
         (0, _) => x,
         (_, true) => x * (1.0 - unit / 2.0),
-        // Half a unit above 1 is no f32: one up, as the product above is one down. More would drift in long sums.
-        (_, false) if CUT == 0 && x != 0.0 && x.is_finite() => f32::from_bits(x.to_bits() + 1),
-        (_, false) => x * (1.0 + unit / 2.0),
+        // Half a unit above 1 is no f32.
+        (_, false) => x * (1.0 + if CUT == 0 { unit } else { unit / 2.0 }),
     };
     if CUT == 0 || !moved.is_finite() {
         return moved;
