@@ -70,7 +70,7 @@ macro_rules! agreement {
     )* };
 }
 
-agreement!(softmax diag gau linear performer norm mixed_chunk);
+agreement!(softmax diag gau linear performer norm mixed_chunk long_sums);
 
 #[test]
 fn lists_are_complete() {

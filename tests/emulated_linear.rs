@@ -8,7 +8,7 @@ use crate::common::backends::{Backend, Pass};
 use crate::common::cases::{self, Case};
 use crate::common::compare::{error, magnitude};
 use crate::common::data::Data;
-use crate::common::emulated::check;
+use crate::common::emulated::{check, check_all};
 use crate::common::emulator::{self, SEEDS, Sanitizer};
 use crate::common::executor::Executor;
 use crate::common::extent;
@@ -58,6 +58,17 @@ fn norm() {
 #[test]
 fn mixed_chunk() {
     check(&PLAIN, &cases::mixed_chunk(), &[""], &cases::FLOATS, Pass::Both);
+}
+
+/// One segment, whose sums are as long as it is.
+#[test]
+fn long_sums() {
+    let facts = DeviceFacts { multiprocessors: 1, ..DeviceFacts::H200 };
+    let backend = EmulatedLinear { facts, seeds: &SEEDS[1..2], ..PLAIN };
+    let cases: Vec<Case> = cases::long_sums().into_iter().filter(|case| case.operation.has_state()).collect();
+    check_all(&backend, &cases, &[""], &cases::FLOATS, Pass::Both);
+    let stateless = EmulatedLinear { state: false, ..backend };
+    check_all(&stateless, &cases, &["aligned"], &HALVES, Pass::Forward);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use attn_kernels::problem::DType;
 use crate::common::backends::Pass;
 use crate::common::backends::emulator_quadratic::EmulatedQuadratic;
 use crate::common::cases::{self, Case};
-use crate::common::emulated::check;
+use crate::common::emulated::{check, check_all};
 use crate::common::emulator::{SEEDS, Sanitizer};
 use crate::common::executor::Executor;
 use crate::common::extent;
@@ -52,6 +52,15 @@ fn warpgroups() {
     check(&backend, &cases::diag(), &["aligned"], &dtypes, Pass::Both);
     check(&backend, &cases::gau(), &["aligned"], &dtypes, Pass::Both);
     check(&backend, &cases::mixed_chunk(), &["aligned"], &dtypes, Pass::Both);
+}
+
+/// All keys by one block, which adds up as many as there are.
+#[test]
+fn long_sums() {
+    let facts = DeviceFacts { multiprocessors: 1, ..DeviceFacts::H200 };
+    let backend = EmulatedQuadratic { facts, seeds: &SEEDS[1..2], ..PLAIN };
+    let cases: Vec<Case> = cases::long_sums().into_iter().filter(|case| !case.operation.has_state()).collect();
+    check_all(&backend, &cases, &[""], &cases::FLOATS, Pass::Both);
 }
 
 /// Rows that do not stay in shared memory, single stages.

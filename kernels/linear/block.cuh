@@ -110,7 +110,7 @@ DEVICE void each_block(int rows, int columns, F f) {
 template <class Math, int M, int N, class Left, class Right>
 DEVICE void accumulate(Accumulator<typename Math::Real, M, N>& sums, const Left& left, const Right& right, int inner) {
 #pragma unroll 2
-    for (int k = 0; k < inner; k += Math::kStep) tile::multiply_step<Math>(sums, left, right, k);
+    for (int k = 0; k < inner; k += Math::kStep) tile::multiply_step<Math>(sums, left, k, right, k);
 }
 
 // store(row, column, prior(row, column) + (left · right)(row, column)) for a tile of rows × columns, where left(row)

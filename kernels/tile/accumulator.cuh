@@ -79,6 +79,19 @@ struct Accumulator {
         return sums;
     }
 
+    // The columns from block `Count` on in the first ones' place.
+    template <int Count>
+    DEVICE void drop() {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n + Count < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) value[m][n][i] = value[m][n + Count][i];
+            }
+        }
+    }
+
     // f(row, column, value&) for each of this lane's numbers.
     template <class F>
     DEVICE void each(F f) {

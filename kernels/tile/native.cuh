@@ -113,6 +113,7 @@ struct Native {
     using Real = float;
     using Tile = SwizzledTile<E>;
     static constexpr int kStep = 16;
+    static constexpr bool kAddsApart = false;
     template <class L, class R>
     static constexpr Inner kInner = Inner::neighbours;
     using LeftRows = NativeLeftRows<Native>;

@@ -123,6 +123,8 @@ struct Wide<float, Passes> {
     using Real = float;
     using Tile = WideTile<float>;
     static constexpr int kStep = 8;
+    // Products in one pass are of results that are rounded to 16 bits, far above what is cut off.
+    static constexpr bool kAddsApart = Passes > 1;
     using LeftRows = WideLeftRows<Wide>;
     using LeftTransposed = WideLeftTransposed<Wide>;
     template <int M, int N>
@@ -165,6 +167,7 @@ struct Wide<double, 1> {
     using Real = double;
     using Tile = WideTile<double>;
     static constexpr int kStep = 8;
+    static constexpr bool kAddsApart = false;
     using LeftRows = WideLeftRows<Wide>;
     using LeftTransposed = WideLeftTransposed<Wide>;
     template <int M, int N>

@@ -5,7 +5,7 @@ use attn_kernels::random_features::{FeatureKind, random_features};
 use attn_kernels::reference::{Array, State};
 
 use super::buffers::round;
-use super::cases::{Case, Extra, Operation};
+use super::cases::{Case, Extra, Operation, Signs};
 use super::options::Extras;
 use super::random::Random;
 use super::reference::state_after;
@@ -47,7 +47,7 @@ impl Data {
         };
         let &Case { batch, heads: [hq, hk, hv], queries, keys, width, value_width, std, prefix, .. } = case;
         let accumulator = dtype.accumulator();
-        let q = normal([batch, hq, queries, width], std, dtype);
+        let mut q = normal([batch, hq, queries, width], std, dtype);
         let mut k = normal([batch, hk, keys, width], std, dtype);
         let mut v = normal([batch, hv, keys, value_width], 1.0, dtype);
         let mut global = matches!(case.operation, Operation::MixedChunk(_)).then(|| {
@@ -55,7 +55,13 @@ impl Data {
             [normal([batch, hq, queries, width], std, dtype), normal([batch, hk, keys, width], std, dtype)]
         });
         let bias = bias_shape(case).map(|shape| normal(shape, 0.5, dtype));
-        let d_out = normal([batch, case.output_heads(), queries, value_width], 1.0, dtype);
+        let mut d_out = normal([batch, case.output_heads(), queries, value_width], 1.0, dtype);
+        let positive: &mut [&mut Array] = match case.signs {
+            Signs::Both => &mut [],
+            Signs::PositiveValues => &mut [&mut v, &mut d_out],
+            Signs::Positive => &mut [&mut q, &mut k, &mut v, &mut d_out],
+        };
+        positive.iter_mut().flat_map(|array| &mut array.data).for_each(|x| *x = x.abs());
         let d_lse = case.lse_gradient.then(|| normal([batch, hq, queries, 1], 1.0, accumulator));
         let omega = make_omega(case, accumulator);
         let key_mask = case.operation.key_mask().map(|kind| make_key_mask(case, kind));

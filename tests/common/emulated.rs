@@ -15,6 +15,15 @@ use super::{emulator, extent};
 /// Runs the cases whose reason contains one of `reasons`, in `dtypes` of those that they name; if not everything is tested,
 /// as few as have every choice.
 pub fn check(backend: &dyn Emulated, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass) {
+    check_of(backend, cases, reasons, dtypes, pass, extent::is_all());
+}
+
+/// The same with all of them, whatever is tested.
+pub fn check_all(backend: &dyn Emulated, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass) {
+    check_of(backend, cases, reasons, dtypes, pass, true);
+}
+
+fn check_of(backend: &dyn Emulated, cases: &[Case], reasons: &[&str], dtypes: &[DType], pass: Pass, takes_all: bool) {
     let operation = cases[0].operation.name();
     if !emulator::is_available() {
         return emulator::skip(operation);
@@ -28,7 +37,7 @@ pub fn check(backend: &dyn Emulated, cases: &[Case], reasons: &[&str], dtypes: &
     };
     let mut chosen: Vec<_> = cases.iter().filter(is_asked).flat_map(of).collect();
     let count = chosen.len();
-    if !extent::is_all() {
+    if !takes_all {
         chosen = cover::of_choices(chosen, backend, pass);
     }
     let runner = backend.on(backend.executor().clone(), extent::seeds(backend.seeds()));

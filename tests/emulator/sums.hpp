@@ -17,8 +17,8 @@ struct Group {
 };
 constexpr Group of_16_bit_elements{8, 1}, of_tf32{4, 1}, of_warpgroup{16, 2};
 
-// Whether sums are cut off, with ATTN_EMULATOR_SUMS=cut; otherwise to the nearest float for each product.
-bool& sums_are_cut_off();
+// Whether sums are cut off; with ATTN_EMULATOR_SUMS=nearest they are to the nearest float for each product.
+bool sums_are_cut_off();
 
 inline Bits bits_of(Row row) { return reinterpret_cast<Bits&>(row); }
 inline Row row_of(Bits bits) { return reinterpret_cast<Row&>(bits); }

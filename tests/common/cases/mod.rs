@@ -1,6 +1,7 @@
 //! Cases are data: what is computed on which sizes, and why.
 
 mod linear;
+mod long;
 mod mixed_chunk;
 mod norm;
 mod performer;
@@ -16,6 +17,7 @@ use attn_kernels::transnormer::{DiagOptions, NormOptions};
 use super::buffers::Layout;
 
 pub use linear::linear;
+pub use long::long_sums;
 pub use mixed_chunk::mixed_chunk;
 pub use norm::norm;
 pub use performer::performer;
@@ -105,6 +107,16 @@ impl Operation {
     }
 }
 
+/// Signs of a case's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signs {
+    Both,
+    /// v and the gradient of the output are positive.
+    PositiveValues,
+    /// q and k, too.
+    Positive,
+}
+
 /// One computation.
 #[derive(Debug, Clone)]
 pub struct Case {
@@ -119,6 +131,7 @@ pub struct Case {
     pub value_width: usize,
     /// Standard deviation of q and k; v is standard normal.
     pub std: f64,
+    pub signs: Signs,
     /// Tokens whose state is handed in; 0 hands in none.
     pub prefix: usize,
     /// Whether the log-sum-exp has a gradient.
@@ -142,6 +155,7 @@ impl Case {
             width: 16,
             value_width: 20,
             std: 1.0,
+            signs: Signs::Both,
             prefix: 0,
             lse_gradient: false,
             layout: Layout::Contiguous,
