@@ -10,8 +10,8 @@ mod pairs;
 mod scores;
 mod transpose;
 
-use multiply::PANEL_VECTORS;
 pub use multiply::{Band, Left, Product, Right};
+use multiply::{PANEL_VECTORS, Place};
 pub use pairs::Pairs;
 pub use scores::{Bounds, Delta, Online};
 
@@ -86,8 +86,9 @@ macro_rules! tables {
 }
 
 verbs! {
-    multiply = multiply::plain(out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product);
+    multiply = multiply::plain(out: &mut [T], to: Place, left: Left<'_, T>, right: Right<'_, T>, size: Product);
     transpose = transpose::vectors(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
+    between_panels = transpose::between_panels(into: &mut [T], from: &[T], rows: usize, width: usize);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
         scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: Delta<'_, T>
@@ -108,7 +109,9 @@ verbs! {
     multiply_elements = maps::multiply_elements(tile: &mut [T], other: &[T]);
     add_rows = maps::add_rows(vector: &mut [T], tile: &[T], width: usize, factors: &[T]);
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
-    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]);
+    scaled_rows = maps::scaled_rows(into: &mut [T], tile: &[T], width: usize, factors: &[T]);
+    combine = maps::combine(into: &mut [T], a: &[T], factor: T, b: &[T]);
+    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -155,15 +158,29 @@ impl<T: Real> Verbs<T> {
         Right { data, row: self.panel, panel: self.panel * width }
     }
 
-    /// out (+)= left · right.
+    /// out (+)= left · right, in rows of `row` numbers.
     pub fn multiply(&self, out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product) {
-        multiply::check(out, row, &left, &right, &size, self.panel, self.lanes);
-        unsafe { (self.multiply)(out, row, left, right, size) }
+        self.multiply_into(out, Place { row, panel: self.panel }, left, right, size);
+    }
+
+    /// out (+)= left · right, in panels of `rows` rows, as [`Self::panels`] reads it.
+    pub fn multiply_panels(&self, out: &mut [T], rows: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product) {
+        self.multiply_into(out, Place { row: self.panel, panel: rows * self.panel }, left, right, size);
+    }
+
+    fn multiply_into(&self, out: &mut [T], to: Place, left: Left<'_, T>, right: Right<'_, T>, size: Product) {
+        multiply::check(out, to, &left, &right, &size, self.panel, self.lanes);
+        unsafe { (self.multiply)(out, to, left, right, size) }
     }
 
     /// Writes the panels of the transpose of `rows` rows of `width` numbers.
     pub fn transpose(&self, into: &mut [T], from: &[T], row: usize, rows: usize, width: usize) {
         unsafe { (self.transpose)(into, from, row, rows, width) }
+    }
+
+    /// Writes the panels of the transpose of `rows` rows of `width` numbers that lie in panels.
+    pub fn between_panels(&self, into: &mut [T], from: &[T], rows: usize, width: usize) {
+        unsafe { (self.between_panels)(into, from, rows, width) }
     }
 
     /// See [`scores::softmax`].
@@ -272,10 +289,20 @@ impl<T: Real> Verbs<T> {
         unsafe { (self.scale_rows)(tile, width, factors) }
     }
 
+    /// into\[r\] ← factors\[r\]·row r
+    pub fn scaled_rows(&self, into: &mut [T], tile: &[T], width: usize, factors: &[T]) {
+        unsafe { (self.scaled_rows)(into, tile, width, factors) }
+    }
+
+    /// into ← factor·a + b, for lengths of whole vectors.
+    pub fn combine(&self, into: &mut [T], a: &[T], factor: T, b: &[T]) {
+        unsafe { (self.combine)(into, a, factor, b) }
+    }
+
     /// See [`maps::causal_weights`].
-    pub fn causal_weights(&self, tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]) {
+    pub fn causal_weights(&self, tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]) {
         assert!(width <= 64 && tile.len() <= width * width);
-        unsafe { (self.causal_weights)(tile, width, logs, sums) }
+        unsafe { (self.causal_weights)(tile, width, decays, sums) }
     }
 
     /// Rows of whole vectors, with every bound inside.
