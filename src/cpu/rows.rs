@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::simd::Real;
-use super::tile::{self, Elements, Rows, prefetch};
+use super::tile::{self, Elements, StoredRows, prefetch};
 use crate::problem::{Operand, Slice, SliceMut, View};
 
 /// A [`Real`] that operands are converted to and from.
@@ -16,13 +16,17 @@ pub trait Number: Real {
     /// `from` rounded into `into[at..]`.
     fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize);
     /// Elements of an operand that is summed in this type.
-    fn in_place(slice: Slice<'_>) -> Elements<'_, Self>;
+    fn stored(slice: Slice<'_>) -> Elements<'_, Self>;
     fn slice(data: &[Self]) -> Slice<'_>;
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
     /// Whether the elements are of this type.
     fn is_type_of(slice: &SliceMut<'_>) -> bool;
     /// The elements, if they are of this type.
     fn elements<'a>(slice: SliceMut<'a>) -> Result<&'a mut [Self], SliceMut<'a>>;
+    /// The elements where they lie, if they are of this type.
+    fn own(slice: Slice<'_>) -> Option<&[Self]>;
+    /// The elements where they lie, if they are of this type.
+    fn own_mut<'a>(slice: &'a mut SliceMut<'_>) -> Option<&'a mut [Self]>;
 }
 
 fn convert<A: Copy, B>(from: &[A], into: &mut [B], f: impl Fn(A) -> B) {
@@ -53,7 +57,7 @@ impl Number for f32 {
         }
     }
 
-    fn in_place(slice: Slice<'_>) -> Elements<'_, Self> {
+    fn stored(slice: Slice<'_>) -> Elements<'_, Self> {
         match slice {
             Slice::F32(x) => Elements::Own(x),
             Slice::F16(x) => Elements::F16(x),
@@ -80,6 +84,14 @@ impl Number for f32 {
             other => Err(other),
         }
     }
+
+    fn own(slice: Slice<'_>) -> Option<&[Self]> {
+        if let Slice::F32(elements) = slice { Some(elements) } else { None }
+    }
+
+    fn own_mut<'a>(slice: &'a mut SliceMut<'_>) -> Option<&'a mut [Self]> {
+        if let SliceMut::F32(elements) = slice { Some(elements) } else { None }
+    }
 }
 
 impl Number for f64 {
@@ -104,7 +116,7 @@ impl Number for f64 {
         }
     }
 
-    fn in_place(slice: Slice<'_>) -> Elements<'_, Self> {
+    fn stored(slice: Slice<'_>) -> Elements<'_, Self> {
         match slice {
             Slice::F64(x) => Elements::Own(x),
             _ => unreachable!("operands of this dtype are not summed in f64"),
@@ -129,6 +141,14 @@ impl Number for f64 {
             other => Err(other),
         }
     }
+
+    fn own(slice: Slice<'_>) -> Option<&[Self]> {
+        if let Slice::F64(elements) = slice { Some(elements) } else { None }
+    }
+
+    fn own_mut<'a>(slice: &'a mut SliceMut<'_>) -> Option<&'a mut [Self]> {
+        if let SliceMut::F64(elements) = slice { Some(elements) } else { None }
+    }
 }
 
 /// 1/n for each batch entry, where n is the number of keys that the mask [B, M] keeps, all without one; 1 for n = 0.
@@ -138,6 +158,26 @@ pub fn inverse_key_counts(key_mask: Option<&[u8]>, batch: usize, keys: usize) ->
         None => keys,
     };
     (0..batch).map(|entry| 1.0 / kept(entry).max(1) as f64).collect()
+}
+
+/// Rows of whole vectors, at a distance of `row` numbers.
+#[derive(Clone, Copy)]
+pub struct Rows<'a, T> {
+    pub data: &'a [T],
+    pub row: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    /// The first `count` rows of `width` numbers, in as few pieces as they lie in, each with its first row.
+    pub fn pieces(self, count: usize, width: usize) -> impl Iterator<Item = (usize, &'a [T])> {
+        let rows = if self.row == width { count.max(1) } else { 1 };
+        (0..count).step_by(rows).map(move |r| (r, &self.data[r * self.row..][..rows * width]))
+    }
+
+    /// The first `width` numbers of a row.
+    pub fn row(self, index: usize, width: usize) -> &'a [T] {
+        &self.data[index * self.row..][..width]
+    }
 }
 
 /// One head of a [batch, heads, rows, width] operand.
@@ -154,6 +194,12 @@ impl<'a> HeadRows<'a> {
         let strides = view.strides();
         let start = batch * strides[0] + head * strides[1];
         Self { data: view.data(), start, stride: strides[2], width: view.dims()[3] }
+    }
+
+    /// `rows` where they lie, if they are of the type of sums and whole vectors of `padded` numbers.
+    pub fn in_place<T: Number>(&self, rows: &Range<usize>, padded: usize) -> Option<Rows<'a, T>> {
+        let data = T::own(self.data).filter(|_| self.width == padded && !rows.is_empty())?;
+        Some(Rows { data: &data[self.start + rows.start * self.stride..], row: self.stride })
     }
 
     /// Loads `rows` into a tile with rows of `padded` numbers, filling up with zeros.
@@ -186,10 +232,10 @@ impl<'a> HeadRows<'a> {
 }
 
 impl<'a> HeadRows<'a> {
-    /// `rows` where they lie.
-    pub fn in_place<T: Number>(&self, rows: Range<usize>) -> Rows<'a, T> {
+    /// `rows` where they lie, as they are stored.
+    pub fn stored<T: Number>(&self, rows: Range<usize>) -> StoredRows<'a, T> {
         let (start, count) = (self.start + rows.start * self.stride, rows.len());
-        Rows { elements: T::in_place(self.data), start, stride: self.stride, count, width: self.width }
+        StoredRows { elements: T::stored(self.data), start, stride: self.stride, count, width: self.width }
     }
 
     /// Asks for rows that will be loaded soon.

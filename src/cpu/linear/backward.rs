@@ -7,10 +7,11 @@ use super::super::rows::Number;
 use super::super::simd::Isa;
 use super::super::tile::Verbs;
 use super::super::{dispatch, parallel};
-use super::d_states;
+use super::d_states::d_states;
 use super::d_sums::Statistics;
 use super::gradients::Gradient;
-use super::segments::{cut, next_pieces, span};
+use super::segments::{cut, next_pieces, span, states};
+use super::state::Order;
 use super::sweeps::{Around, Sweep, Worker};
 use super::tiles::StateHead;
 use super::{Context, LinearGradients, LinearInputs, LinearSaved, check};
@@ -60,8 +61,8 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
     let at_once = context.segments_at_once(segments.len(), units);
     let statistics = Statistics::new(context, saved);
     let (states, d_states) = if at_once < segments.len() {
-        let states = d_states::states(context, &segments);
-        let d_states = d_states::d_states(context, saved, &statistics, &segments, &states);
+        let states = states(context, &segments, Order::Transposed);
+        let d_states = d_states(context, saved, &statistics, &segments, &states);
         (states, d_states)
     } else {
         (Vec::new(), Vec::new())
@@ -120,12 +121,12 @@ pub struct Gradients<'o, T> {
 }
 
 impl<'o, T: Number> Task<'_, 'o, T> {
-    fn run(
+    fn run<'a>(
         mut self,
-        context: &Context<'_, T>,
-        saved: &LinearSaved<'_>,
-        statistics: &Statistics<T>,
-        worker: &mut Worker<T>,
+        context: &'a Context<'a, T>,
+        saved: &'a LinearSaved<'a>,
+        statistics: &'a Statistics<T>,
+        worker: &mut Worker<'a, T>,
     ) {
         let shapes = context.shapes();
         let state_heads = shapes.state_heads();

@@ -6,7 +6,7 @@
 
 use super::super::rows::Number;
 use super::Context;
-use super::tiles::State;
+use super::state::State;
 
 /// E and U of a segment, and their sum.
 pub struct Carried<T> {
@@ -37,16 +37,16 @@ impl<T: Number> Carried<T> {
     }
 
     /// The segment that follows.
-    pub fn next_segment(&mut self) {
-        let all = self.last();
+    pub fn next_segment(&mut self, context: &Context<'_, T>) {
+        let all = self.last(context);
         self.enter(all);
     }
 
     /// The sums at the segment's end.
-    pub fn last(&mut self) -> State<T> {
+    pub fn last(&mut self, context: &Context<'_, T>) -> State<T> {
         match self.entering.take() {
             Some(mut entering) => {
-                entering.append(&self.own);
+                entering.append(context, &self.own);
                 entering
             }
             None => self.own.clone(),
@@ -61,7 +61,7 @@ impl<T: Number> Carried<T> {
         }
         self.apart = is_chunked || self.entering.is_some();
         match &self.entering {
-            Some(entering) => self.both.sum(entering, &self.own),
+            Some(entering) => self.both.sum(context, entering, &self.own),
             None if is_chunked => self.both.clone_from(&self.own),
             None => {}
         }

@@ -5,10 +5,9 @@
 
 use std::ops::Range;
 
-use super::super::finish::dot;
 use super::super::rows::Number;
+use super::state::{State, panel_index};
 use super::sweeps::Sweep;
-use super::tiles::State;
 use super::{Context, TILE};
 
 /// Adds ±⟨φ, dφ⟩ of a tile's rows, as far as it comes from or goes to other tiles, to the differences of their keys.
@@ -19,10 +18,12 @@ pub fn add_rows<T: Number>(
     sign: T,
     d_log: &mut [f64],
 ) {
-    let features = sweep.context.features.padded;
+    let context = sweep.context;
+    let (features, mut products) = (context.features.padded, [T::ZERO; TILE]);
+    let len = tile.len() * features;
+    context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
     for (r, d_log) in rows_with_key(sweep, tile, d_log) {
-        let row = r * features..(r + 1) * features;
-        *d_log += (sign * dot(&phi[row.clone()], &d_phi[row])).to_f64();
+        *d_log += (sign * products[r]).to_f64();
     }
 }
 
@@ -65,11 +66,12 @@ fn rows_with_key<'d, T: Number>(
 /// ⟨S, R⟩ + ⟨z, r⟩ at the end of a segment, S transposed: what passes from its keys and earlier ones to queries behind it.
 pub fn across<T: Number>(context: &Context<'_, T>, later: Option<&State<T>>, end: Option<&State<T>>) -> f64 {
     let (Some(end), Some(later)) = (end, later) else { return 0.0 };
-    let (features, e) = context.padded();
+    let (count, value_width) = (context.features.count, context.shapes().value_width);
     let mut sum: f64 = end.z.iter().zip(later.z.iter()).map(|(z, r)| z.to_f64() * r.to_f64()).sum();
-    for (f, row) in later.s.chunks_exact(e).enumerate() {
-        for (c, r) in row[..context.shapes().value_width].iter().enumerate() {
-            sum += end.s[c * features + f].to_f64() * r.to_f64();
+    for f in 0..count {
+        for c in 0..value_width {
+            let s = end.s[panel_index(context, value_width, (c, f))];
+            sum += s.to_f64() * later.s[panel_index(context, count, (f, c))].to_f64();
         }
     }
     sum

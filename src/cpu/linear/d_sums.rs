@@ -6,7 +6,7 @@ use super::super::buffer::Buffer;
 use super::super::finish::{dot, inverse, unnormalize};
 use super::super::parallel;
 use super::super::rows::{HeadRows, Number, gather};
-use super::tiles::{Direction, first_row, load_queries};
+use super::tiles::{Direction, OperandTile, first_row, load_queries};
 use super::{Context, LinearSaved, TILE};
 use crate::problem::LinearFinish;
 use crate::transnormer::NormScope;
@@ -54,70 +54,85 @@ fn means<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>) -> Vec<T>
 }
 
 /// Gradients of the rows of sums of one head at a tile; zeros where there is no query.
-pub struct SumsTile<T> {
+pub struct SumsTile<'a, T> {
     /// Of numerators or unnormalised rows.
     pub d_sums: Buffer<T>,
     /// Of ⟨φ(q), z⟩.
     pub d_norms: [T; TILE],
     pub direction: Direction,
-    out: Buffer<T>,
+    out: OperandTile<'a, T>,
+    d_out: OperandTile<'a, T>,
 }
 
-impl<T: Number> SumsTile<T> {
+impl<'a, T: Number> SumsTile<'a, T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
-        let direction = Direction::Forward;
-        Self { d_sums: Buffer::zeros(TILE * e), d_norms: [T::ZERO; TILE], direction, out: Buffer::zeros(TILE * e) }
+        let [out, d_out] = std::array::from_fn(|_| OperandTile::new(e));
+        let (d_sums, d_norms) = (Buffer::zeros(TILE * e), [T::ZERO; TILE]);
+        Self { d_sums, d_norms, direction: Direction::Forward, out, d_out }
     }
 
     pub fn load(
         &mut self,
         context: &Context<'_, T>,
-        saved: &LinearSaved<'_>,
+        saved: &LinearSaved<'a>,
         statistics: &Statistics<T>,
         (batch, head): (usize, usize),
         tile: &Range<usize>,
     ) {
         let shapes = context.shapes();
         let (e, (_, padded)) = (shapes.value_width, context.padded());
-        let rows = tile.len() * padded;
         let d_out = HeadRows::new(&saved.d_out, batch, head);
-        load_queries(context, &d_out, tile, &mut self.d_sums[..rows], padded, self.direction);
+        load_queries(context, &d_out, tile, &mut self.d_out, self.direction);
         self.d_norms.fill(T::ZERO);
         if context.problem.statistic_len() > 0 {
             let out = HeadRows::new(&saved.out, batch, head);
-            load_queries(context, &out, tile, &mut self.out[..rows], padded, self.direction);
+            load_queries(context, &out, tile, &mut self.out, self.direction);
         }
         let first = first_row(context, tile);
         let rows = first..first + context.queries(tile).len();
-        let (d_sums, out) = (&mut self.d_sums[..rows.end * padded], &self.out[..rows.end * padded]);
+        let (d_out, out) = (self.d_out.rows(), self.out.rows());
+        let d_sums = &mut self.d_sums[..tile.len() * padded];
         let per_head = (batch * shapes.heads() + head) * shapes.queries + context.queries(tile).start;
-        let mut factors = [T::ZERO; TILE];
+        let mut factors = [T::ONE; TILE];
         match context.problem.finish {
-            LinearFinish::None => {}
             LinearFinish::ChunkNorm { .. } => {
                 rows.clone().for_each(|r| factors[r] = context.chunk_norm(batch, tile.start + r));
-                context.verbs.scale_rows(d_sums, padded, &factors);
             }
             LinearFinish::Normalize { .. } => {
                 rows.clone().for_each(|r| factors[r] = inverse(statistics.divisors[per_head + r - first]));
-                context.verbs.scale_rows(d_sums, padded, &factors);
-                context.verbs.row_pair_products(d_sums, out, padded, &mut self.d_norms);
+            }
+            LinearFinish::None | LinearFinish::RmsNorm { .. } => {}
+        }
+        for (r, d_out) in d_out.pieces(tile.len(), padded) {
+            let part = &mut d_sums[r * padded..][..d_out.len()];
+            context.verbs.scaled_rows(part, d_out, padded, &factors[r..]);
+        }
+        let products = |products: &mut [T]| {
+            for (r, out) in out.pieces(tile.len(), padded) {
+                let d_sums = &d_sums[r * padded..][..out.len()];
+                context.verbs.row_pair_products(d_sums, out, padded, &mut products[r..]);
+            }
+        };
+        match context.problem.finish {
+            LinearFinish::None | LinearFinish::ChunkNorm { .. } => {}
+            LinearFinish::Normalize { .. } => {
+                products(&mut self.d_norms);
                 self.d_norms.iter_mut().for_each(|d| *d = -*d);
             }
             LinearFinish::RmsNorm { scope: NormScope::Head, .. } => {
-                context.verbs.row_pair_products(d_sums, out, padded, &mut factors);
+                products(&mut factors);
                 for r in rows {
                     let mean = factors[r] / T::from_f64(e as f64);
                     let divisor = statistics.divisors[per_head + r - first];
-                    unnormalize(&mut d_sums[r * padded..][..e], &out[r * padded..], mean, divisor);
+                    unnormalize(&mut d_sums[r * padded..][..e], out.row(r, e), mean, divisor);
                 }
             }
             LinearFinish::RmsNorm { scope: NormScope::AllHeads, .. } => {
                 let token = batch * shapes.queries + context.queries(tile).start;
                 for r in rows {
                     let (mean, divisor) = (statistics.means[token + r - first], statistics.divisors[token + r - first]);
-                    unnormalize(&mut d_sums[r * padded..][..e], &out[r * padded..], mean, divisor);
+                    unnormalize(&mut d_sums[r * padded..][..e], out.row(r, e), mean, divisor);
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use super::super::buffer::Buffer;
 use super::super::finish::{dot, inverse};
+use super::super::rows::Rows;
 use super::super::simd::Real;
 use super::super::tile::{Band, Left, Online, Product, Verbs};
 use super::TILE;
@@ -42,15 +43,17 @@ impl<T: Real> Features<T> {
         Self { map, verbs, width, count, padded: verbs.padded(count), omega: rows, omega_panels }
     }
 
-    /// φ of rows of x. `shifts` receives, for exponential FAVOR+ maps, each row's largest exponent, and `stabilize`
+    /// φ of the first `rows` rows of x. `shifts` receives, for exponential FAVOR+ maps, each row's largest exponent, and `stabilize`
     /// replaces these by the stabilisers to use.
-    pub fn apply(&self, x: &[T], phi: &mut [T], stabilize: impl FnOnce(&mut [T])) {
+    pub fn apply(&self, x: Rows<'_, T>, rows: usize, phi: &mut [T], stabilize: impl FnOnce(&mut [T])) {
         match self.map {
-            Map::Plain(FeatureMap::Softmax) => self.softmax(x, phi),
+            Map::Plain(FeatureMap::Softmax) => self.softmax(x, rows, phi),
             Map::Plain(FeatureMap::Taylor) => self.each_row(x, phi, taylor),
             Map::Plain(FeatureMap::Cosine) => self.each_row(x, phi, cosine),
             Map::Plain(map) => {
-                self.verbs.map(phi, x, map);
+                for (row, x) in x.pieces(rows, self.padded) {
+                    self.verbs.map(&mut phi[row * self.padded..][..x.len()], x, map);
+                }
                 self.clear_padding(phi, T::ZERO);
             }
             Map::Favor { map: FavorMap::Relu, directions } => {
@@ -65,10 +68,9 @@ impl<T: Real> Features<T> {
         }
     }
 
-    fn each_row(&self, x: &[T], phi: &mut [T], f: impl Fn(&[T], &mut [T])) {
-        let rows = x.chunks_exact(self.verbs.padded(self.width)).zip(phi.chunks_exact_mut(self.padded));
-        for (x, phi) in rows {
-            f(&x[..self.width], &mut phi[..self.count]);
+    fn each_row(&self, x: Rows<'_, T>, phi: &mut [T], f: impl Fn(&[T], &mut [T])) {
+        for (r, phi) in phi.chunks_exact_mut(self.padded).enumerate() {
+            f(x.row(r, self.width), &mut phi[..self.count]);
         }
         self.clear_padding(phi, T::ZERO);
     }
@@ -79,9 +81,10 @@ impl<T: Real> Features<T> {
         }
     }
 
-    fn softmax(&self, x: &[T], phi: &mut [T]) {
-        phi.copy_from_slice(x);
-        let rows = phi.len() / self.padded;
+    fn softmax(&self, x: Rows<'_, T>, rows: usize, phi: &mut [T]) {
+        for (r, phi) in phi.chunks_exact_mut(self.padded).enumerate() {
+            phi.copy_from_slice(x.row(r, self.padded));
+        }
         let (mut maximum, mut sum, mut rescale) = ([T::NEG_INFINITY; TILE], [T::ZERO; TILE], [T::ONE; TILE]);
         let mut online = Online { maximum: &mut maximum, sum: &mut sum, rescale: &mut rescale };
         self.verbs.softmax(phi, self.padded, &[(0, self.count); TILE][..rows], T::ONE, &mut online);
@@ -91,15 +94,15 @@ impl<T: Real> Features<T> {
     }
 
     /// ωx̃ into the first m numbers of each row.
-    fn project(&self, x: &[T], phi: &mut [T], directions: usize) {
+    fn project(&self, x: Rows<'_, T>, phi: &mut [T], directions: usize) {
         let rows = phi.len() / self.padded;
         let n = self.verbs.padded(directions);
         let size = Product { m: rows, n, k: self.width, accumulate: false, band: Band::Full };
-        let left = Left::rows(x, self.verbs.padded(self.width));
+        let left = Left::rows(x.data, x.row);
         self.verbs.multiply(phi, self.padded, left, self.verbs.panels(&self.omega_panels, self.width), size);
     }
 
-    fn exponential(&self, x: &[T], phi: &mut [T], directions: usize, stabilize: impl FnOnce(&mut [T])) {
+    fn exponential(&self, x: Rows<'_, T>, phi: &mut [T], directions: usize, stabilize: impl FnOnce(&mut [T])) {
         self.project(x, phi, directions);
         if self.count > directions {
             for row in phi.chunks_exact_mut(self.padded) {
@@ -118,9 +121,8 @@ impl<T: Real> Features<T> {
         maxima[..rows].copy_from_slice(shifts);
         let half = T::from_f64(0.5 / (self.width as f64).sqrt());
         let x_padded = self.verbs.padded(self.width);
-        for (((x, norm), shift), _) in
-            x.chunks_exact(x_padded).zip(norms.iter_mut()).zip(shifts.iter_mut()).zip(0..rows)
-        {
+        for (r, (norm, shift)) in norms.iter_mut().zip(shifts.iter_mut()).enumerate() {
+            let x = x.row(r, x_padded);
             self.verbs.row_products(x, x_padded, x, std::slice::from_mut(norm));
             *norm = *norm * half;
             *shift = *shift - *norm;
@@ -138,19 +140,24 @@ impl<T: Real> Features<T> {
     }
 
     /// dx of rows, from x, φ(x) and dφ, which is used up. `d_x` is overwritten.
-    pub fn gradient(&self, x: &[T], phi: &[T], d_phi: &mut [T], d_x: &mut [T]) {
+    pub fn gradient(&self, x: Rows<'_, T>, phi: &[T], d_phi: &mut [T], d_x: &mut [T]) {
         match self.map {
             Map::Plain(FeatureMap::Softmax) => self.each_gradient(x, phi, d_phi, d_x, softmax_gradient),
             Map::Plain(FeatureMap::Taylor) => self.each_gradient(x, phi, d_phi, d_x, taylor_gradient),
             Map::Plain(FeatureMap::Cosine) => self.each_gradient(x, phi, d_phi, d_x, cosine_gradient),
-            Map::Plain(map) => self.verbs.map_gradient(d_x, d_phi, x, phi, map),
+            Map::Plain(map) => {
+                for (row, x) in x.pieces(phi.len() / self.padded, self.padded) {
+                    let part = row * self.padded..row * self.padded + x.len();
+                    self.verbs.map_gradient(&mut d_x[part.clone()], &d_phi[part.clone()], x, &phi[part], map);
+                }
+            }
             Map::Favor { map, directions } => self.favor_gradient(x, phi, d_phi, d_x, map, directions),
         }
     }
 
     fn each_gradient(
         &self,
-        x: &[T],
+        x: Rows<'_, T>,
         phi: &[T],
         d_phi: &[T],
         d_x: &mut [T],
@@ -158,13 +165,20 @@ impl<T: Real> Features<T> {
     ) {
         let padded = self.verbs.padded(self.width);
         let features = phi.chunks_exact(self.padded).zip(d_phi.chunks_exact(self.padded));
-        let rows = x.chunks_exact(padded).zip(d_x.chunks_exact_mut(padded));
-        for ((x, d_x), (phi, d_phi)) in rows.zip(features) {
-            gradient(&x[..self.width], &phi[..self.count], &d_phi[..self.count], &mut d_x[..self.width]);
+        for ((r, d_x), (phi, d_phi)) in d_x.chunks_exact_mut(padded).enumerate().zip(features) {
+            gradient(x.row(r, self.width), &phi[..self.count], &d_phi[..self.count], &mut d_x[..self.width]);
         }
     }
 
-    fn favor_gradient(&self, x: &[T], phi: &[T], d_phi: &mut [T], d_x: &mut [T], map: FavorMap, directions: usize) {
+    fn favor_gradient(
+        &self,
+        x: Rows<'_, T>,
+        phi: &[T],
+        d_phi: &mut [T],
+        d_x: &mut [T],
+        map: FavorMap,
+        directions: usize,
+    ) {
         let padded = self.verbs.padded(self.width);
         let rows = phi.len() / self.padded;
         let mut sums = [T::ZERO; TILE];
@@ -188,7 +202,10 @@ impl<T: Real> Features<T> {
         self.verbs.multiply(d_x, padded, Left::rows(d_phi, self.padded), right, size);
         let factor = T::from_f64(-1.0 / (self.width as f64).sqrt());
         sums.iter_mut().for_each(|sum| *sum = *sum * factor);
-        self.verbs.add_scaled(d_x, x, padded, &sums);
+        for (row, x) in x.pieces(rows, padded) {
+            let count = x.len() / padded;
+            self.verbs.add_scaled(&mut d_x[row * padded..][..x.len()], x, padded, &sums[row..row + count]);
+        }
     }
 }
 

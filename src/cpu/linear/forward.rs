@@ -9,8 +9,9 @@ use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Product, Verbs};
 use super::super::{dispatch, parallel};
 use super::carried::Carried;
-use super::segments::{absorb_segment, cut, head_at, next_pieces, span, states_after};
-use super::tiles::{KeyTile, QueryTile, State, StateHead, first_row};
+use super::segments::{cut, head_at, next_pieces, span, states};
+use super::state::{Order, State};
+use super::tiles::{KeyTile, QueryTile, StateHead, first_row};
 use super::{Context, LinearInputs, LinearOutputs, StateMut, TILE, check};
 use crate::Result;
 use crate::problem::{Linear, LinearFinish, SliceMut};
@@ -62,7 +63,7 @@ fn sums<T: Number>(
     let heads = shapes.batch * shapes.state_heads();
     let (segments, readers) = (context.segments(), context.readers());
     let at_once = context.segments_at_once(segments.len(), heads);
-    let states = if at_once < segments.len() { states(context, &segments) } else { Vec::new() };
+    let states = if at_once < segments.len() { states(context, &segments, Order::Plain) } else { Vec::new() };
     let pieces: Vec<&[Range<usize>]> = segments.chunks(at_once).collect();
     let rows: Vec<usize> = pieces.iter().map(|piece| context.queries(&span(piece)).len()).collect();
     let mut outs = cut(out, heads * readers, &rows, shapes.value_width);
@@ -97,36 +98,23 @@ fn sums<T: Number>(
     parallel::run(tasks, || Worker::new(context), |worker, task| worker.run(context, task));
 }
 
-/// Sums after each segment.
-fn states<T: Number>(context: &Context<'_, T>, segments: &[Range<usize>]) -> Vec<Vec<State<T>>> {
-    let begin: [&(dyn Fn(StateHead) -> State<T> + Sync); 2] =
-        [&|at| State::initial(context, at), &|_| State::zero(context)];
-    states_after(
-        context,
-        segments,
-        begin,
-        || KeyTile::new(context),
-        |keys, at, segment, state| absorb_segment(context, at, segment, keys, state),
-    )
-}
-
 /// Tiles of one worker.
-struct Worker<T> {
+struct Worker<'a, T> {
     before: Carried<T>,
-    keys: KeyTile<T>,
-    queries: QueryTile<T>,
+    keys: KeyTile<'a, T>,
+    queries: QueryTile<'a, T>,
     panels: Buffer<T>,
     scores: Buffer<T>,
     sums: Buffer<T>,
     norms: [T; TILE],
 }
 
-impl<T: Number> Worker<T> {
+impl<'a, T: Number> Worker<'a, T> {
     fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
         let zeros = |len| Buffer::zeros(len);
         Self {
-            before: Carried::new(State::zero(context)),
+            before: Carried::new(State::zero(context, Order::Plain)),
             keys: KeyTile::new(context),
             queries: QueryTile::new(context),
             panels: zeros(context.verbs.panels_len(TILE, context.features.count)),
@@ -136,18 +124,18 @@ impl<T: Number> Worker<T> {
         }
     }
 
-    fn run(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, T>) {
+    fn run(&mut self, context: &Context<'a, T>, mut task: Task<'_, '_, T>) {
         match task.entering {
             Some(all) if context.is_full() => self.before.begin(all.clone()),
             Some(state) => self.before.enter(state.clone()),
-            None => self.before.begin(State::initial(context, task.at)),
+            None => self.before.begin(State::initial(context, task.at, Order::Plain)),
         }
         if context.is_full() && task.entering.is_none() {
             self.absorb_all(context, &task);
         }
         for (index, segment) in task.segments.iter().enumerate() {
             if index > 0 && !context.is_full() {
-                self.before.next_segment();
+                self.before.next_segment(context);
             }
             for tile in context.tiles(segment.clone()) {
                 self.before.refresh(context, context.starts_chunk(tile.start));
@@ -155,24 +143,24 @@ impl<T: Number> Worker<T> {
             }
         }
         if let Some(state) = &mut task.state {
-            self.before.last().store(context, state);
+            self.before.last(context).store(context, state);
         }
     }
 
     /// The sums of all keys, which a full scan reads.
-    fn absorb_all(&mut self, context: &Context<'_, T>, task: &Task<'_, '_, T>) {
+    fn absorb_all(&mut self, context: &Context<'a, T>, task: &Task<'_, '_, T>) {
         for (index, segment) in task.segments.iter().enumerate() {
             if index > 0 {
-                self.before.next_segment();
+                self.before.next_segment(context);
             }
-            absorb_segment(context, task.at, segment, &mut self.keys, &mut self.before.own);
+            self.before.own.absorb_segment(context, task.at, segment, &mut self.keys);
         }
-        let all = self.before.last();
+        let all = self.before.last(context);
         self.before.begin(all);
     }
 
     /// Output rows of all readers at a tile; moves the sums to its end.
-    fn read_tile(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, T>, tile: &Range<usize>) {
+    fn read_tile(&mut self, context: &Context<'a, T>, task: &mut Task<'_, '_, T>, tile: &Range<usize>) {
         if !context.is_full() {
             self.keys.load(context, task.at, tile, &mut self.before.own.stabilizer);
         }
@@ -189,7 +177,7 @@ impl<T: Number> Worker<T> {
     }
 
     /// Output rows of one head at a tile.
-    fn read(&mut self, context: &Context<'_, T>, task: &mut Task<'_, '_, T>, reader: usize, tile: &Range<usize>) {
+    fn read(&mut self, context: &Context<'a, T>, task: &mut Task<'_, '_, T>, reader: usize, tile: &Range<usize>) {
         let (verbs, count) = (context.verbs, context.features.count);
         let (features, e) = context.padded();
         let rows = tile.len();
@@ -199,7 +187,7 @@ impl<T: Number> Worker<T> {
         let norms = &mut self.norms[..rows];
         let before = self.before.sums();
         let size = |n, k| Product { m: rows, n, k, accumulate: false, band: Band::Full };
-        verbs.multiply(sums, e, Left::rows(phi, features), verbs.rows(&before.s, e), size(e, count));
+        verbs.multiply(sums, e, Left::rows(phi, features), verbs.panels(&before.s, count), size(e, count));
         verbs.row_products(phi, features, &before.z, norms);
         if self.keys.decays && !context.is_full() {
             verbs.scale_rows(sums, e, &self.keys.from_start);
@@ -210,14 +198,13 @@ impl<T: Number> Worker<T> {
             let scores = &mut self.scores[..rows * width];
             let product = Product { band: Band::Result(1), ..size(width, count) };
             verbs.multiply(scores, width, Left::rows(phi, features), verbs.panels(&self.panels, count), product);
-            let logs = self.keys.decays.then_some(&self.keys.logs[..]);
             let mut inside = [T::ZERO; TILE];
-            verbs.causal_weights(scores, width, logs, &mut inside[..rows]);
+            verbs.causal_weights(scores, width, self.keys.row_decays(), &mut inside[..rows]);
             for (norm, inside) in norms.iter_mut().zip(inside) {
                 *norm += inside;
             }
             let product = Product { accumulate: true, band: Band::Left(1), ..size(e, rows) };
-            verbs.multiply(sums, e, Left::rows(scores, width), verbs.rows(&self.keys.v, e), product);
+            verbs.multiply(sums, e, Left::rows(scores, width), self.keys.values(context), product);
         }
         self.store(context, task, reader, tile);
     }
@@ -246,9 +233,15 @@ impl<T: Number> Worker<T> {
             (factors[r], self.norms[r]) = (factor, statistic);
         }
         let sums = &mut self.sums[rows.start * padded..rows.end * padded];
-        context.verbs.scale_rows(sums, padded, &factors[rows.clone()]);
+        let factors = &factors[rows.clone()];
         let offset = queries.start - context.queries(&span(task.segments)).start;
-        store_rows(sums, padded, e, &mut task.out[reader], offset);
+        let out = &mut task.out[reader];
+        if let (true, Some(out)) = (padded == e, T::own_mut(out)) {
+            context.verbs.scaled_rows(&mut out[offset * e..][..sums.len()], sums, e, factors);
+        } else {
+            context.verbs.scale_rows(sums, padded, factors);
+            store_rows(sums, padded, e, out, offset);
+        }
         if let Some(statistic) = task.statistic.get_mut(reader).filter(|_| context.problem.statistic_len() > 0) {
             T::store(&self.norms[rows], statistic, offset);
         }

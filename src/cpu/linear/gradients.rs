@@ -37,6 +37,16 @@ impl<'o, T: Number> Gradient<'o, T> {
         Self { heads, first, width, padded, shared }
     }
 
+    /// Where the rows of a tile go, if they are nobody else's and lie there as whole vectors.
+    pub fn place(&mut self, head: usize, rows: Range<usize>) -> Option<&mut [T]> {
+        match &mut self.heads {
+            Heads::InPlace(slices) if !self.shared => {
+                Some(&mut slices[head - self.first][rows.start * self.padded..rows.end * self.padded])
+            }
+            _ => None,
+        }
+    }
+
     /// Takes the rows of a tile, each written or added to once per state head.
     pub fn put(&mut self, head: usize, rows: Range<usize>, tile: &[T]) {
         let to = match &mut self.heads {

@@ -12,6 +12,7 @@ mod features;
 mod forward;
 mod gradients;
 mod segments;
+mod state;
 mod sweeps;
 mod tiles;
 

@@ -5,18 +5,13 @@ use std::ops::Range;
 use super::super::parallel;
 use super::super::rows::Number;
 use super::Context;
-use super::tiles::{KeyTile, State, StateHead};
+use super::state::{Order, State};
+use super::tiles::{KeyTile, StateHead};
 use crate::problem::SliceMut;
 
-/// Sums of the segments of each state head, `[head][segment]`, made by `collect` from empty sums (those of the first
-/// segment from what `first` has) and then added up from segment to segment. A causal scan leaves the last out.
-pub fn states_after<T: Number, Scratch>(
-    context: &Context<'_, T>,
-    segments: &[Range<usize>],
-    [first, empty]: [&(dyn Fn(StateHead) -> State<T> + Sync); 2],
-    scratch: impl Fn() -> Scratch + Sync,
-    collect: impl Fn(&mut Scratch, StateHead, &Range<usize>, &mut State<T>) + Sync,
-) -> Vec<Vec<State<T>>> {
+/// Sums after each segment of each state head, `[head][segment]`: made from empty sums (those of the first segment from
+/// the state handed in) and then added up from segment to segment. A causal scan leaves the last out.
+pub fn states<T: Number>(context: &Context<'_, T>, segments: &[Range<usize>], order: Order) -> Vec<Vec<State<T>>> {
     let shapes = context.shapes();
     let heads = shapes.batch * shapes.state_heads();
     let read = if context.is_full() { segments } else { &segments[..segments.len() - 1] };
@@ -26,7 +21,8 @@ pub fn states_after<T: Number, Scratch>(
             let at = head_at(context, head);
             let mut stabilizer = T::NEG_INFINITY;
             let begin = |segment: usize| {
-                let mut state = if segment == 0 { first(at) } else { empty(at) };
+                let mut state =
+                    if segment == 0 { State::initial(context, at, order) } else { State::zero(context, order) };
                 stabilizer = if segment == 0 { state.stabilizer } else { stabilizer };
                 state.stabilizer = stabilizer;
                 if let Some(own) = stabilizers.get(head) {
@@ -41,19 +37,23 @@ pub fn states_after<T: Number, Scratch>(
     for (head, states) in states.iter_mut().enumerate() {
         tasks.extend(states.iter_mut().zip(read).map(|(state, segment)| (head_at(context, head), segment, state)));
     }
-    parallel::run(tasks, scratch, |scratch, (at, segment, state)| collect(scratch, at, segment, state));
+    parallel::run(
+        tasks,
+        || KeyTile::new(context),
+        |keys, (at, segment, state)| state.absorb_segment(context, at, segment, keys),
+    );
     for states in &mut states {
-        add_up(states);
+        add_up(context, states);
     }
     states
 }
 
 /// Replaces each of a line's sums by that of all up to it.
-pub fn add_up<T: Number>(states: &mut [State<T>]) {
+pub fn add_up<T: Number>(context: &Context<'_, T>, states: &mut [State<T>]) {
     for n in 1..states.len() {
         let (before, own) = states.split_at_mut(n);
         let mut all = before[n - 1].clone();
-        all.append(&own[0]);
+        all.append(context, &own[0]);
         own[0] = all;
     }
 }
@@ -82,20 +82,6 @@ fn largest_exponents<T: Number>(context: &Context<'_, T>, segments: &[Range<usiz
         },
     );
     largest
-}
-
-/// Adds all keys of a segment to a state.
-pub fn absorb_segment<T: Number>(
-    context: &Context<'_, T>,
-    at: StateHead,
-    segment: &Range<usize>,
-    keys: &mut KeyTile<T>,
-    state: &mut State<T>,
-) {
-    for tile in context.tiles(segment.clone()) {
-        keys.load(context, at, &tile, &mut state.stabilizer);
-        state.absorb(context, keys, tile.len());
-    }
 }
 
 /// From the start of the first segment to the end of the last.

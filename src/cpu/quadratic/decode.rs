@@ -154,7 +154,7 @@ impl<T: Number> Worker<T> {
         let scores = &mut self.scores[..self.layout.rows * width];
         let rows = HeadRows::new(&context.inputs.k, at.batch, key_head);
         context.for_kept(at.batch, &keys, |kept| {
-            verbs.inner_products(&mut scores[kept.start - keys.start..], width, &self.q, rows.in_place(kept));
+            verbs.inner_products(&mut scores[kept.start - keys.start..], width, &self.q, rows.stored(kept));
         });
         let mut scale = context.scale(at.batch);
         let members = scores.chunks_exact_mut(queries * width).zip(self.bounds.chunks_exact_mut(queries));
@@ -175,7 +175,7 @@ impl<T: Number> Worker<T> {
         }
         let rows = HeadRows::new(&context.inputs.v, at.batch, key_head);
         context.for_kept(at.batch, &keys, |kept| {
-            verbs.add_weighted(part.sums, &scores[kept.start - keys.start..], width, rows.in_place(kept));
+            verbs.add_weighted(part.sums, &scores[kept.start - keys.start..], width, rows.stored(kept));
         });
     }
 }

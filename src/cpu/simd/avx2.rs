@@ -12,7 +12,8 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 macro_rules! simd {
     ($t:ty, $v:ty, $lanes:literal => $set1:ident, $loadu:ident, $storeu:ident, $add:ident, $sub:ident, $mul:ident,
-     $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $power_of_two:expr, {$($more:item)*}) => {
+     $div:ident, $fmadd:ident, $max:ident, $min:ident, $cmp:ident, $blend:ident, $round:ident, $power_of_two:expr,
+     $scale_normal:expr, $transpose:expr, {$($more:item)*}) => {
         // SAFETY of all: the caller has AVX2, FMA and F16C, and its pointers are valid for LANES elements.
         impl Simd<$t> for Avx2 {
             type V = $v;
@@ -76,6 +77,14 @@ macro_rules! simd {
                     $add(y, y)
                 }
             }
+            #[inline(always)]
+            unsafe fn scale_normal(x: $v, n: $v) -> $v {
+                unsafe { $scale_normal(x, n) }
+            }
+            #[inline(always)]
+            unsafe fn transpose(from: *const $t, row: usize, to: *mut $t, to_row: usize) {
+                unsafe { $transpose(from, row, to, to_row) }
+            }
             $($more)*
         }
     };
@@ -98,10 +107,74 @@ unsafe fn power_of_two_f64(n: __m256d) -> __m256d {
     }
 }
 
+/// Adds n to the exponents.
+#[inline(always)]
+unsafe fn scale_normal_f32(x: __m256, n: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let exponents = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponents))
+    }
+}
+
+/// Adds n to the exponents: adding 1.5·2⁵² leaves the integer in the low bits.
+#[inline(always)]
+unsafe fn scale_normal_f64(x: __m256d, n: __m256d) -> __m256d {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let integers = _mm256_castpd_si256(_mm256_add_pd(n, _mm256_set1_pd(6755399441055744.0)));
+        _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(x), _mm256_slli_epi64::<52>(integers)))
+    }
+}
+
+/// Transposes 8 × 8: pairs of rows, pairs of pairs, then the halves.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain indices unroll
+unsafe fn transpose_f32(from: *const f32, row: usize, to: *mut f32, to_row: usize) {
+    // SAFETY: the caller has AVX2 and vouches for both squares.
+    unsafe {
+        let mut pairs = [_mm256_setzero_ps(); 8];
+        for i in 0..4 {
+            let (a, b) = (_mm256_loadu_ps(from.add(2 * i * row)), _mm256_loadu_ps(from.add((2 * i + 1) * row)));
+            (pairs[2 * i], pairs[2 * i + 1]) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        }
+        // Half h of fours[4g + c] holds column 4h + c of rows 4g to 4g + 3.
+        let mut fours = [_mm256_setzero_ps(); 8];
+        for g in 0..2 {
+            for c in 0..2 {
+                let (a, b) = (pairs[4 * g + c], pairs[4 * g + 2 + c]);
+                fours[4 * g + 2 * c] = _mm256_shuffle_ps::<0x44>(a, b);
+                fours[4 * g + 2 * c + 1] = _mm256_shuffle_ps::<0xee>(a, b);
+            }
+        }
+        for c in 0..4 {
+            let (a, b) = (fours[c], fours[4 + c]);
+            _mm256_storeu_ps(to.add(c * to_row), _mm256_permute2f128_ps::<0x20>(a, b));
+            _mm256_storeu_ps(to.add((4 + c) * to_row), _mm256_permute2f128_ps::<0x31>(a, b));
+        }
+    }
+}
+
+/// Transposes 4 × 4.
+#[inline(always)]
+unsafe fn transpose_f64(from: *const f64, row: usize, to: *mut f64, to_row: usize) {
+    // SAFETY: the caller has AVX2 and vouches for both squares.
+    unsafe {
+        let [a, b] = [_mm256_loadu_pd(from), _mm256_loadu_pd(from.add(row))];
+        let [c, d] = [_mm256_loadu_pd(from.add(2 * row)), _mm256_loadu_pd(from.add(3 * row))];
+        let (even, odd) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+        let (even_2, odd_2) = (_mm256_unpacklo_pd(c, d), _mm256_unpackhi_pd(c, d));
+        _mm256_storeu_pd(to, _mm256_permute2f128_pd::<0x20>(even, even_2));
+        _mm256_storeu_pd(to.add(to_row), _mm256_permute2f128_pd::<0x20>(odd, odd_2));
+        _mm256_storeu_pd(to.add(2 * to_row), _mm256_permute2f128_pd::<0x31>(even, even_2));
+        _mm256_storeu_pd(to.add(3 * to_row), _mm256_permute2f128_pd::<0x31>(odd, odd_2));
+    }
+}
+
 simd!(
     f32, __m256, 8 => _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps,
     _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps, _mm256_cmp_ps, _mm256_blendv_ps, _mm256_round_ps,
-    power_of_two_f32, {
+    power_of_two_f32, scale_normal_f32, transpose_f32, {
         #[inline(always)]
         unsafe fn sum(x: __m256) -> f32 {
             unsafe {
@@ -141,7 +214,7 @@ simd!(
 simd!(
     f64, __m256d, 4 => _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd, _mm256_sub_pd,
     _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd, _mm256_max_pd, _mm256_min_pd, _mm256_cmp_pd, _mm256_blendv_pd,
-    _mm256_round_pd, power_of_two_f64, {
+    _mm256_round_pd, power_of_two_f64, scale_normal_f64, transpose_f64, {
         #[inline(always)]
         unsafe fn sum(x: __m256d) -> f64 {
             unsafe {

@@ -5,19 +5,49 @@ use super::{Real, Simd};
 /// eˣ to about one unit in the last place; 0 below [`Real::EXP_MIN`]; NaN stays NaN.
 #[inline(always)]
 pub unsafe fn exp<T: Real, S: Simd<T>>(x: S::V) -> S::V {
+    // SAFETY: the caller's.
+    unsafe { exps::<T, S, 1, true>([x])[0] }
+}
+
+/// [`exp`] of N vectors, step by step side by side, as each step waits for the one before. Unless `ANY`, only of x ≤ 0;
+/// others give whatever.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain indices unroll
+pub unsafe fn exps<T: Real, S: Simd<T>, const N: usize, const ANY: bool>(x: [S::V; N]) -> [S::V; N] {
     // SAFETY: the caller has the instruction set of S.
     unsafe {
         let low = S::splat(T::EXP_MIN);
-        // `max` and `min` return their second operand for NaN, so NaN passes through both.
-        let clamped = S::min(S::splat(T::EXP_MAX), S::max(low, x));
-        let n = S::round(S::mul(clamped, S::splat(T::from_f64(std::f64::consts::LOG2_E))));
-        let r = S::fma(n, S::splat(-T::LN_2[0]), clamped);
-        let r = S::fma(n, S::splat(-T::LN_2[1]), r);
-        let mut p = S::splat(T::EXP_COEFFICIENTS[0]);
-        for &c in &T::EXP_COEFFICIENTS[1..] {
-            p = S::fma(p, r, S::splat(c));
+        let (mut r, mut n) = (x, x);
+        for i in 0..N {
+            // `max` and `min` return their second operand for NaN, so NaN passes through both.
+            r[i] = S::max(low, x[i]);
+            if ANY {
+                r[i] = S::min(S::splat(T::EXP_MAX), r[i]);
+            }
         }
-        S::select_less(x, low, S::splat(T::ZERO), S::scale_by_power_of_two(p, n))
+        for i in 0..N {
+            n[i] = S::round(S::mul(r[i], S::splat(T::from_f64(std::f64::consts::LOG2_E))));
+        }
+        for part in T::LN_2 {
+            for i in 0..N {
+                r[i] = S::fma(n[i], S::splat(-part), r[i]);
+            }
+        }
+        // In powers of r², half as long a chain.
+        let (mut square, mut p) = (r, [S::splat(T::EXP_COEFFICIENTS[0]); N]);
+        for i in 0..N {
+            square[i] = S::mul(r[i], r[i]);
+        }
+        for pair in T::EXP_COEFFICIENTS[1..].chunks_exact(2) {
+            for i in 0..N {
+                p[i] = S::fma(p[i], square[i], S::fma(S::splat(pair[0]), r[i], S::splat(pair[1])));
+            }
+        }
+        for i in 0..N {
+            let power = if ANY { S::scale_by_power_of_two(p[i], n[i]) } else { S::scale_normal(p[i], n[i]) };
+            p[i] = S::select_less(x[i], low, S::splat(T::ZERO), power);
+        }
+        p
     }
 }
 

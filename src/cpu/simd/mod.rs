@@ -18,7 +18,7 @@ mod portable;
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::{Avx512, Avx512Pairs};
-pub(super) use exp::{exp, exp2, sigmoid, tanh};
+pub(super) use exp::{exp2, exps, sigmoid, tanh};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
 #[cfg(feature = "candle")]
@@ -165,7 +165,7 @@ pub trait Real:
     const EXP_MAX: Self;
     /// ln 2 in two parts, the first with trailing zeros so that its small multiples are exact.
     const LN_2: [Self; 2];
-    /// Polynomial of eʳ for |r| ≤ ln 2/2, highest power first.
+    /// Polynomial of eʳ for |r| ≤ ln 2/2, of even degree, highest power first.
     const EXP_COEFFICIENTS: &'static [Self];
     /// Below this 2ˣ is taken as 0, and the same where [`Simd::scale_by_power_of_two`] takes every n.
     const EXP2_MIN: [Self; 2];
@@ -294,6 +294,12 @@ pub(super) trait Simd<T: Real>: Copy + 'static {
     unsafe fn round(x: Self::V) -> Self::V;
     /// x·2ⁿ for the integers n between log₂ of [`Real::EXP_MIN`] and [`Real::EXP_MAX`]'s exponentials.
     unsafe fn scale_by_power_of_two(x: Self::V, n: Self::V) -> Self::V;
+    /// The same for x from 1/2 to 2 and an n that makes it no infinite nor subnormal number.
+    #[inline(always)]
+    unsafe fn scale_normal(x: Self::V, n: Self::V) -> Self::V {
+        // SAFETY: the caller's.
+        unsafe { Self::scale_by_power_of_two(x, n) }
+    }
     unsafe fn sum(x: Self::V) -> T;
     unsafe fn largest(x: Self::V) -> T;
 

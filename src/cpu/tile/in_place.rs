@@ -12,9 +12,9 @@ pub enum Elements<'a, T> {
     BF16(&'a [bf16]),
 }
 
-/// Rows in memory of the caller: element i of row j at `start + j·stride + i`.
+/// StoredRows in memory of the caller: element i of row j at `start + j·stride + i`.
 #[derive(Clone, Copy)]
-pub struct Rows<'a, T> {
+pub struct StoredRows<'a, T> {
     pub elements: Elements<'a, T>,
     pub start: usize,
     pub stride: usize,
@@ -22,7 +22,7 @@ pub struct Rows<'a, T> {
     pub width: usize,
 }
 
-impl<T> Rows<'_, T> {
+impl<T> StoredRows<'_, T> {
     /// Panics unless every row is inside its slice.
     pub fn check(&self) {
         let len = match self.elements {
@@ -37,7 +37,7 @@ impl<T> Rows<'_, T> {
 /// Runs a generic function on elements of whichever dtype.
 macro_rules! on_elements {
     ($rows:expr, |$lying:ident| $call:expr) => {
-        // SAFETY: `Rows::check` has seen every row inside its slice.
+        // SAFETY: `StoredRows::check` has seen every row inside its slice.
         unsafe {
             match $rows.elements {
                 Elements::Own(x) => {
@@ -61,9 +61,9 @@ macro_rules! on_elements {
 /// row j goes to `out[r·row + j]`.
 ///
 /// # Safety
-/// The processor has the instruction set of S; [`Rows::check`] holds, and `out` has room for each row of `left`.
+/// The processor has the instruction set of S; [`StoredRows::check`] holds, and `out` has room for each row of `left`.
 #[inline(always)]
-pub unsafe fn inner_products<T: Real, S: Simd<T>>(out: &mut [T], row: usize, left: &[T], rows: Rows<'_, T>) {
+pub unsafe fn inner_products<T: Real, S: Simd<T>>(out: &mut [T], row: usize, left: &[T], rows: StoredRows<'_, T>) {
     let width = rows.width.next_multiple_of(S::LANES);
     let (left, count) = (Left { data: left.as_ptr(), width }, left.len() / width);
     let out = Out { data: out.as_mut_ptr(), row };
@@ -86,8 +86,8 @@ pub unsafe fn inner_products<T: Real, S: Simd<T>>(out: &mut [T], row: usize, lef
 /// # Safety
 /// As [`inner_products`]; `weights` has a row of at least `rows.count` numbers, `row` apart, for each row of `sums`.
 #[inline(always)]
-pub unsafe fn add_weighted<T: Real, S: Simd<T>>(sums: &mut [T], weights: &[T], row: usize, rows: Rows<'_, T>) {
-    /// Rows that stay in the first-level cache while all sums take from them.
+pub unsafe fn add_weighted<T: Real, S: Simd<T>>(sums: &mut [T], weights: &[T], row: usize, rows: StoredRows<'_, T>) {
+    /// StoredRows that stay in the first-level cache while all sums take from them.
     const CHUNK: usize = 32;
     let width = rows.width.next_multiple_of(S::LANES);
     let count = sums.len() / width;
@@ -110,14 +110,14 @@ pub unsafe fn add_weighted<T: Real, S: Simd<T>>(sums: &mut [T], weights: &[T], r
     })
 }
 
-/// Rows of numbers, `width` apart.
+/// StoredRows of numbers, `width` apart.
 #[derive(Clone, Copy)]
 struct Left<T> {
     data: *const T,
     width: usize,
 }
 
-/// Rows of sums.
+/// StoredRows of sums.
 #[derive(Clone, Copy)]
 struct Out<T> {
     data: *mut T,
@@ -130,7 +130,7 @@ impl<T> Out<T> {
     }
 }
 
-/// Rows in place as vectors.
+/// StoredRows in place as vectors.
 struct Lying<T: Real, S: Simd<T>, X> {
     first: *const X,
     stride: usize,
@@ -147,7 +147,7 @@ struct Lying<T: Real, S: Simd<T>, X> {
 // SAFETY of all: the caller has the instruction set of S, and every row lies inside the elements.
 impl<T: Real, S: Simd<T>, X: Stored<T>> Lying<T, S, X> {
     #[inline(always)]
-    unsafe fn new(elements: &[X], rows: &Rows<'_, T>) -> Self {
+    unsafe fn new(elements: &[X], rows: &StoredRows<'_, T>) -> Self {
         let numbers: [T; MOST_LANES] = std::array::from_fn(|i| T::from_f64(i as f64));
         let (whole, rest) = (rows.width / S::LANES, rows.width % S::LANES);
         Self {

@@ -1,28 +1,81 @@
 //! Feature maps, and the weights of the linear engine.
 
-use super::super::simd::{Real, Simd, exp, sigmoid};
+use super::super::simd::{Real, Simd, exps, sigmoid};
 use crate::linear::FeatureMap;
+
+/// Vectors that are worked on side by side: an exponential is a chain of operations that wait for each other.
+const CHAINS: usize = 4;
+
+/// Writes an image of the vectors `$x` for every few of `$len` numbers at `$from`, which may be where they go. (A closure
+/// would not be compiled for the instruction set.)
+macro_rules! each {
+    ($into:expr, $from:expr, $len:expr, $x:ident => $image:expr) => {{
+        let (into, from, len, mut at) = ($into, $from, $len, 0);
+        while at + CHAINS * S::LANES <= len {
+            let mut $x = [S::load(from.add(at)); CHAINS];
+            for i in 1..CHAINS {
+                $x[i] = S::load(from.add(at + i * S::LANES));
+            }
+            let images = $image;
+            for i in 0..CHAINS {
+                S::store(into.add(at + i * S::LANES), images[i]);
+            }
+            at += CHAINS * S::LANES;
+        }
+        while at + S::LANES <= len {
+            let mut $x = [S::load(from.add(at)); CHAINS];
+            let images = $image;
+            S::store(into.add(at), images[0]);
+            at += S::LANES;
+        }
+    }};
+}
 
 /// φ of the maps that act on single numbers; other maps copy.
 ///
 /// # Safety
-/// The processor has the instruction set of S; the lengths are multiples of its lanes.
+/// The processor has the instruction set of S. What is beyond whole vectors is left out.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain indices unroll
 pub unsafe fn map<T: Real, S: Simd<T>>(into: &mut [T], from: &[T], map: FeatureMap) {
-    for (to, x) in into.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
-        // SAFETY: a whole vector.
-        unsafe {
-            let (zero, one) = (S::splat(T::ZERO), S::splat(T::ONE));
-            let value = S::load(x.as_ptr());
-            let image = match map {
-                FeatureMap::EluPlusOne => S::select_less(value, zero, exp::<T, S>(value), S::add(value, one)),
-                FeatureMap::Relu => S::max(zero, value),
-                FeatureMap::ReluSquared => S::mul(S::max(zero, value), S::max(zero, value)),
-                FeatureMap::Silu => S::mul(value, sigmoid::<T, S>(value)),
-                FeatureMap::Exp => exp::<T, S>(value),
-                FeatureMap::Identity | FeatureMap::Softmax | FeatureMap::Taylor | FeatureMap::Cosine => value,
-            };
-            S::store(to.as_mut_ptr(), image);
+    let len = into.len().min(from.len());
+    let (to, from) = (into.as_mut_ptr(), from.as_ptr());
+    // SAFETY: whole vectors below `len`.
+    unsafe {
+        let (zero, one) = (S::splat(T::ZERO), S::splat(T::ONE));
+        match map {
+            FeatureMap::EluPlusOne => each!(to, from, len, x => {
+                let powers = exps::<T, S, CHAINS, false>(x);
+                for i in 0..CHAINS {
+                    x[i] = S::select_less(x[i], zero, powers[i], S::add(x[i], one));
+                }
+                x
+            }),
+            FeatureMap::Relu => each!(to, from, len, x => {
+                for i in 0..CHAINS {
+                    x[i] = S::max(zero, x[i]);
+                }
+                x
+            }),
+            FeatureMap::ReluSquared => each!(to, from, len, x => {
+                for i in 0..CHAINS {
+                    x[i] = S::mul(S::max(zero, x[i]), S::max(zero, x[i]));
+                }
+                x
+            }),
+            FeatureMap::Silu => each!(to, from, len, x => {
+                for i in 0..CHAINS {
+                    x[i] = S::mul(x[i], sigmoid::<T, S>(x[i]));
+                }
+                x
+            }),
+            FeatureMap::Exp => each!(to, from, len, x => {
+                x = exps::<T, S, CHAINS, true>(x);
+                x
+            }),
+            FeatureMap::Identity | FeatureMap::Softmax | FeatureMap::Taylor | FeatureMap::Cosine => {
+                std::ptr::copy_nonoverlapping(from, to, len)
+            }
         }
     }
 }
@@ -78,14 +131,22 @@ pub unsafe fn row_maxima<T: Real, S: Simd<T>>(tile: &[T], width: usize, maxima: 
 /// # Safety
 /// As [`row_maxima`].
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain indices unroll
 pub unsafe fn exp_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, shifts: &[T], factor: T) {
     for (row, &shift) in tile.chunks_exact_mut(width).zip(shifts) {
-        for x in row.chunks_exact_mut(S::LANES) {
-            // SAFETY: a whole vector.
-            unsafe {
-                let power = exp::<T, S>(S::sub(S::load(x.as_ptr()), S::splat(shift)));
-                S::store(x.as_mut_ptr(), S::mul(power, S::splat(factor)));
-            }
+        // SAFETY: whole vectors.
+        unsafe {
+            let (shift, factor) = (S::splat(shift), S::splat(factor));
+            each!(row.as_mut_ptr(), row.as_ptr(), row.len(), x => {
+                for i in 0..CHAINS {
+                    x[i] = S::sub(x[i], shift);
+                }
+                x = exps::<T, S, CHAINS, true>(x);
+                for i in 0..CHAINS {
+                    x[i] = S::mul(x[i], factor);
+                }
+                x
+            });
         }
     }
 }
@@ -164,10 +225,49 @@ pub unsafe fn multiply_elements<T: Real, S: Simd<T>>(tile: &mut [T], other: &[T]
 /// As [`row_products`].
 #[inline(always)]
 pub unsafe fn add_rows<T: Real, S: Simd<T>>(vector: &mut [T], tile: &[T], width: usize, factors: &[T]) {
-    for (row, &factor) in tile.chunks_exact(width).zip(factors) {
-        for (x, y) in vector.chunks_exact_mut(S::LANES).zip(row.chunks_exact(S::LANES)) {
-            // SAFETY: whole vectors.
-            unsafe { S::store(x.as_mut_ptr(), S::fma(S::splat(factor), S::load(y.as_ptr()), S::load(x.as_ptr()))) }
+    for column in (0..width).step_by(S::LANES) {
+        // SAFETY: whole vectors.
+        unsafe {
+            let to = vector[column..column + S::LANES].as_mut_ptr();
+            // Two sums, as an addition waits for the one before.
+            let (mut even, mut odd) = (S::load(to), S::splat(T::ZERO));
+            let mut pairs = tile.chunks_exact(2 * width);
+            for (rows, factors) in pairs.by_ref().zip(factors.chunks_exact(2)) {
+                even = S::fma(S::splat(factors[0]), S::load(rows[column..].as_ptr()), even);
+                odd = S::fma(S::splat(factors[1]), S::load(rows[width + column..].as_ptr()), odd);
+            }
+            let rest = pairs.remainder();
+            if !rest.is_empty() {
+                even = S::fma(S::splat(factors[tile.len() / width - 1]), S::load(rest[column..].as_ptr()), even);
+            }
+            S::store(to, S::add(even, odd));
+        }
+    }
+}
+
+/// into ← factor·a + b
+///
+/// # Safety
+/// As [`row_maxima`], for all three.
+#[inline(always)]
+pub unsafe fn combine<T: Real, S: Simd<T>>(into: &mut [T], a: &[T], factor: T, b: &[T]) {
+    let pairs = a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES));
+    for (to, (a, b)) in into.chunks_exact_mut(S::LANES).zip(pairs) {
+        // SAFETY: whole vectors.
+        unsafe { S::store(to.as_mut_ptr(), S::fma(S::splat(factor), S::load(a.as_ptr()), S::load(b.as_ptr()))) }
+    }
+}
+
+/// into ← factors\[r\]·row r
+///
+/// # Safety
+/// As [`row_maxima`], for both tiles.
+#[inline(always)]
+pub unsafe fn scaled_rows<T: Real, S: Simd<T>>(into: &mut [T], tile: &[T], width: usize, factors: &[T]) {
+    for ((to, row), &factor) in into.chunks_exact_mut(width).zip(tile.chunks_exact(width)).zip(factors) {
+        for (to, x) in to.chunks_exact_mut(S::LANES).zip(row.chunks_exact(S::LANES)) {
+            // SAFETY: a whole vector.
+            unsafe { S::store(to.as_mut_ptr(), S::mul(S::load(x.as_ptr()), S::splat(factor))) }
         }
     }
 }
@@ -186,31 +286,39 @@ pub unsafe fn scale_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fact
     }
 }
 
-/// Zeroes the entries above the diagonal, multiplies entry (i, j) below it by exp(Σ_{j < t ≤ i} g_t) when the
-/// log-decays g of the rows are given, and writes the row sums that there is room for.
+/// Multiplies entry (i, j) below the diagonal by Π_{j < t ≤ i} f_t when the decays f of the rows are given, zeroes the
+/// entries above it as far as a product in strips of rows reads them, and writes the row sums that there is room for.
 ///
 /// # Safety
 /// As [`row_maxima`]; rows are at least as wide as there are rows, and at most 64 numbers.
 #[inline(always)]
-pub unsafe fn causal_weights<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]) {
-    let mut decays = [0.0; 64];
+pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
+    tile: &mut [T],
+    width: usize,
+    decays: Option<&[f64]>,
+    sums: &mut [T],
+) {
+    // In f64 from row to row: of no product does more than the last digit get lost.
+    let mut products = [1.0; 64];
     let columns: [T; 64] = std::array::from_fn(|column| T::from_f64(column as f64));
     for (i, row) in tile.chunks_exact_mut(width).enumerate() {
         let diagonal = i / S::LANES * S::LANES;
-        let (seen, hidden) = row.split_at_mut(diagonal + S::LANES);
         // SAFETY: whole vectors.
         unsafe {
             let zero = S::splat(T::ZERO);
-            let (last, end) = (seen.as_mut_ptr().add(diagonal), S::splat(T::from_f64((i - diagonal + 1) as f64)));
+            let (last, end) = (row.as_mut_ptr().add(diagonal), S::splat(T::from_f64((i - diagonal + 1) as f64)));
             S::store(last, S::select_less(S::load(columns.as_ptr()), end, S::load(last), zero));
-            hidden.chunks_exact_mut(S::LANES).for_each(|x| S::store(x.as_mut_ptr(), zero));
-            if let Some(logs) = logs {
-                // From row to row: a difference of sums over rows would lose what is small beside a large term.
-                decays[..i].iter_mut().for_each(|decay| *decay += logs[i]);
-                let mut powers = [T::ZERO; 64];
-                powers[..i].iter_mut().zip(&decays).for_each(|(power, &decay)| *power = T::from_f64(decay));
-                for (x, power) in seen.chunks_exact_mut(S::LANES).zip(powers.chunks_exact(S::LANES)) {
-                    S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), exp::<T, S>(S::load(power.as_ptr()))));
+            for column in (diagonal + S::LANES..width.min(i + S::ROWS)).step_by(S::LANES) {
+                S::store(row.as_mut_ptr().add(column), zero);
+            }
+            let seen = &mut row[..diagonal + S::LANES];
+            if let Some(decays) = decays {
+                products[..seen.len()].iter_mut().for_each(|product| *product *= decays[i]);
+                products[i] = 1.0;
+                for (x, products) in seen.chunks_exact_mut(S::LANES).zip(products.chunks_exact(S::LANES)) {
+                    for (x, &product) in x.iter_mut().zip(products) {
+                        *x = *x * T::from_f64(product);
+                    }
                 }
             }
             if let Some(sum) = sums.get_mut(i) {

@@ -17,9 +17,9 @@ mod parts;
 mod scores;
 mod transpose;
 
-pub use in_place::{Elements, Rows};
-use multiply::PANEL_VECTORS;
+pub use in_place::{Elements, StoredRows};
 pub use multiply::{Band, Left, Product, Right};
+use multiply::{PANEL_VECTORS, Place};
 pub use pairs::Pairs;
 pub use scores::{Bounds, Delta, Online};
 
@@ -97,10 +97,11 @@ macro_rules! tables {
 }
 
 verbs! {
-    multiply = multiply::plain(out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product);
+    multiply = multiply::plain(out: &mut [T], to: Place, left: Left<'_, T>, right: Right<'_, T>, size: Product);
     transpose = transpose::vectors(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
-    inner_products = in_place::inner_products(out: &mut [T], row: usize, left: &[T], rows: Rows<'_, T>);
-    add_weighted = in_place::add_weighted(sums: &mut [T], weights: &[T], row: usize, rows: Rows<'_, T>);
+    inner_products = in_place::inner_products(out: &mut [T], row: usize, left: &[T], rows: StoredRows<'_, T>);
+    add_weighted = in_place::add_weighted(sums: &mut [T], weights: &[T], row: usize, rows: StoredRows<'_, T>);
+    between_panels = transpose::between_panels(into: &mut [T], from: &[T], rows: usize, width: usize);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
         scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, statistic: &[T], delta: Delta<'_, T>
@@ -121,7 +122,9 @@ verbs! {
     multiply_elements = maps::multiply_elements(tile: &mut [T], other: &[T]);
     add_rows = maps::add_rows(vector: &mut [T], tile: &[T], width: usize, factors: &[T]);
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
-    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]);
+    scaled_rows = maps::scaled_rows(into: &mut [T], tile: &[T], width: usize, factors: &[T]);
+    combine = maps::combine(into: &mut [T], a: &[T], factor: T, b: &[T]);
+    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]);
     #[cfg(feature = "candle")]
     activate = activations::activate(into: &mut [T], x: &[T], gated: Option<&[T]>, activation: Activation);
     #[cfg(feature = "candle")]
@@ -178,10 +181,19 @@ impl<T: Real> Verbs<T> {
         Right { data, row: self.panel, panel: self.panel * width }
     }
 
-    /// out (+)= left · right.
+    /// out (+)= left · right, in rows of `row` numbers.
     pub fn multiply(&self, out: &mut [T], row: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product) {
-        multiply::check(out, row, &left, &right, &size, self.panel, self.lanes);
-        unsafe { (self.multiply)(out, row, left, right, size) }
+        self.multiply_into(out, Place { row, panel: self.panel }, left, right, size);
+    }
+
+    /// out (+)= left · right, in panels of `rows` rows, as [`Self::panels`] reads it.
+    pub fn multiply_panels(&self, out: &mut [T], rows: usize, left: Left<'_, T>, right: Right<'_, T>, size: Product) {
+        self.multiply_into(out, Place { row: self.panel, panel: rows * self.panel }, left, right, size);
+    }
+
+    fn multiply_into(&self, out: &mut [T], to: Place, left: Left<'_, T>, right: Right<'_, T>, size: Product) {
+        multiply::check(out, to, &left, &right, &size, self.panel, self.lanes);
+        unsafe { (self.multiply)(out, to, left, right, size) }
     }
 
     /// Writes the panels of the transpose of `rows` rows of `width` numbers.
@@ -190,17 +202,22 @@ impl<T: Real> Verbs<T> {
     }
 
     /// See [`in_place::inner_products`].
-    pub fn inner_products(&self, out: &mut [T], row: usize, left: &[T], rows: Rows<'_, T>) {
+    pub fn inner_products(&self, out: &mut [T], row: usize, left: &[T], rows: StoredRows<'_, T>) {
         let count = self.check_rows(left, &rows);
         assert!(count == 0 || rows.count == 0 || (count - 1) * row + rows.count <= out.len());
         unsafe { (self.inner_products)(out, row, left, rows) }
     }
 
     /// See [`in_place::add_weighted`].
-    pub fn add_weighted(&self, sums: &mut [T], weights: &[T], row: usize, rows: Rows<'_, T>) {
+    pub fn add_weighted(&self, sums: &mut [T], weights: &[T], row: usize, rows: StoredRows<'_, T>) {
         let count = self.check_rows(sums, &rows);
         assert!(count == 0 || rows.count == 0 || (count - 1) * row + rows.count <= weights.len());
         unsafe { (self.add_weighted)(sums, weights, row, rows) }
+    }
+
+    /// Writes the panels of the transpose of `rows` rows of `width` numbers that lie in panels.
+    pub fn between_panels(&self, into: &mut [T], from: &[T], rows: usize, width: usize) {
+        unsafe { (self.between_panels)(into, from, rows, width) }
     }
 
     /// See [`scores::softmax`].
@@ -309,10 +326,20 @@ impl<T: Real> Verbs<T> {
         unsafe { (self.scale_rows)(tile, width, factors) }
     }
 
+    /// into\[r\] ← factors\[r\]·row r
+    pub fn scaled_rows(&self, into: &mut [T], tile: &[T], width: usize, factors: &[T]) {
+        unsafe { (self.scaled_rows)(into, tile, width, factors) }
+    }
+
+    /// into ← factor·a + b, for lengths of whole vectors.
+    pub fn combine(&self, into: &mut [T], a: &[T], factor: T, b: &[T]) {
+        unsafe { (self.combine)(into, a, factor, b) }
+    }
+
     /// See [`maps::causal_weights`].
-    pub fn causal_weights(&self, tile: &mut [T], width: usize, logs: Option<&[f64]>, sums: &mut [T]) {
+    pub fn causal_weights(&self, tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]) {
         assert!(width <= 64 && tile.len() <= width * width);
-        unsafe { (self.causal_weights)(tile, width, logs, sums) }
+        unsafe { (self.causal_weights)(tile, width, decays, sums) }
     }
 
     /// See [`activations::activate`].
@@ -356,7 +383,7 @@ impl<T: Real> Verbs<T> {
     }
 
     /// Whole rows in `tile`, as wide as those in place, which are all inside their elements; returns how many.
-    fn check_rows(&self, tile: &[T], rows: &Rows<'_, T>) -> usize {
+    fn check_rows(&self, tile: &[T], rows: &StoredRows<'_, T>) -> usize {
         rows.check();
         let width = self.padded(rows.width);
         assert!(width > 0 && tile.len().is_multiple_of(width));

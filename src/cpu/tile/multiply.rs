@@ -1,5 +1,7 @@
 //! Tile products: out (+)= left · right.
 
+use std::hint::black_box;
+
 use super::super::simd::{MultiplyAdd, Plain, Real, Simd};
 
 /// Vectors in a column panel: a right operand is read in panels of `PANEL_VECTORS · LANES` columns.
@@ -75,10 +77,17 @@ pub struct Product {
     pub band: Band,
 }
 
+/// Where the result of a product lies: element (i, j) at `(j / w)·panel + i·row + j % w`, with w the panel width.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub row: usize,
+    pub panel: usize,
+}
+
 /// Panics unless every element that the product touches is inside its slice.
 pub fn check<T, X>(
     out: &[T],
-    out_row: usize,
+    to: Place,
     left: &Left<'_, X>,
     right: &Right<'_, X>,
     size: &Product,
@@ -89,10 +98,10 @@ pub fn check<T, X>(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(n.is_multiple_of(lanes) && (m - 1) * out_row + n <= out.len());
+    let last = (n - 1) / panel;
+    assert!(n.is_multiple_of(lanes) && last * to.panel + (m - 1) * to.row + (n - last * panel) <= out.len());
     if k > 0 {
         assert!((m - 1) * left.row + (k - 1) * left.col < left.data.len());
-        let last = (n - 1) / panel;
         assert!(last * right.panel + (k - 1) * right.row + (n - last * panel) <= right.data.len());
     }
 }
@@ -104,7 +113,7 @@ pub fn check<T, X>(
 #[inline(always)]
 pub unsafe fn multiply<T: Real, S: Simd<T>, M: MultiplyAdd<T, S>>(
     out: &mut [T],
-    out_row: usize,
+    to: Place,
     left: Left<'_, M::X>,
     right: Right<'_, M::X>,
     size: Product,
@@ -114,7 +123,7 @@ pub unsafe fn multiply<T: Real, S: Simd<T>, M: MultiplyAdd<T, S>>(
     while column < size.n {
         let mut i = 0;
         while i < size.m {
-            let rows = (size.m - i).min(S::ROWS);
+            let rows = strip(size.m - i, S::ROWS);
             let (n, inner) = size.band.limits(i, i + rows, size.n, size.k);
             if column < n {
                 let k = inner.len();
@@ -126,7 +135,7 @@ pub unsafe fn multiply<T: Real, S: Simd<T>, M: MultiplyAdd<T, S>>(
                     } else {
                         0
                     });
-                    let c = out.as_mut_ptr().add(i * out_row + column);
+                    let c = out.as_mut_ptr().add(column / width * to.panel + i * to.row);
                     let strip = Strip {
                         a,
                         row: left.row,
@@ -134,7 +143,7 @@ pub unsafe fn multiply<T: Real, S: Simd<T>, M: MultiplyAdd<T, S>>(
                         b,
                         b_row: right.row,
                         c,
-                        c_row: out_row,
+                        c_row: to.row,
                         k,
                         accumulate: size.accumulate,
                     };
@@ -158,13 +167,20 @@ pub unsafe fn multiply<T: Real, S: Simd<T>, M: MultiplyAdd<T, S>>(
 #[inline(always)]
 pub unsafe fn plain<T: Real, S: Simd<T>>(
     out: &mut [T],
-    row: usize,
+    to: Place,
     left: Left<'_, T>,
     right: Right<'_, T>,
     size: Product,
 ) {
     // SAFETY: the caller's.
-    unsafe { multiply::<T, S, Plain>(out, row, left, right, size) }
+    unsafe { multiply::<T, S, Plain>(out, to, left, right, size) }
+}
+
+/// Rows of the next register tile: `most`, but 8 as 4 and 4, as 2 rows have too few sums to hide the latency of an
+/// addition.
+#[inline(always)]
+fn strip(left: usize, most: usize) -> usize {
+    if most == 6 && left == 8 { 4 } else { left.min(most) }
 }
 
 /// A few rows of the result in one column panel.
@@ -207,19 +223,27 @@ impl<T: Real, X: Copy> Strip<T, X> {
         // SAFETY: see `run`.
         unsafe {
             let mut sums = [[S::splat(T::ZERO); N]; ROWS];
-            let (mut a, mut b) = (self.a, self.b);
+            // Every third row has a pointer that the compiler cannot derive from the others: it would walk from row to row by
+            // additions that wait for each other, as long a chain as the multiply-adds need.
+            let mut a = [0, 3, 6].map(|m| if m < ROWS { self.a.wrapping_add(m * self.row) } else { self.a });
+            if ROWS > 3 {
+                a = black_box(a);
+            }
+            let mut b = self.b;
             for _ in 0..self.k {
                 let mut columns = [M::load(b); N];
                 for n in 1..N {
                     columns[n] = M::load(b.add(n * S::LANES));
                 }
                 for m in 0..ROWS {
-                    let x = M::splat(*a.add(m * self.row));
+                    let x = M::splat(*a[m / 3].wrapping_add(m % 3 * self.row));
                     for n in 0..N {
                         sums[m][n] = M::multiply_add(x, columns[n], sums[m][n]);
                     }
                 }
-                a = a.wrapping_add(self.col);
+                for a in &mut a {
+                    *a = a.wrapping_add(self.col);
+                }
                 b = b.wrapping_add(self.b_row);
             }
             for m in 0..ROWS {

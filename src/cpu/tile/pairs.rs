@@ -2,7 +2,7 @@
 //! dimension in a u32, the first in the low half.
 
 use super::super::simd::Isa;
-use super::multiply::{self, Left, Product, Right};
+use super::multiply::{self, Left, Place, Product, Right};
 use super::transpose::elements;
 
 /// Proof that the processor has bf16 dot products.
@@ -21,11 +21,12 @@ impl Pairs {
 
     /// out (+)= left · right; the inner size counts pairs.
     pub fn multiply(self, out: &mut [f32], row: usize, left: Left<'_, u32>, right: Right<'_, u32>, size: Product) {
-        multiply::check(out, row, &left, &right, &size, Self::PANEL, Self::LANES);
+        let to = Place { row, panel: Self::PANEL };
+        multiply::check(out, to, &left, &right, &size, Self::PANEL, Self::LANES);
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `self` proves the instruction set, and sizes are checked.
         unsafe {
-            x86::multiply(out, row, left, right, size)
+            x86::multiply(out, to, left, right, size)
         }
     }
 
@@ -67,8 +68,8 @@ mod x86 {
 
     // SAFETY: as the generic function, whose instruction set is enabled here.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub unsafe fn multiply(out: &mut [f32], row: usize, left: Left<'_, u32>, right: Right<'_, u32>, size: Product) {
-        unsafe { multiply::multiply::<f32, Avx512, Avx512Pairs>(out, row, left, right, size) }
+    pub unsafe fn multiply(out: &mut [f32], to: Place, left: Left<'_, u32>, right: Right<'_, u32>, size: Product) {
+        unsafe { multiply::multiply::<f32, Avx512, Avx512Pairs>(out, to, left, right, size) }
     }
 
     // SAFETY: whole vectors; the instruction set is enabled here.

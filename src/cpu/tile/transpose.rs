@@ -32,6 +32,38 @@ pub unsafe fn vectors<T: Real, S: Simd<T>>(into: &mut [T], from: &[T], row: usiz
     }
 }
 
+/// The panels of the transpose of `rows` × `width` numbers, from panels; the last panel is filled up with zeros.
+///
+/// # Safety
+/// The processor has the instruction set of S.
+#[inline(always)]
+pub unsafe fn between_panels<T: Real, S: Simd<T>>(into: &mut [T], from: &[T], rows: usize, width: usize) {
+    let panel = PANEL_VECTORS * S::LANES;
+    let whole_rows = rows - rows % S::LANES;
+    for (index, from) in from.chunks_exact((rows * panel).max(1)).enumerate().take(width.div_ceil(panel)) {
+        let first = index * panel;
+        let count = (width - first).min(panel);
+        let whole = count - count % S::LANES;
+        for (group, columns) in panels(into, rows, width, panel).enumerate() {
+            let columns = &mut columns[first * panel..(first + count) * panel];
+            let (low, high) = (group * panel, rows.min((group + 1) * panel));
+            for j in (low..whole_rows.min(high)).step_by(S::LANES) {
+                for p in (0..whole).step_by(S::LANES) {
+                    let (square, to) = (&from[j * panel + p..], &mut columns[p * panel + j - low..]);
+                    assert!(square.len() >= (S::LANES - 1) * panel + S::LANES);
+                    assert!(to.len() >= (S::LANES - 1) * panel + S::LANES);
+                    // SAFETY: both squares are inside their slices.
+                    unsafe { S::transpose(square.as_ptr(), panel, to.as_mut_ptr(), panel) }
+                }
+            }
+            let (source, whole_rows) = (&from[low * panel..], whole_rows.clamp(low, high) - low);
+            scalars(columns, source, panel, 0..whole_rows, whole..count, panel);
+            scalars(columns, source, panel, whole_rows..high - low, 0..count, panel);
+            clear(columns, high - low, panel);
+        }
+    }
+}
+
 /// [`vectors`] for any element, one by one.
 pub fn elements<X: Copy + Default>(into: &mut [X], from: &[X], row: usize, rows: usize, width: usize, panel: usize) {
     for (index, columns) in panels(into, rows, width, panel).enumerate() {
