@@ -18,6 +18,8 @@ mod portable;
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::{Avx512, Avx512Pairs};
+#[cfg(feature = "candle")]
+pub(super) use exp::exp;
 pub(super) use exp::{exp2, exps, sigmoid, tanh};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
