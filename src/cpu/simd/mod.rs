@@ -10,6 +10,8 @@ mod avx512;
 mod exp;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(feature = "candle")]
+mod normal;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +21,8 @@ pub(super) use avx512::{Avx512, Avx512Pairs};
 pub(super) use exp::{exp, exp2, sigmoid, tanh};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
+#[cfg(feature = "candle")]
+pub(super) use normal::normal;
 pub(super) use portable::Portable;
 
 use std::cell::Cell;
