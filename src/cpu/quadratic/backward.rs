@@ -10,7 +10,7 @@ use super::super::tile::{Band, Bounds, Delta, Left, Product, Verbs};
 use super::super::{dispatch, parallel};
 use super::means::FEW;
 use super::precision::Plain;
-use super::{Context, Place, QuadraticGradients, QuadraticInputs, QuadraticSaved, forward, multiply_by};
+use super::{Context, Place, QuadraticGradients, QuadraticInputs, QuadraticSaved, decode, forward, multiply_by};
 use crate::Result;
 use crate::problem::{Operand, Quadratic, QuadraticFinish, Slice, SliceMut, View, Weight};
 
@@ -54,7 +54,10 @@ struct Task<'o> {
 fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: QuadraticGradients<'_>) {
     let shapes = context.shapes();
     let has_norm = matches!(context.problem.finish, QuadraticFinish::RmsNorm { .. });
-    if !has_norm || saved.out.dtype() == shapes.dtype.accumulator() {
+    let is_rounded = has_norm && saved.out.dtype() != shapes.dtype.accumulator();
+    // Where large scores cancel in exp(s − L), those of L must have been summed in the order of these here.
+    let is_summed_otherwise = context.problem.weight == Weight::Softmax && decode::suits(context.problem);
+    if !is_rounded && !is_summed_otherwise {
         return sweep(context, saved, gradients);
     }
     // What is left of d_out beside a rounded output would be the rounding, where few keys are seen.
