@@ -1,13 +1,20 @@
-//! Causal softmax attention of candle tensors, forward and backward, as operations on tensors with an N×M matrix (the form of
-//! candle-transformers' language models) and as one call: `cargo bench --bench tensor_operations`.
+//! What this crate has as one call, beside the same as operations of candle tensors, forward and backward:
+//! `cargo bench --bench tensor_operations`.
 //!
-//! Batch 1, 8 heads of width 64, f32, the sum of all outputs as the loss; the two are compared before they are timed.
+//! Causal softmax attention with an N×M matrix (the form of candle-transformers' language models): batch 1, 8 heads of
+//! width 64. Activations, a gate and the loss: 512 rows of 256 columns. All f32, the sum of all outputs as the loss; the two
+//! are compared before they are timed.
 
 use std::time::Duration;
 
+use attn_kernels::nn::{Activation, cross_entropy};
 use attn_kernels::{Mask, SoftmaxOptions, softmax_attention};
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+/// Tensors are large: the system's allocator maps and clears their memory anew each time, this one keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const LENGTHS: [usize; 3] = [256, 512, 1024];
 
@@ -44,9 +51,8 @@ fn both_passes(attention: Attention, [q, k, v]: &[Var; 3]) -> Result<Vec<Tensor>
     [q, k, v].into_iter().map(of).collect()
 }
 
-/// Refuses results that differ by more than roundings.
-fn compare(variables: &[Var; 3]) -> Result<()> {
-    let (ours, theirs) = (both_passes(as_one_call, variables)?, both_passes(as_tensor_operations, variables)?);
+/// Refuses gradients that differ by more than roundings.
+fn compare(ours: Vec<Tensor>, theirs: Vec<Tensor>) -> Result<()> {
     for (ours, theirs) in ours.iter().zip(&theirs) {
         let difference = (ours - theirs)?.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         let largest = theirs.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
@@ -57,12 +63,56 @@ fn compare(variables: &[Var; 3]) -> Result<()> {
     Ok(())
 }
 
+/// A function of two matrices `[512, 256]`.
+type Elements = fn(&Tensor, &Tensor) -> Result<Tensor>;
+
+/// Name, as one call, as tensor operations.
+const ELEMENTS: [(&str, Elements, Elements); 5] = [
+    ("gelu", |x, _| Activation::Gelu.forward(x), |x, _| x.gelu_erf()),
+    ("gelu by tanh", |x, _| Activation::GeluTanh.forward(x), |x, _| x.gelu()),
+    ("silu", |x, _| Activation::Silu.forward(x), |x, _| x.silu()),
+    ("swiglu", |gate, x| Activation::Silu.gate(gate, x), |gate, x| gate.silu()? * x),
+    ("cross entropy", |x, _| cross_entropy(x, &classes()?), |x, _| candle_nn::loss::cross_entropy(x, &classes()?)),
+];
+
+fn classes() -> Result<Tensor> {
+    Tensor::from_vec((0..512u32).map(|row| row * 37 % 256).collect(), 512, &Device::Cpu)
+}
+
+/// The gradients of both matrices, as far as they have one, of the sum of all outputs.
+fn gradients_of(function: Elements, [x, y]: &[Var; 2]) -> Result<Vec<Tensor>> {
+    let gradients = function(x, y)?.backward()?;
+    Ok([x, y].into_iter().filter_map(|x| gradients.get(x).cloned()).collect())
+}
+
+fn elements(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("around attention, forward and backward");
+    group.sample_size(20).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(1));
+    let [x, y, _] = variables(256).expect("variables in memory");
+    let matrix = |x: Var| x.affine(4.0, 0.0).and_then(|x| Var::from_tensor(&x.reshape((512, 256))?));
+    let matrices = [x, y].map(|x| matrix(x).expect("matrices in memory"));
+    for (name, one_call, operations) in ELEMENTS {
+        let both = [one_call, operations].map(|function| gradients_of(function, &matrices).expect("both passes"));
+        let [ours, theirs] = both;
+        compare(ours, theirs).expect("the same gradients");
+        for (form, function) in [("one call", one_call), ("tensor operations", operations)] {
+            group.bench_function(BenchmarkId::new(name, form), |bencher| {
+                bencher.iter(|| gradients_of(function, &matrices).expect("both passes"));
+            });
+        }
+    }
+    group.finish();
+}
+
 fn tensor_operations(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("causal softmax, forward and backward");
     group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(1));
     for length in LENGTHS {
         let variables = variables(length).expect("variables in memory");
-        compare(&variables).expect("the same gradients");
+        let both = [as_one_call, as_tensor_operations]
+            .map(|attention| both_passes(attention, &variables).expect("both passes"));
+        let [ours, theirs] = both;
+        compare(ours, theirs).expect("the same gradients");
         group.throughput(Throughput::Elements(length as u64));
         for (name, attention) in [("one call", as_one_call as Attention), ("tensor operations", as_tensor_operations)] {
             group.bench_function(BenchmarkId::new(name, length), |bencher| {
@@ -73,5 +123,5 @@ fn tensor_operations(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, tensor_operations);
+criterion_group!(benches, tensor_operations, elements);
 criterion_main!(benches);

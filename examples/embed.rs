@@ -31,6 +31,10 @@ use embed::attention::Attention;
 use embed::bert::{Bert, Config, mean_pool};
 use embed::tokens::{Batch, tokenize};
 
+/// Tensors are large: the system's allocator maps and clears their memory anew each time, this one keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SENTENCES: &str = include_str!("embed/sentences.txt");
 
 /// Sentence embeddings of a BERT checkpoint, their similarities, and how far another attention moves them.

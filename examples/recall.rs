@@ -21,9 +21,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use attn_kernels::nn::seeded_weights;
+use attn_kernels::nn::{cross_entropy, seeded_weights};
 use candle_core::{D, DType, Device, Result};
-use candle_nn::{VarMap, loss::cross_entropy};
+use candle_nn::VarMap;
 use clap::{Parser, ValueEnum};
 use common::arguments::{self, positive};
 use common::candle_device;
@@ -37,6 +37,10 @@ use plotters::prelude::SeriesLabelPosition;
 use recall::model::{Recaller, config};
 use recall::task::{KEYS, Task};
 use serde::Serialize;
+
+/// Tensors are large: the system's allocator maps and clears their memory anew each time, this one keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Sequences on which a model is tested, for each number of pairs.
 const TESTED: usize = 64;
@@ -174,7 +178,7 @@ fn measure(
         let batch = (options.tokens / (3 * pairs)).max(1);
         let task = Task::random(batch, pairs, options.seed, step as u64, device)?;
         let scores = model.forward(&task.tokens, pairs)?;
-        let loss = cross_entropy(&scores.flatten_to(1)?, &task.answers.flatten_all()?)?;
+        let loss = cross_entropy(&scores, &task.answers)?;
         optimizer.step(&loss.backward()?, step, learning_rate(options.learning_rate, step, options.steps))?;
         progress.inc(1);
     }

@@ -39,6 +39,10 @@ use train_lm::sample;
 use train_lm::text::Text;
 use train_lm::training::{Point, Settings, Training};
 
+/// Tensors are large: the system's allocator maps and clears their memory anew each time, this one keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Bytes of the validation text that the model continues at the end.
 const PROMPT: usize = 64;
 

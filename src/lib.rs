@@ -32,6 +32,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "candle")]
+mod activation;
+#[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
 mod error;

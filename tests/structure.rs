@@ -20,7 +20,7 @@ fn has_word(line: &str, word: &str) -> bool {
 
 #[test]
 fn unsafe_code_has_its_places() {
-    // Of the last line: memory of candle's GPUs that plans fill, calls of a driver, and an allocator that counts, which
+    // Of the last line: candle's memory that engines and plans fill, calls of a driver, and an allocator that counts, which
     // the trait makes unsafe.
     let places = [
         ["src/cpu/simd/", "src/cpu/tile/", "src/gpu/"],

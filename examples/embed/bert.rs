@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use attn_kernels::nn::Activation;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, layer_norm, linear};
 use serde::Deserialize;
@@ -141,7 +142,7 @@ impl Layer {
         let mixed = attention.forward(&heads(&self.query)?, &heads(&self.key)?, &heads(&self.value)?, key_mask)?;
         let mixed = mixed.transpose(1, 2)?.reshape((batch, length, width))?;
         let hidden = self.attention_norm.forward(&(hidden + self.out.forward(&mixed)?)?)?;
-        let fed = self.down.forward(&self.up.forward(&hidden)?.gelu_erf()?)?;
+        let fed = self.down.forward(&Activation::Gelu.forward(&self.up.forward(&hidden)?)?)?;
         self.norm.forward(&(hidden + fed)?)
     }
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use attn_kernels::nn::{LanguageModel, LanguageModelConfig, Mechanism, seeded_weights};
+use attn_kernels::nn::{LanguageModel, LanguageModelConfig, Mechanism, cross_entropy, seeded_weights};
 use candle_core::{DType, Device, Module, Result, Tensor};
-use candle_nn::{VarMap, loss::cross_entropy};
+use candle_nn::VarMap;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
@@ -161,7 +161,7 @@ impl Training {
     /// Mean over all bytes, in nats.
     fn loss(&self, windows: &Windows) -> Result<Tensor> {
         let logits = self.model.forward(&windows.inputs)?;
-        cross_entropy(&logits.flatten_to(1)?, &windows.targets.flatten_all()?)
+        cross_entropy(&logits, &windows.targets)
     }
 
     /// Writes `config.json` and `model.safetensors`, which are the model, and `optimizer.safetensors` and

@@ -1,9 +1,10 @@
 //! φ of tensors as an operation of its own, for what stands between φ and the engine.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, D, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, D, Layout, Result, Shape, Tensor};
 
 use super::own_gradient::with_gradient;
-use crate::cpu::elementwise::{self, Element};
+use super::storage::{by_dtype, elements};
+use crate::cpu::elementwise;
 use crate::linear::FeatureMap;
 
 /// φ(x) `[…, D]` for maps that keep the width, in the dtype of x, f32 or f64. Gradients: x.
@@ -67,23 +68,8 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// The elements of a contiguous tensor.
-fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let all = storage.as_slice::<T>()?;
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&all[start..end]),
-        None => candle_core::bail!("features of a tensor that is not contiguous"),
-    }
-}
-
 /// φ on the CPU.
 struct Forward(FeatureMap);
-
-impl Forward {
-    fn compute<T: Element + WithDType>(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
-        Ok(T::to_cpu_storage_owned(elementwise::map(elements::<T>(x, layout)?, self.0)))
-    }
-}
 
 impl CustomOp1 for Forward {
     fn name(&self) -> &'static str {
@@ -91,23 +77,13 @@ impl CustomOp1 for Forward {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let phi = match x {
-            CpuStorage::F64(_) => self.compute::<f64>(x, layout)?,
-            _ => self.compute::<f32>(x, layout)?,
-        };
+        let phi = by_dtype!(x, T => elementwise::map(elements::<T>(x, layout)?, self.0));
         Ok((phi, layout.shape().clone()))
     }
 }
 
 /// dx of dφ, x and φ on the CPU.
 struct Backward(FeatureMap);
-
-impl Backward {
-    fn compute<T: Element + WithDType>(&self, operands: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
-        let [d_phi, x, phi] = operands.map(|(storage, layout)| elements::<T>(storage, layout));
-        Ok(T::to_cpu_storage_owned(elementwise::map_gradient(d_phi?, x?, phi?, self.0)))
-    }
-}
 
 impl CustomOp3 for Backward {
     fn name(&self) -> &'static str {
@@ -123,11 +99,10 @@ impl CustomOp3 for Backward {
         phi: &CpuStorage,
         phi_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let operands = [(d_phi, d_phi_layout), (x, x_layout), (phi, phi_layout)];
-        let d_x = match x {
-            CpuStorage::F64(_) => self.compute::<f64>(operands)?,
-            _ => self.compute::<f32>(operands)?,
-        };
+        let d_x = by_dtype!(x, T => {
+            let (d_phi, phi) = (elements::<T>(d_phi, d_phi_layout)?, elements::<T>(phi, phi_layout)?);
+            elementwise::map_gradient(d_phi, elements(x, x_layout)?, phi, self.0)
+        });
         Ok((d_x, x_layout.shape().clone()))
     }
 }

@@ -30,6 +30,7 @@ mod rotary;
 mod rotated;
 mod softmax;
 mod state;
+mod storage;
 mod transnormer;
 
 use gau::mixed_chunk_local;

@@ -1,5 +1,7 @@
 //! The linear family through its materialised weights.
 
+use std::borrow::Cow;
+
 use super::array::{add_scaled, assert_shape, dot};
 use super::linear::LinearCall;
 use super::pairs::{is_kept, is_visible, position, shared_head};
@@ -107,10 +109,10 @@ impl LinearCall<'_> {
     }
 
     /// φ of a key at a distance from the query, as the numerator takes it.
-    fn behind_features(&self, phi: &[f64], distance: i128) -> Vec<f64> {
+    fn behind_features<'a>(&self, phi: &'a [f64], distance: i128) -> Cow<'a, [f64]> {
         match self.rotary {
-            Some(base) if !self.features.are_of_products() => rotated(phi, base, distance),
-            _ => phi.to_vec(),
+            Some(base) if !self.features.are_of_products() => rotated(phi, base, distance).into(),
+            _ => phi.into(),
         }
     }
 

@@ -5,6 +5,7 @@ mod caches;
 mod checkpoints;
 mod configs;
 mod decoding;
+mod elements;
 mod formulas;
 mod gradients;
 mod models;

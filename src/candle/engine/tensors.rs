@@ -103,14 +103,14 @@ pub struct Buffer {
     pub len: usize,
 }
 
-/// Room for so many elements; on a GPU of any content, since plans overwrite all of it.
+/// Room for so many elements of any content, since engines and plans overwrite all of it.
 pub fn buffer(device: &Device, dtype: DType, len: usize) -> Result<Buffer> {
     // Drivers allocate no empty memory.
     let shape = Shape::from(len.max(1));
     let storage = match device {
-        Device::Cpu => Storage::Cpu(CpuDevice.zeros_impl(&shape, dtype)?),
-        // SAFETY: every bit pattern is a number, and nobody reads them before a plan has written them all; after a plan
-        // that fails, nobody does.
+        // SAFETY of both: every bit pattern is a number, and nobody reads them before an engine or a plan has written them
+        // all; after one that fails, nobody does.
+        Device::Cpu => Storage::Cpu(unsafe { CpuDevice.alloc_uninit(&shape, dtype) }?),
         Device::Cuda(device) => Storage::Cuda(unsafe { device.alloc_uninit(&shape, dtype) }?),
         Device::Metal(device) => Storage::Metal(device.zeros_impl(&shape, dtype)?),
     };

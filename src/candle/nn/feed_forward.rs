@@ -1,49 +1,11 @@
-use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
-
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::projection::projection;
 use super::siblings::ensure_absent;
+use crate::activation::Activation;
 use crate::problem::ensure_value;
-
-/// The non-linearity of a [`FeedForward`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// x·sigmoid(x)
-    #[default]
-    Silu,
-    /// x·Φ(x) with Φ the normal distribution, by the error function (as in BERT).
-    Gelu,
-    /// The same by tanh (as in GPT-2).
-    GeluTanh,
-    /// max(x, 0)
-    Relu,
-}
-
-impl Activation {
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Silu => x.silu(),
-            // The gradients of candle's own forms are good to six digits only.
-            Self::Gelu if x.track_op() => gate(x, &(x / SQRT_2)?.erf()?),
-            Self::GeluTanh if x.track_op() => {
-                let cubic = ((x.sqr()? * 0.044715)? + 1.0)?;
-                gate(x, &((x * cubic)? * (FRAC_2_SQRT_PI / SQRT_2))?.tanh()?)
-            }
-            Self::Gelu => x.gelu_erf(),
-            Self::GeluTanh => x.gelu(),
-            Self::Relu => x.relu(),
-        }
-    }
-}
-
-/// x·(1 + g)/2
-fn gate(x: &Tensor, g: &Tensor) -> Result<Tensor> {
-    x * ((g + 1.0)? / 2.0)?
-}
 
 /// The choices of a [`FeedForward`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -121,8 +83,8 @@ impl Module for FeedForward {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let up = self.up.forward(x)?;
         let inner = match &self.gate {
-            None => self.activation.apply(&up)?,
-            Some(gate) => (self.activation.apply(&gate.forward(x)?)? * up)?,
+            None => self.activation.forward(&up)?,
+            Some(gate) => self.activation.gate(&gate.forward(x)?, &up)?,
         };
         self.down.forward(&inner)
     }

@@ -7,6 +7,7 @@ use super::cache::{Cache, Contents, Rows};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::projection::projection;
+use crate::activation::Activation;
 use crate::candle::engine::accumulator;
 use crate::candle::rotary::Rotary;
 use crate::candle::{
@@ -124,7 +125,7 @@ impl GatedUnit {
 
     /// The affine heads and the values, each `[B, 1, N, ·]`, of rows that begin at `position`.
     fn project(&self, x: &Tensor, position: usize) -> Result<(Vec<Tensor>, Tensor)> {
-        let z = self.z.forward(x)?.silu()?;
+        let z = Activation::Silu.forward(&self.z.forward(x)?)?;
         let affine = (0..self.gamma.dim(0)?).map(|head| {
             let rows = z.broadcast_mul(&self.gamma.get(head)?)?.broadcast_add(&self.beta.get(head)?)?.unsqueeze(1)?;
             match &self.rotary {
@@ -132,12 +133,12 @@ impl GatedUnit {
                 None => Ok(rows),
             }
         });
-        Ok((affine.collect::<Result<_>>()?, self.v.forward(x)?.silu()?.unsqueeze(1)?))
+        Ok((affine.collect::<Result<_>>()?, Activation::Silu.forward(&self.v.forward(x)?)?.unsqueeze(1)?))
     }
 
     /// Passes `out` `[B, 1, N, e]` through the gate and projects.
     fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
-        self.o.forward(&(self.u.forward(x)?.silu()? * out.squeeze(1)?)?)
+        self.o.forward(&Activation::Silu.gate(&self.u.forward(x)?, &out.squeeze(1)?)?)
     }
 }
 

@@ -8,6 +8,7 @@ use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::omega::Omega;
 use super::projection::projection;
+use crate::activation::Activation;
 use crate::candle::engine::accumulator;
 use crate::candle::rotary::Rotary;
 use crate::candle::{
@@ -155,7 +156,7 @@ impl Heads {
     fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
         let joined = out.transpose(1, 2)?.flatten_from(2)?;
         let joined = match &self.gate {
-            Some(gate) => (gate.forward(x)?.silu()? * joined)?,
+            Some(gate) => Activation::Silu.gate(&gate.forward(x)?, &joined)?,
             None => joined,
         };
         self.o.forward(&joined)

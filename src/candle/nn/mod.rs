@@ -7,6 +7,7 @@
 //! | [`LanguageModel`] | embedding, blocks, norm and head, by [`LanguageModelConfig`] |
 //! | [`generate`] | tokens one by one, by a [`Sampler`] |
 //! | [`FeedForward`], [`Norm`], [`Rotary`] | the other parts of a block |
+//! | [`Activation`], [`cross_entropy`] | activations, gates and the loss in one pass each |
 //!
 //! Layers take their weights from candle-nn's `VarBuilder`: from a `VarMap` to be trained, or from a checkpoint. All of
 //! them give gradients to every weight and to the input. They compute in the dtype of the weights, f32, f64, f16 or
@@ -19,10 +20,12 @@
 //! kind or for none. Weights that do not come from this crate have none: pass them through [`foreign_weights`]. Known
 //! weights beside those that a configuration reads are refused too: without them the model would be another.
 
+mod activation;
 mod attention;
 mod cache;
 mod check;
 mod config;
+mod cross_entropy;
 mod feed_forward;
 mod gated;
 mod generate;
@@ -41,11 +44,13 @@ mod siblings;
 #[cfg(test)]
 mod tests;
 
+pub use crate::activation::Activation;
 pub use crate::candle::rotary::Rotary;
 pub use attention::Attention;
 pub use cache::{Cache, ModelCache};
 pub use config::AttentionConfig;
-pub use feed_forward::{Activation, FeedForward, FeedForwardConfig};
+pub use cross_entropy::cross_entropy;
+pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use generate::{Generation, generate};
 pub use mark::foreign_weights;
 pub use mechanism::Mechanism;

@@ -2,9 +2,10 @@ use candle_core::Result;
 use serde::{Deserialize, Serialize};
 
 use super::config::AttentionConfig;
-use super::feed_forward::{Activation, FeedForwardConfig};
+use super::feed_forward::FeedForwardConfig;
 use super::mechanism::Mechanism;
 use super::norm::NormConfig;
+use crate::activation::Activation;
 use crate::problem::ensure_value;
 
 /// What a [`LanguageModel`](super::LanguageModel) is made of.

@@ -10,15 +10,21 @@ mod avx512;
 mod exp;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(feature = "candle")]
+mod normal;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::{Avx512, Avx512Pairs};
+#[cfg(feature = "candle")]
+pub(super) use exp::exp;
 pub(super) use exp::{exp2, exps, sigmoid, tanh};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
+#[cfg(feature = "candle")]
+pub(super) use normal::normal;
 pub(super) use portable::Portable;
 
 use std::cell::Cell;
@@ -148,6 +154,8 @@ pub trait Real:
 {
     const ZERO: Self;
     const ONE: Self;
+    /// Whether a product of many factors in f64 is exact to its last digit.
+    const IS_NARROW: bool;
     const NEG_INFINITY: Self;
     /// The lowest finite number.
     const LOWEST: Self;
@@ -176,6 +184,7 @@ macro_rules! real {
     ($t:ident, $min:expr, $max:expr, $ln_2:expr, $coefficients:expr, $min_2:expr, $coefficients_2:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
+            const IS_NARROW: bool = size_of::<$t>() < size_of::<f64>();
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
             const LOWEST: Self = $t::MIN;

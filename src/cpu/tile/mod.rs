@@ -3,13 +3,20 @@
 //! A tile is a slice of rows padded to whole vectors. The engines call the verbs through [`Verbs`], a table of
 //! functions for the instruction set chosen at run time, so they are compiled once and hold no `unsafe` code.
 
+#[cfg(feature = "candle")]
+mod activations;
 pub mod bf16;
+#[cfg(feature = "candle")]
+mod loss;
 mod maps;
 mod multiply;
 mod pairs;
+#[cfg(feature = "candle")]
+mod parts;
 mod scores;
 mod transpose;
 
+pub use maps::Decays;
 pub use multiply::{Band, Left, Product, Right};
 use multiply::{PANEL_VECTORS, Place};
 pub use pairs::Pairs;
@@ -20,18 +27,20 @@ use super::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Isa, Portable, Real, Simd};
+#[cfg(feature = "candle")]
+use crate::activation::Activation;
 use crate::linear::FeatureMap;
 
 /// Declares the table and, per instruction set, the functions in it.
 macro_rules! verbs {
-    ($($verb:ident = $module:ident::$function:ident($($argument:ident: $type:ty),*);)*) => {
+    ($($(#[$when:meta])? $verb:ident = $module:ident::$function:ident($($argument:ident: $type:ty),*);)*) => {
         /// The verbs of one instruction set for sums in T.
         pub struct Verbs<T: 'static> {
             /// Numbers in a vector.
             pub lanes: usize,
             /// Columns in a panel of a right operand.
             pub panel: usize,
-            $($verb: unsafe fn($($type),*),)*
+            $($(#[$when])? $verb: unsafe fn($($type),*),)*
         }
 
         macro_rules! table {
@@ -40,6 +49,7 @@ macro_rules! verbs {
                     use super::*;
 
                     $(
+                        $(#[$when])?
                         // SAFETY: as the generic function, whose instruction set is enabled here.
                         #[$features]
                         #[allow(clippy::too_many_arguments)]
@@ -50,7 +60,7 @@ macro_rules! verbs {
 
                     pub const fn table<T: Real>() -> Verbs<T> where $simd: Simd<T> {
                         let lanes = <$simd as Simd<T>>::LANES;
-                        Verbs { lanes, panel: PANEL_VECTORS * lanes, $($verb: $verb::<T>,)* }
+                        Verbs { lanes, panel: PANEL_VECTORS * lanes, $($(#[$when])? $verb: $verb::<T>,)* }
                     }
                 }
             };
@@ -111,7 +121,17 @@ verbs! {
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
     scaled_rows = maps::scaled_rows(into: &mut [T], tile: &[T], width: usize, factors: &[T]);
     combine = maps::combine(into: &mut [T], a: &[T], factor: T, b: &[T]);
-    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]);
+    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<Decays<'_>>, sums: &mut [T]);
+    #[cfg(feature = "candle")]
+    activate = activations::activate(into: &mut [T], x: &[T], gated: Option<&[T]>, activation: Activation);
+    #[cfg(feature = "candle")]
+    activate_gradient = activations::activate_gradient(
+        d_x: &mut [T], d_y: &[T], x: &[T], gated: Option<(&[T], &mut [T])>, activation: Activation
+    );
+    #[cfg(feature = "candle")]
+    log_sum_exp = loss::log_sum_exp(row: &[T], result: &mut T);
+    #[cfg(feature = "candle")]
+    scaled_exp = loss::scaled_exp(into: &mut [T], row: &[T], shift: T, factor: T);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -300,9 +320,49 @@ impl<T: Real> Verbs<T> {
     }
 
     /// See [`maps::causal_weights`].
-    pub fn causal_weights(&self, tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]) {
+    pub fn causal_weights(&self, tile: &mut [T], width: usize, decays: Option<Decays<'_>>, sums: &mut [T]) {
         assert!(width <= 64 && tile.len() <= width * width);
         unsafe { (self.causal_weights)(tile, width, decays, sums) }
+    }
+
+    /// See [`activations::activate`].
+    #[cfg(feature = "candle")]
+    pub fn activate(&self, into: &mut [T], x: &[T], gated: Option<&[T]>, activation: Activation) {
+        assert!(x.len() == into.len() && gated.is_none_or(|gated| gated.len() == into.len()));
+        unsafe { (self.activate)(into, x, gated, activation) }
+    }
+
+    /// See [`activations::activate_gradient`].
+    #[cfg(feature = "candle")]
+    pub fn activate_gradient(
+        &self,
+        d_x: &mut [T],
+        d_y: &[T],
+        x: &[T],
+        gated: Option<(&[T], &mut [T])>,
+        activation: Activation,
+    ) {
+        let len = d_x.len();
+        assert!(d_y.len() == len && x.len() == len);
+        assert!(gated.as_ref().is_none_or(|(gated, d_gated)| gated.len() == len && d_gated.len() == len));
+        unsafe { (self.activate_gradient)(d_x, d_y, x, gated, activation) }
+    }
+
+    /// ln Σ exp(x) of a row.
+    #[cfg(feature = "candle")]
+    pub fn log_sum_exp(&self, row: &[T]) -> T {
+        let mut result = T::NEG_INFINITY;
+        if !row.is_empty() {
+            unsafe { (self.log_sum_exp)(row, &mut result) }
+        }
+        result
+    }
+
+    /// into = factor·exp(row − shift)
+    #[cfg(feature = "candle")]
+    pub fn scaled_exp(&self, into: &mut [T], row: &[T], shift: T, factor: T) {
+        assert!(row.len() == into.len());
+        unsafe { (self.scaled_exp)(into, row, shift, factor) }
     }
 
     /// Rows of whole vectors, with every bound inside.
