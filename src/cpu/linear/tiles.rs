@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::buffer::Buffer;
 use super::super::rows::{HeadRows, Number, Rows};
-use super::super::tile::Right;
+use super::super::tile::{Decays, Right};
 use super::{Context, TILE};
 use crate::problem::{Decay, View};
 
@@ -163,19 +163,21 @@ impl<'a, T: Number> KeyTile<'a, T> {
         }
     }
 
-    /// Products from either end, as quotients of one product would lose what is small beside a strong decay.
+    /// From either end, as what is small beside a strong decay would be lost in a difference over both.
     fn decay_rows(&mut self) {
         for (factor, &log) in self.factors.iter_mut().zip(&self.logs) {
             *factor = if log == 0.0 { 1.0 } else { log.exp() };
         }
-        let (mut before, mut after) = (1.0, 1.0);
+        let (mut before, mut after) = ((0.0, 1.0), (0.0, 1.0));
+        let decay = |(log, factor): (f64, f64)| T::from_f64(if T::IS_NARROW { factor } else { log.exp() });
+        let through = |(log, factor), r: usize| (log + self.logs[r], factor * self.factors[r]);
         for r in 0..TILE {
-            before *= self.factors[r];
-            self.from_start[r] = T::from_f64(before);
+            before = through(before, r);
+            self.from_start[r] = decay(before);
         }
         for r in (0..TILE).rev() {
-            self.to_end[r] = T::from_f64(after);
-            after *= self.factors[r];
+            self.to_end[r] = decay(after);
+            after = through(after, r);
         }
     }
 
@@ -185,8 +187,8 @@ impl<'a, T: Number> KeyTile<'a, T> {
     }
 
     /// The decays of the rows, if anything shrinks.
-    pub fn row_decays(&self) -> Option<&[f64]> {
-        self.decays.then_some(&self.factors)
+    pub fn row_decays(&self) -> Option<Decays<'_>> {
+        self.decays.then_some(Decays { logs: &self.logs, factors: &self.factors })
     }
 
     /// The values as the right operand of a product.

@@ -158,6 +158,8 @@ pub trait Real:
 {
     const ZERO: Self;
     const ONE: Self;
+    /// Whether a product of many factors in f64 is exact to its last digit.
+    const IS_NARROW: bool;
     const NEG_INFINITY: Self;
     /// The lowest finite number.
     const LOWEST: Self;
@@ -186,6 +188,7 @@ macro_rules! real {
     ($t:ident, $min:expr, $max:expr, $ln_2:expr, $coefficients:expr, $min_2:expr, $coefficients_2:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
+            const IS_NARROW: bool = size_of::<$t>() < size_of::<f64>();
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
             const LOWEST: Self = $t::MIN;

@@ -286,7 +286,16 @@ pub unsafe fn scale_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fact
     }
 }
 
-/// Multiplies entry (i, j) below the diagonal by Π_{j < t ≤ i} f_t when the decays f of the rows are given, zeroes the
+/// How sums shrink at each row of a tile.
+#[derive(Clone, Copy)]
+pub struct Decays<'a> {
+    /// g, at most 0
+    pub logs: &'a [f64],
+    /// e^g
+    pub factors: &'a [f64],
+}
+
+/// Multiplies entry (i, j) below the diagonal by exp(Σ_{j < t ≤ i} g_t) when the decays of the rows are given, zeroes the
 /// entries above it as far as a product in strips of rows reads them, and writes the row sums that there is room for.
 ///
 /// # Safety
@@ -295,11 +304,11 @@ pub unsafe fn scale_rows<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fact
 pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
     tile: &mut [T],
     width: usize,
-    decays: Option<&[f64]>,
+    decays: Option<Decays<'_>>,
     sums: &mut [T],
 ) {
-    // In f64 from row to row: of no product does more than the last digit get lost.
-    let mut products = [1.0; 64];
+    // From row to row, for every column: as a difference of sums over rows, what is small beside a large term would be lost.
+    let (mut products, mut exponents) = ([1.0; 64], [0.0; 64]);
     let columns: [T; 64] = std::array::from_fn(|column| T::from_f64(column as f64));
     for (i, row) in tile.chunks_exact_mut(width).enumerate() {
         let diagonal = i / S::LANES * S::LANES;
@@ -312,14 +321,27 @@ pub unsafe fn causal_weights<T: Real, S: Simd<T>>(
                 S::store(row.as_mut_ptr().add(column), zero);
             }
             let seen = &mut row[..diagonal + S::LANES];
-            if let Some(decays) = decays {
-                products[..seen.len()].iter_mut().for_each(|product| *product *= decays[i]);
-                products[i] = 1.0;
-                for (x, products) in seen.chunks_exact_mut(S::LANES).zip(products.chunks_exact(S::LANES)) {
-                    for (x, &product) in x.iter_mut().zip(products) {
-                        *x = *x * T::from_f64(product);
+            match decays {
+                Some(decays) if T::IS_NARROW => {
+                    products[..seen.len()].iter_mut().for_each(|product| *product *= decays.factors[i]);
+                    products[i] = 1.0;
+                    for (x, products) in seen.chunks_exact_mut(S::LANES).zip(products.chunks_exact(S::LANES)) {
+                        for (x, &product) in x.iter_mut().zip(products) {
+                            *x = *x * T::from_f64(product);
+                        }
                     }
                 }
+                Some(decays) => {
+                    exponents[..seen.len()].iter_mut().for_each(|exponent| *exponent += decays.logs[i]);
+                    exponents[i] = 0.0;
+                    for (x, exponents) in seen.chunks_exact_mut(S::LANES).zip(exponents.chunks_exact(S::LANES)) {
+                        let mut powers = [T::ZERO; 64];
+                        powers.iter_mut().zip(exponents).for_each(|(power, &e)| *power = T::from_f64(e));
+                        let [power] = exps::<T, S, 1, false>([S::load(powers.as_ptr())]);
+                        S::store(x.as_mut_ptr(), S::mul(S::load(x.as_ptr()), power));
+                    }
+                }
+                None => {}
             }
             if let Some(sum) = sums.get_mut(i) {
                 let mut total = zero;

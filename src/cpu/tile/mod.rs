@@ -18,6 +18,7 @@ mod scores;
 mod transpose;
 
 pub use in_place::{Elements, StoredRows};
+pub use maps::Decays;
 pub use multiply::{Band, Left, Product, Right};
 use multiply::{PANEL_VECTORS, Place};
 pub use pairs::Pairs;
@@ -124,7 +125,7 @@ verbs! {
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
     scaled_rows = maps::scaled_rows(into: &mut [T], tile: &[T], width: usize, factors: &[T]);
     combine = maps::combine(into: &mut [T], a: &[T], factor: T, b: &[T]);
-    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]);
+    causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<Decays<'_>>, sums: &mut [T]);
     #[cfg(feature = "candle")]
     activate = activations::activate(into: &mut [T], x: &[T], gated: Option<&[T]>, activation: Activation);
     #[cfg(feature = "candle")]
@@ -337,7 +338,7 @@ impl<T: Real> Verbs<T> {
     }
 
     /// See [`maps::causal_weights`].
-    pub fn causal_weights(&self, tile: &mut [T], width: usize, decays: Option<&[f64]>, sums: &mut [T]) {
+    pub fn causal_weights(&self, tile: &mut [T], width: usize, decays: Option<Decays<'_>>, sums: &mut [T]) {
         assert!(width <= 64 && tile.len() <= width * width);
         unsafe { (self.causal_weights)(tile, width, decays, sums) }
     }
