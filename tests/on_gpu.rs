@@ -35,7 +35,7 @@ macro_rules! operations {
     )* };
 }
 
-operations!(softmax diag gau linear performer norm mixed_chunk long_sums);
+operations!(softmax diag gau linear performer norm mixed_chunk);
 
 /// Operations on candle's CUDA tensors, gradients through its graph.
 #[cfg(feature = "candle")]

@@ -5,7 +5,7 @@ use attn_kernels::random_features::{FeatureKind, random_features};
 use attn_kernels::reference::{Array, State};
 
 use super::buffers::round;
-use super::cases::{Case, Extra, Operation, Signs};
+use super::cases::{Case, Extra, Operation};
 use super::options::Extras;
 use super::random::Random;
 use super::reference::state_after;
@@ -56,12 +56,9 @@ impl Data {
         });
         let bias = bias_shape(case).map(|shape| normal(shape, 0.5, dtype));
         let mut d_out = normal([batch, case.output_heads(), queries, value_width], 1.0, dtype);
-        let positive: &mut [&mut Array] = match case.signs {
-            Signs::Both => &mut [],
-            Signs::PositiveValues => &mut [&mut v, &mut d_out],
-            Signs::Positive => &mut [&mut q, &mut k, &mut v, &mut d_out],
-        };
-        positive.iter_mut().flat_map(|array| &mut array.data).for_each(|x| *x = x.abs());
+        if case.is_positive {
+            [&mut q, &mut k, &mut v, &mut d_out].into_iter().flat_map(|x| &mut x.data).for_each(|x| *x = x.abs());
+        }
         let d_lse = case.lse_gradient.then(|| normal([batch, hq, queries, 1], 1.0, accumulator));
         let omega = make_omega(case, accumulator);
         let key_mask = case.operation.key_mask().map(|kind| make_key_mask(case, kind));

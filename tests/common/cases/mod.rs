@@ -107,16 +107,6 @@ impl Operation {
     }
 }
 
-/// Signs of a case's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signs {
-    Both,
-    /// v and the gradient of the output are positive.
-    PositiveValues,
-    /// q and k, too.
-    Positive,
-}
-
 /// One computation.
 #[derive(Debug, Clone)]
 pub struct Case {
@@ -131,7 +121,8 @@ pub struct Case {
     pub value_width: usize,
     /// Standard deviation of q and k; v is standard normal.
     pub std: f64,
-    pub signs: Signs,
+    /// Whether q, k, v and the gradient of the output are the sizes of that.
+    pub is_positive: bool,
     /// Tokens whose state is handed in; 0 hands in none.
     pub prefix: usize,
     /// Whether the log-sum-exp has a gradient.
@@ -155,7 +146,7 @@ impl Case {
             width: 16,
             value_width: 20,
             std: 1.0,
-            signs: Signs::Both,
+            is_positive: false,
             prefix: 0,
             lse_gradient: false,
             layout: Layout::Contiguous,
