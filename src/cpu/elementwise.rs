@@ -2,16 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::simd::{Isa, Real};
+use super::simd::{Isa, MOST_LANES, Real};
 use super::tile::Verbs;
 use crate::activation::Activation;
 use crate::linear::FeatureMap;
 
 /// Elements that a thread takes at once; whole vectors.
 const PIECE: usize = 1 << 14;
-
-/// Elements of the longest vector.
-const LANES: usize = 64;
 
 /// f32 or f64.
 pub(crate) trait Element: Real {
@@ -36,7 +33,7 @@ pub(crate) fn map<T: Element>(x: &[T], map: FeatureMap) -> Vec<T> {
     phi.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(phi, x)| {
         verbs.map(phi, x, map);
         let whole = whole_vectors(verbs, x.len());
-        let mut tail = [T::ZERO; LANES];
+        let mut tail = [T::ZERO; MOST_LANES];
         verbs.map(&mut tail, &filled(&x[whole..]), map);
         phi[whole..].copy_from_slice(&tail[..x.len() - whole]);
     });
@@ -50,7 +47,7 @@ pub(crate) fn map_gradient<T: Element>(d_phi: &[T], x: &[T], phi: &[T], map: Fea
     d_x.par_chunks_mut(PIECE).zip(inputs).for_each(|(d_x, ((d_phi, x), phi))| {
         verbs.map_gradient(d_x, d_phi, x, phi, map);
         let whole = whole_vectors(verbs, x.len());
-        let mut tail = [T::ZERO; LANES];
+        let mut tail = [T::ZERO; MOST_LANES];
         let [d, x_tail, phi_tail] = [d_phi, x, phi].map(|values| filled(&values[whole..]));
         verbs.map_gradient(&mut tail, &d, &x_tail, &phi_tail, map);
         d_x[whole..].copy_from_slice(&tail[..x.len() - whole]);
@@ -121,8 +118,8 @@ fn whole_vectors<T: Real>(verbs: &Verbs<T>, len: usize) -> usize {
 }
 
 /// The last elements, filled up with zeros.
-fn filled<T: Real>(values: &[T]) -> [T; LANES] {
-    let mut all = [T::ZERO; LANES];
+fn filled<T: Real>(values: &[T]) -> [T; MOST_LANES] {
+    let mut all = [T::ZERO; MOST_LANES];
     all[..values.len()].copy_from_slice(values);
     all
 }

@@ -24,8 +24,6 @@ pub trait Number: Real {
     /// The elements, if they are of this type.
     fn elements<'a>(slice: SliceMut<'a>) -> Result<&'a mut [Self], SliceMut<'a>>;
     /// The elements where they lie, if they are of this type.
-    fn own(slice: Slice<'_>) -> Option<&[Self]>;
-    /// The elements where they lie, if they are of this type.
     fn own_mut<'a>(slice: &'a mut SliceMut<'_>) -> Option<&'a mut [Self]>;
 }
 
@@ -85,10 +83,6 @@ impl Number for f32 {
         }
     }
 
-    fn own(slice: Slice<'_>) -> Option<&[Self]> {
-        if let Slice::F32(elements) = slice { Some(elements) } else { None }
-    }
-
     fn own_mut<'a>(slice: &'a mut SliceMut<'_>) -> Option<&'a mut [Self]> {
         if let SliceMut::F32(elements) = slice { Some(elements) } else { None }
     }
@@ -140,10 +134,6 @@ impl Number for f64 {
             SliceMut::F64(elements) => Ok(elements),
             other => Err(other),
         }
-    }
-
-    fn own(slice: Slice<'_>) -> Option<&[Self]> {
-        if let Slice::F64(elements) = slice { Some(elements) } else { None }
     }
 
     fn own_mut<'a>(slice: &'a mut SliceMut<'_>) -> Option<&'a mut [Self]> {
@@ -198,8 +188,12 @@ impl<'a> HeadRows<'a> {
 
     /// `rows` where they lie, if they are of the type of sums and whole vectors of `padded` numbers.
     pub fn in_place<T: Number>(&self, rows: &Range<usize>, padded: usize) -> Option<Rows<'a, T>> {
-        let data = T::own(self.data).filter(|_| self.width == padded && !rows.is_empty())?;
-        Some(Rows { data: &data[self.start + rows.start * self.stride..], row: self.stride })
+        match T::stored(self.data) {
+            Elements::Own(data) if self.width == padded && !rows.is_empty() => {
+                Some(Rows { data: &data[self.start + rows.start * self.stride..], row: self.stride })
+            }
+            _ => None,
+        }
     }
 
     /// Loads `rows` into a tile with rows of `padded` numbers, filling up with zeros.

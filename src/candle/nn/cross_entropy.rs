@@ -67,28 +67,27 @@ fn on_cpu(logits: &Tensor, chosen: Vec<Option<usize>>, count: usize) -> Result<T
     let rows = logits.detach().contiguous()?;
     let log_sums = rows.apply_op1_no_bwd(&LogSumExp)?;
     let wide = log_sums.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    let places = chosen.iter().map(|class| class.unwrap_or(0) as i64).collect::<Vec<_>>();
-    let places = Tensor::from_vec(places, (chosen.len(), 1), logits.device())?;
-    let at = rows.gather(&places, D::Minus1)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let at = at_targets(&rows, &chosen)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
     let losses = chosen.iter().zip(&wide).zip(&at).filter(|((class, _), _)| class.is_some());
     let total: f64 = losses.map(|((_, log_sum), at)| log_sum - at).sum();
     let loss = Tensor::new(total / count as f64, logits.device())?.to_dtype(logits.dtype())?;
     with_gradient("cross_entropy", logits, loss, move |d_loss| {
         let factor = d_loss.to_dtype(DType::F64)?.to_scalar::<f64>()? / count as f64;
-        let op = Gradient { log_sums: wide.clone(), chosen: chosen.clone(), factor };
-        rows.apply_op1_no_bwd(&op)
+        rows.apply_op1_no_bwd(&Gradient { log_sums: &wide, chosen: &chosen, factor })
     })
 }
 
 fn by_operations(logits: &Tensor, chosen: &[Option<usize>], count: usize) -> Result<Tensor> {
-    let places = chosen.iter().map(|class| class.unwrap_or(0) as i64).collect::<Vec<_>>();
     let counts = chosen.iter().map(|class| if class.is_some() { 1f32 } else { 0.0 }).collect::<Vec<_>>();
-    let [places, counts] = [
-        Tensor::from_vec(places, (chosen.len(), 1), logits.device())?,
-        Tensor::from_vec(counts, (chosen.len(), 1), logits.device())?.to_dtype(logits.dtype())?,
-    ];
-    let logs = candle_nn::ops::log_softmax(logits, D::Minus1)?.gather(&places, D::Minus1)?;
+    let counts = Tensor::from_vec(counts, (chosen.len(), 1), logits.device())?.to_dtype(logits.dtype())?;
+    let logs = at_targets(&candle_nn::ops::log_softmax(logits, D::Minus1)?, chosen)?;
     (logs * counts)?.sum_all()? * (-1.0 / count as f64)
+}
+
+/// The number of each row `[rows, 1]` at its class, at any where it has none.
+fn at_targets(rows: &Tensor, chosen: &[Option<usize>]) -> Result<Tensor> {
+    let places = chosen.iter().map(|class| class.unwrap_or(0) as i64).collect::<Vec<_>>();
+    rows.gather(&Tensor::from_vec(places, (chosen.len(), 1), rows.device())?, D::Minus1)
 }
 
 /// ln Σ exp of each row.
@@ -107,13 +106,13 @@ impl CustomOp1 for LogSumExp {
 }
 
 /// d_logits
-struct Gradient {
-    log_sums: Vec<f64>,
-    chosen: Vec<Option<usize>>,
+struct Gradient<'a> {
+    log_sums: &'a [f64],
+    chosen: &'a [Option<usize>],
     factor: f64,
 }
 
-impl CustomOp1 for Gradient {
+impl CustomOp1 for Gradient<'_> {
     fn name(&self) -> &'static str {
         "cross_entropy gradient"
     }
@@ -123,7 +122,7 @@ impl CustomOp1 for Gradient {
         let gradient = by_dtype!(rows, T => {
             let log_sums: Vec<T> = self.log_sums.iter().map(|&sum| sum as T).collect();
             let rows = elements::<T>(rows, layout)?;
-            elementwise::loss_gradient(rows, width, &log_sums, &self.chosen, self.factor as T)
+            elementwise::loss_gradient(rows, width, &log_sums, self.chosen, self.factor as T)
         });
         Ok((gradient, layout.shape().clone()))
     }

@@ -1,9 +1,6 @@
 //! Vectors at the end of slices of any length.
 
-use super::super::simd::{Real, Simd};
-
-/// At least as many numbers as the longest vector has.
-const LANES: usize = 64;
+use super::super::simd::{MOST_LANES, Real, Simd};
 
 /// The first numbers of a slice that is not empty; zeros where it ends.
 ///
@@ -16,7 +13,7 @@ pub unsafe fn load<T: Real, S: Simd<T>>(from: &[T]) -> S::V {
         if from.len() >= S::LANES {
             return S::load(from.as_ptr());
         }
-        let mut all = [T::ZERO; LANES];
+        let mut all = [T::ZERO; MOST_LANES];
         all[..from.len()].copy_from_slice(from);
         S::load(all.as_ptr())
     }
@@ -33,7 +30,7 @@ pub unsafe fn store<T: Real, S: Simd<T>>(to: &mut [T], x: S::V) {
         if to.len() >= S::LANES {
             return S::store(to.as_mut_ptr(), x);
         }
-        let mut all = [T::ZERO; LANES];
+        let mut all = [T::ZERO; MOST_LANES];
         S::store(all.as_mut_ptr(), x);
         to.copy_from_slice(&all[..to.len()]);
     }
