@@ -5,7 +5,7 @@ use crate::Result;
 use crate::linear::FeatureMap;
 use crate::problem::{
     Linear, LinearFinish, LinearShapes, Map, Mask, Operand, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Scan,
-    Weight, ensure_value,
+    Sequences, Weight, ensure_value,
 };
 
 /// How the squared-ReLU weights of [`GauOptions`] are scaled; n is the number of keys, less those of the batch entry that
@@ -46,18 +46,26 @@ pub struct GauOptions<T> {
     pub key_mask: Option<T>,
     /// `[1 or H, 2R + 1]`, as in [`SoftmaxOptions`](crate::softmax::SoftmaxOptions::bias). Default: none.
     pub bias: Option<T>,
+    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    pub sequences: Option<Sequences>,
 }
 
 impl<T> Default for GauOptions<T> {
     fn default() -> Self {
-        Self { mask: Mask::Full, norm: GauNorm::Length, key_mask: None, bias: None }
+        Self { mask: Mask::Full, norm: GauNorm::Length, key_mask: None, bias: None, sequences: None }
     }
 }
 
 impl<T: Operand> GauOptions<T> {
     /// Checks the operands and describes the computation for an engine.
     pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Quadratic> {
-        let shapes = QuadraticShapes::new(function, q, k, v, self.key_mask.as_ref(), self.bias.as_ref())?;
+        let shapes = QuadraticShapes::new(
+            function,
+            [q, k, v],
+            self.key_mask.as_ref(),
+            self.bias.as_ref(),
+            self.sequences.as_ref(),
+        )?;
         if let GauNorm::Fixed { length } = self.norm {
             ensure_value(length.is_finite() && length > 0.0, function, "length", length, "a finite number above 0")?;
         }
@@ -109,18 +117,34 @@ pub struct MixedChunkOptions<T> {
     pub key_mask: Option<T>,
     /// `[1 or H, 2R + 1]` with R ≥ C − 1, for the local branch. Default: none.
     pub bias: Option<T>,
+    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    pub sequences: Option<Sequences>,
 }
 
 impl<T> Default for MixedChunkOptions<T> {
     fn default() -> Self {
-        Self { chunk_size: 256, causal: false, scale: None, global_norm: GlobalNorm::Mean, key_mask: None, bias: None }
+        Self {
+            chunk_size: 256,
+            causal: false,
+            scale: None,
+            global_norm: GlobalNorm::Mean,
+            key_mask: None,
+            bias: None,
+            sequences: None,
+        }
     }
 }
 
 impl<T: Operand> MixedChunkOptions<T> {
     /// Checks the operands of the local branch and describes it for the quadratic engine.
     pub fn local_problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Quadratic> {
-        let shapes = QuadraticShapes::new(function, q, k, v, self.key_mask.as_ref(), self.bias.as_ref())?;
+        let shapes = QuadraticShapes::new(
+            function,
+            [q, k, v],
+            self.key_mask.as_ref(),
+            self.bias.as_ref(),
+            self.sequences.as_ref(),
+        )?;
         ensure_value(self.chunk_size > 0, function, "chunk_size", self.chunk_size, "at least 1")?;
         let scale = self.scale.unwrap_or(1.0 / self.chunk_size as f64);
         let mask = Mask::Blocks { size: self.chunk_size, causal: self.causal };
@@ -131,7 +155,8 @@ impl<T: Operand> MixedChunkOptions<T> {
     pub fn global_problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Linear> {
         let chunk = self.chunk_size;
         let scan = if self.causal { Scan::ChunkExclusive { chunk } } else { Scan::Full };
-        let shapes = LinearShapes::new(function, scan, q, k, v, self.key_mask.as_ref(), None)?;
+        let shapes =
+            LinearShapes::new(function, scan, [q, k, v], self.key_mask.as_ref(), None, self.sequences.as_ref())?;
         let finish = LinearFinish::ChunkNorm { norm: self.global_norm, chunk };
         Linear::new(function, shapes, Map::Plain(FeatureMap::Identity), scan, finish)
     }

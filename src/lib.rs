@@ -62,7 +62,7 @@ pub use error::{Error, Result};
 pub use gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
 pub use linear::{FeatureMap, LinearOptions};
 pub use performer::{FavorMap, PerformerOptions};
-pub use problem::Mask;
+pub use problem::{Mask, Sequences};
 pub use random_features::{FeatureKind, random_features};
 pub use softmax::SoftmaxOptions;
 pub use transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
@@ -76,3 +76,8 @@ struct Readme;
 #[cfg(all(doctest, feature = "candle"))]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
+
+/// The examples of batches, as tests.
+#[cfg(all(doctest, feature = "candle"))]
+#[doc = include_str!("../docs/batches.md")]
+struct Batches;

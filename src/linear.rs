@@ -2,7 +2,7 @@
 //! decays of RetNet (Sun et al. 2023), Lightning Attention (Qin et al. 2024) and Mamba-2 (Dao & Gu 2024).
 
 use crate::Result;
-use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Operand, Scan};
+use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Operand, Scan, Sequences};
 
 /// φ, applied to every query and key row of width D.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -64,11 +64,20 @@ pub struct LinearOptions<T> {
     /// `[B, M]` of u8: 0 removes the token from S and z, and from the decay: the state passes it unchanged, whatever its
     /// g, whose gradient is 0. So padding on either side leaves the state as it is without. Default: none.
     pub key_mask: Option<T>,
+    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    pub sequences: Option<Sequences>,
 }
 
 impl<T> Default for LinearOptions<T> {
     fn default() -> Self {
-        Self { map: FeatureMap::EluPlusOne, causal: false, normalizer: Some(1e-6), log_decay: None, key_mask: None }
+        Self {
+            map: FeatureMap::EluPlusOne,
+            causal: false,
+            normalizer: Some(1e-6),
+            log_decay: None,
+            key_mask: None,
+            sequences: None,
+        }
     }
 }
 
@@ -76,7 +85,14 @@ impl<T: Operand> LinearOptions<T> {
     /// Checks the operands and describes the computation for an engine.
     pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Linear> {
         let scan = Scan::new(self.causal);
-        let shapes = LinearShapes::new(function, scan, q, k, v, self.key_mask.as_ref(), self.log_decay.as_ref())?;
+        let shapes = LinearShapes::new(
+            function,
+            scan,
+            [q, k, v],
+            self.key_mask.as_ref(),
+            self.log_decay.as_ref(),
+            self.sequences.as_ref(),
+        )?;
         let finish = match self.normalizer {
             Some(epsilon) => LinearFinish::Normalize { epsilon },
             None => LinearFinish::None,

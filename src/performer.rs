@@ -1,7 +1,7 @@
 //! Performer attention with FAVOR+ random features (Choromanski et al. 2020).
 
 use crate::Result;
-use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Operand, Scan};
+use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Operand, Scan, Sequences};
 
 /// The FAVOR+ feature map, with x̃ = x/D^{1/4} and ω the m×D matrix of random directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -56,11 +56,13 @@ pub struct PerformerOptions<T> {
     pub epsilon: f64,
     /// `[B, M]` of u8: 0 removes the key from S, z and the stabiliser. Default: none.
     pub key_mask: Option<T>,
+    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    pub sequences: Option<Sequences>,
 }
 
 impl<T> Default for PerformerOptions<T> {
     fn default() -> Self {
-        Self { map: FavorMap::Positive, causal: false, epsilon: 1e-6, key_mask: None }
+        Self { map: FavorMap::Positive, causal: false, epsilon: 1e-6, key_mask: None, sequences: None }
     }
 }
 
@@ -68,7 +70,8 @@ impl<T: Operand> PerformerOptions<T> {
     /// Checks the operands and describes the computation for an engine; `omega` is `[m, D]`.
     pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T, omega: &T) -> Result<Linear> {
         let scan = Scan::new(self.causal);
-        let shapes = LinearShapes::new(function, scan, q, k, v, self.key_mask.as_ref(), None)?;
+        let shapes =
+            LinearShapes::new(function, scan, [q, k, v], self.key_mask.as_ref(), None, self.sequences.as_ref())?;
         let directions = shapes.check_omega(function, omega)?;
         let map = Map::Favor { map: self.map, directions };
         Linear::new(function, shapes, map, scan, LinearFinish::Normalize { epsilon: self.epsilon })

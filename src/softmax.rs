@@ -1,7 +1,7 @@
 //! Softmax attention (Vaswani et al. 2017; computed online as in FlashAttention, Dao et al. 2022).
 
 use crate::Result;
-use crate::problem::{Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+use crate::problem::{Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Sequences, Weight};
 
 /// Choices of `softmax_attention`:
 ///
@@ -25,18 +25,26 @@ pub struct SoftmaxOptions<T> {
     /// `[1 or H, 2R + 1]`: added to the score of a key at distance d = j − p from the query's position p, from entry `R + d`.
     /// Every visible distance must be within R. Default: none.
     pub bias: Option<T>,
+    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    pub sequences: Option<Sequences>,
 }
 
 impl<T> Default for SoftmaxOptions<T> {
     fn default() -> Self {
-        Self { mask: Mask::Full, scale: None, soft_cap: None, key_mask: None, bias: None }
+        Self { mask: Mask::Full, scale: None, soft_cap: None, key_mask: None, bias: None, sequences: None }
     }
 }
 
 impl<T: Operand> SoftmaxOptions<T> {
     /// Checks the operands and describes the computation for an engine.
     pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Quadratic> {
-        let shapes = QuadraticShapes::new(function, q, k, v, self.key_mask.as_ref(), self.bias.as_ref())?;
+        let shapes = QuadraticShapes::new(
+            function,
+            [q, k, v],
+            self.key_mask.as_ref(),
+            self.bias.as_ref(),
+            self.sequences.as_ref(),
+        )?;
         let scale = self.scale.unwrap_or(1.0 / (shapes.width as f64).sqrt());
         Quadratic::new(function, shapes, Weight::Softmax, self.mask, scale, self.soft_cap, QuadraticFinish::None)
     }

@@ -4,7 +4,8 @@
 use crate::Result;
 use crate::linear::FeatureMap;
 use crate::problem::{
-    Linear, LinearFinish, LinearShapes, Map, Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Scan, Weight,
+    Linear, LinearFinish, LinearShapes, Map, Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Scan,
+    Sequences, Weight,
 };
 
 /// What weighs a value in `diag_attention`.
@@ -38,18 +39,27 @@ pub struct DiagOptions<T> {
     pub scale: Option<f64>,
     /// `[B, M]` of u8: 0 removes the key for every query. Default: none.
     pub key_mask: Option<T>,
+    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    pub sequences: Option<Sequences>,
 }
 
 impl<T> Default for DiagOptions<T> {
     fn default() -> Self {
-        Self { block_size: 64, causal: false, weight: DiagWeight::Softmax, scale: None, key_mask: None }
+        Self {
+            block_size: 64,
+            causal: false,
+            weight: DiagWeight::Softmax,
+            scale: None,
+            key_mask: None,
+            sequences: None,
+        }
     }
 }
 
 impl<T: Operand> DiagOptions<T> {
     /// Checks the operands and describes the computation for an engine.
     pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Quadratic> {
-        let shapes = QuadraticShapes::new(function, q, k, v, self.key_mask.as_ref(), None)?;
+        let shapes = QuadraticShapes::new(function, [q, k, v], self.key_mask.as_ref(), None, self.sequences.as_ref())?;
         let scale = self.scale.unwrap_or(1.0 / (shapes.width as f64).sqrt());
         let mask = Mask::Blocks { size: self.block_size, causal: self.causal };
         let (weight, finish) = match self.weight {
@@ -93,6 +103,8 @@ pub struct NormOptions<T> {
     pub log_decay: Option<T>,
     /// `[B, M]` of u8: 0 removes the token for every query, and from the decay. Default: none.
     pub key_mask: Option<T>,
+    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    pub sequences: Option<Sequences>,
 }
 
 impl<T> Default for NormOptions<T> {
@@ -104,6 +116,7 @@ impl<T> Default for NormOptions<T> {
             norm: NormScope::Head,
             log_decay: None,
             key_mask: None,
+            sequences: None,
         }
     }
 }
@@ -112,7 +125,14 @@ impl<T: Operand> NormOptions<T> {
     /// Checks the operands and describes the computation for an engine.
     pub fn problem(&self, function: &'static str, q: &T, k: &T, v: &T) -> Result<Linear> {
         let scan = Scan::new(self.causal);
-        let shapes = LinearShapes::new(function, scan, q, k, v, self.key_mask.as_ref(), self.log_decay.as_ref())?;
+        let shapes = LinearShapes::new(
+            function,
+            scan,
+            [q, k, v],
+            self.key_mask.as_ref(),
+            self.log_decay.as_ref(),
+            self.sequences.as_ref(),
+        )?;
         let finish = LinearFinish::RmsNorm { epsilon: self.epsilon, scope: self.norm };
         Linear::new(function, shapes, Map::Plain(self.map), scan, finish)
     }

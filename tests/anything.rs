@@ -35,12 +35,12 @@ fn biases() -> impl Strategy<Value = Option<Extra>> {
 fn quadratic() -> impl Strategy<Value = Operation> {
     let softmax = (masks(), option::of(-1.0..1.0), option::of(0.5..20.0), key_masks(), biases()).prop_map(
         |(mask, scale, soft_cap, key_mask, bias)| {
-            Operation::Softmax(SoftmaxOptions { mask, scale, soft_cap, key_mask, bias })
+            Operation::Softmax(SoftmaxOptions { mask, scale, soft_cap, key_mask, bias, sequences: None })
         },
     );
     let weights = select(vec![DiagWeight::Softmax, DiagWeight::Relu { epsilon: 0.1 }]);
     let diag = (1usize..90, any::<bool>(), weights, key_masks()).prop_map(|(block_size, causal, weight, key_mask)| {
-        Operation::Diag(DiagOptions { block_size, causal, weight, scale: None, key_mask })
+        Operation::Diag(DiagOptions { block_size, causal, weight, scale: None, key_mask, sequences: None })
     });
     let norms = select(vec![
         GauNorm::Length,
@@ -48,8 +48,9 @@ fn quadratic() -> impl Strategy<Value = Operation> {
         GauNorm::RowSum { epsilon: 0.01 },
         GauNorm::Fixed { length: 16.0 },
     ]);
-    let gau = (masks(), norms, key_masks(), biases())
-        .prop_map(|(mask, norm, key_mask, bias)| Operation::Gau(GauOptions { mask, norm, key_mask, bias }));
+    let gau = (masks(), norms, key_masks(), biases()).prop_map(|(mask, norm, key_mask, bias)| {
+        Operation::Gau(GauOptions { mask, norm, key_mask, bias, sequences: None })
+    });
     prop_oneof![softmax, diag, gau]
 }
 
@@ -63,16 +64,16 @@ fn linear() -> impl Strategy<Value = Operation> {
         (maps(), decays(), any::<bool>(), key_masks()).prop_map(|(map, (causal, decay), normalized, key_mask)| {
             let normalized = normalized && !matches!(map, Identity | Silu | Cosine);
             let (normalizer, log_decay) = (normalized.then_some(0.01), decay.filter(|_| causal));
-            Operation::Linear(LinearOptions { map, causal, normalizer, log_decay, key_mask })
+            Operation::Linear(LinearOptions { map, causal, normalizer, log_decay, key_mask, sequences: None })
         });
     let scopes = select(vec![NormScope::Head, NormScope::AllHeads]);
     let norm = (maps(), decays(), scopes, key_masks()).prop_map(|(map, (causal, decay), norm, key_mask)| {
         let log_decay = decay.filter(|_| causal);
-        Operation::Norm(NormOptions { map, causal, epsilon: 0.1, norm, log_decay, key_mask })
+        Operation::Norm(NormOptions { map, causal, epsilon: 0.1, norm, log_decay, key_mask, sequences: None })
     });
     let favor = select(vec![FavorMap::Positive, FavorMap::Hyperbolic, FavorMap::Relu]);
     let performer = (favor, any::<bool>(), key_masks(), 1usize..50).prop_map(|(map, causal, key_mask, directions)| {
-        Operation::Performer(PerformerOptions { map, causal, epsilon: 1e-3, key_mask }, directions)
+        Operation::Performer(PerformerOptions { map, causal, epsilon: 1e-3, key_mask, sequences: None }, directions)
     });
     prop_oneof![linear, norm, performer]
 }
@@ -81,7 +82,15 @@ fn mixed_chunk() -> impl Strategy<Value = Operation> {
     let norms = select(vec![GlobalNorm::Mean, GlobalNorm::Chunk, GlobalNorm::Length]);
     (1usize..90, any::<bool>(), norms, key_masks(), biases()).prop_map(
         |(chunk_size, causal, global_norm, key_mask, bias)| {
-            Operation::MixedChunk(MixedChunkOptions { chunk_size, causal, scale: None, global_norm, key_mask, bias })
+            Operation::MixedChunk(MixedChunkOptions {
+                chunk_size,
+                causal,
+                scale: None,
+                global_norm,
+                key_mask,
+                bias,
+                sequences: None,
+            })
         },
     )
 }

@@ -13,7 +13,8 @@ use crate::common::reference::Results;
 
 fn undivided(log_decay: Extra) -> Operation {
     let map = FeatureMap::Identity;
-    let options = LinearOptions { map, causal: true, normalizer: None, log_decay: Some(log_decay), key_mask: None };
+    let options =
+        LinearOptions { map, causal: true, normalizer: None, log_decay: Some(log_decay), ..Default::default() };
     Operation::Linear(options)
 }
 

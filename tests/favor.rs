@@ -69,7 +69,7 @@ fn long_queries_keep_their_projections() {
             let mut data = Data::new(&case, DType::F32);
             data.q.data.iter_mut().for_each(|x| *x = f64::from((*x * length) as f32));
             let omega = data.omega.as_ref().unwrap();
-            let options = PerformerOptions { map, causal, epsilon: options.epsilon, key_mask: None };
+            let options = PerformerOptions { map, causal, epsilon: options.epsilon, key_mask: None, sequences: None };
             let expected = reference::performer_attention(&data.q, &data.k, &data.v, omega, &options);
             for backend in backends::all().iter().filter(|backend| backend.is_available()) {
                 let results = backend.run(&case, &data, DType::F32, Pass::Forward).unwrap();

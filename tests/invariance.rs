@@ -330,7 +330,8 @@ fn counting_cases() -> Vec<Case> {
         operations.push(Operation::Softmax(SoftmaxOptions { mask, key_mask, ..Default::default() }));
         let norms =
             [GauNorm::Length, GauNorm::LengthWidth, GauNorm::RowSum { epsilon: 1e-6 }, GauNorm::Fixed { length: 9.0 }];
-        operations.extend(norms.map(|norm| Operation::Gau(GauOptions { mask, norm, key_mask, bias: None })));
+        operations
+            .extend(norms.map(|norm| Operation::Gau(GauOptions { mask, norm, key_mask, bias: None, sequences: None })));
         for weight in [DiagWeight::Softmax, DiagWeight::Relu { epsilon: 1e-6 }] {
             operations.push(Operation::Diag(DiagOptions { causal, weight, key_mask, ..Default::default() }));
         }

@@ -23,6 +23,7 @@ mod kernels;
 #[cfg(feature = "candle")]
 mod nn;
 mod on_gpu;
+mod packed;
 mod plans;
 mod primitives;
 mod sanitized;

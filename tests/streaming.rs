@@ -7,7 +7,7 @@ use attn_kernels::reference::Array;
 use crate::common::backends::{self, Backend, Pass};
 use crate::common::cases::{self, Case, Operation};
 use crate::common::compare::Judge;
-use crate::common::data::{Data, concatenate_rows, slice_columns, slice_rows};
+use crate::common::data::{Data, concatenate_rows};
 use crate::common::extent::every_second;
 use crate::common::reference::Results;
 
@@ -20,27 +20,12 @@ fn is_causal(case: &Case) -> bool {
     }
 }
 
-/// Queries and keys `range` of a run, without a state.
-fn piece(case: &Case, data: &Data, queries: std::ops::Range<usize>, keys: std::ops::Range<usize>) -> (Case, Data) {
-    let small = case.clone().lengths(queries.len(), keys.len());
-    let mut part = data.clone();
-    part.q = slice_rows(&data.q, queries.clone());
-    part.d_out = slice_rows(&data.d_out, queries);
-    part.k = slice_rows(&data.k, keys.clone());
-    part.v = slice_rows(&data.v, keys.clone());
-    part.extras.key_mask = data.extras.key_mask.as_ref().map(|mask| slice_columns(mask, keys.clone()));
-    let log_decay = data.extras.log_decay.as_ref();
-    part.extras.log_decay =
-        log_decay.map(|g| if case.has_decay_per_head() { g.clone() } else { slice_columns(g, keys.clone()) });
-    (small, part)
-}
-
 /// Output and last state of `backend` over pieces of the given lengths.
 fn in_pieces(backend: &dyn Backend, case: &Case, data: &Data, dtype: DType, lengths: &[usize]) -> Results {
     let mut out: Option<Array> = None;
     let (mut state, mut start) = (data.state.clone(), 0);
     for &length in lengths {
-        let (case, mut part) = piece(case, data, start..start + length, start..start + length);
+        let (case, mut part) = data.piece(case, start..start + length, start..start + length);
         part.state = state;
         part.position = data.position + start;
         let results = backend.run(&case, &part, dtype, Pass::Forward).unwrap();
@@ -156,7 +141,7 @@ fn rows_in_pieces(case: &Case, data: &Data, dtype: DType, lengths: &[usize]) -> 
     let mut parts: Vec<Results> = Vec::new();
     let mut start = 0;
     for &length in lengths {
-        let (case, part) = piece(case, data, start..start + length, 0..start + length);
+        let (case, part) = data.piece(case, start..start + length, 0..start + length);
         parts.push(backends::default().run(&case, &part, dtype, Pass::Forward).unwrap());
         start += length;
     }
@@ -179,10 +164,10 @@ fn keys_in_pieces_then_queries() {
             let judge = Judge::new(case, &data, DType::F32);
             for cut in [1, case.keys / 2, case.keys] {
                 count += 1;
-                let (small, first) = piece(case, &data, 0..0, 0..cut);
+                let (small, first) = data.piece(case, 0..0, 0..cut);
                 let run = |case, data| backends::default().run(case, data, DType::F32, Pass::Forward).unwrap();
                 let state = run(&small, &first).state();
-                let (small, mut second) = piece(case, &data, 0..case.queries, cut..case.keys);
+                let (small, mut second) = data.piece(case, 0..case.queries, cut..case.keys);
                 second.state = state;
                 let found = judge.complaints(&run(&small, &second));
                 complaints.extend(found.iter().map(|found| format!("{case} after {cut} keys: {found}")));

@@ -64,6 +64,7 @@ impl<'a> Call<'a> {
             normalizer,
             log_decay: log_decay.as_ref().map(Tensor::view).transpose()?,
             key_mask: key_mask(inputs)?,
+            sequences: None,
         };
         let problem =
             options.problem(mechanism.operation(), &inputs.q.view()?, &inputs.k.view()?, &inputs.v.view()?)?;

@@ -128,7 +128,7 @@ pub fn linear<T>(causal: bool, key_mask: Option<T>) -> LinearOptions<T> {
 }
 
 pub fn retention<T>(key_mask: Option<T>, log_decay: Option<T>) -> LinearOptions<T> {
-    LinearOptions { map: FeatureMap::Identity, causal: true, normalizer: None, log_decay, key_mask }
+    LinearOptions { map: FeatureMap::Identity, causal: true, normalizer: None, log_decay, key_mask, sequences: None }
 }
 
 pub fn performer<T>(causal: bool, key_mask: Option<T>) -> PerformerOptions<T> {

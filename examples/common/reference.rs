@@ -133,7 +133,7 @@ fn flash_rows_backward(part: &Part, options: &MixedChunkOptions<Array>) -> Vec<A
     let finished = (k.shape[2] - q.shape[2]) / chunk * chunk;
     let mask = Mask::Blocks { size: chunk, causal: true };
     let norm = GauNorm::Fixed { length: chunk as f64 };
-    let local = GauOptions { mask, norm, key_mask: key_mask.clone(), bias: None };
+    let local = GauOptions { mask, norm, key_mask: key_mask.clone(), ..Default::default() };
     let mut local = reference::gau_attention_backward(q, k, v, &local, d_out);
     if finished == 0 {
         return vec![local.q, local.k, local.v, Array::zeros(q.shape), Array::zeros(k.shape)];

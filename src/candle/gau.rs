@@ -4,7 +4,7 @@ use super::LinearState;
 use super::engine::{LinearCall, LinearTensors, QuadraticCall, accumulator};
 use super::state::ensure_causal;
 use crate::gau::{GauOptions, MixedChunkOptions};
-use crate::problem::{ensure_same_rows, ensure_whole_chunks};
+use crate::problem::{ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
 
 /// Squared-ReLU attention of the gated attention unit (Hua et al. 2022, "Transformer Quality in Linear Time"):
 ///
@@ -128,6 +128,7 @@ pub fn mixed_chunk_attention_with_state(
 ) -> Result<(Tensor, LinearState)> {
     let function = "mixed_chunk_attention_with_state";
     ensure_causal(function, options.causal)?;
+    ensure_unpacked(function, options.sequences.as_ref())?;
     ensure_whole_chunks(function, state.map_or(0, LinearState::position), options.chunk_size)?;
     let names = ["mixed_chunk_attention_with_state (local branch)", "mixed_chunk_attention_with_state (global branch)"];
     let (local, global) = branches(names, [q_quad, k_quad, v], [q_lin, k_lin, v], options, state)?;

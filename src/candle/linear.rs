@@ -40,7 +40,7 @@ use crate::linear::LinearOptions;
 ///     causal: true,
 ///     normalizer: None,
 ///     log_decay: Some(log_decay),
-///     key_mask: None,
+///     ..Default::default()
 /// };
 /// assert_eq!(linear_attention(&q, &q, &v, &options)?.dims(), [1, 2, 100, 16]);
 /// # Ok::<(), candle_core::Error>(())

@@ -14,7 +14,7 @@ use super::state::ensure_causal;
 use super::{linear_attention, linear_attention_with_state, norm_attention, norm_attention_with_state};
 use crate::linear::{FeatureMap, LinearOptions};
 use crate::performer::PerformerOptions;
-use crate::problem::{Linear, LinearFinish, LinearShapes, Map, ensure_value};
+use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Sequences, ensure_value};
 use crate::transnormer::NormOptions;
 
 /// [`linear_attention`] with rotary position embedding (Su et al. 2021, RoFormer, equation 19): with R_p the rotation
@@ -226,10 +226,16 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Refuses tensors as the operation without rotation does.
+    /// Refuses tensors as the operation without rotation does, and sequences whose tokens are not as far from each other as
+    /// their rows.
     fn admit(&self, [q, k, v]: [&Tensor; 3], omega: Option<&Tensor>) -> Result<()> {
+        let are_rows = |sequences: &Sequences| !self.keeps_state && omega.is_none() && sequences.are_aligned();
+        let fits = self.problem.shapes.sequences.as_ref().is_none_or(are_rows);
+        let needs = "none with a state, with random features or with other offsets for keys";
+        ensure_value(fits, self.problem.function, "sequences", "given", needs)?;
         let (key_mask, log_decay, state) = (self.key_mask, self.log_decay, self.state);
-        LinearCall::new(self.problem, [q, k, v], LinearTensors { key_mask, log_decay, omega, state }).map(|_| ())
+        LinearCall::new(self.problem.clone(), [q, k, v], LinearTensors { key_mask, log_decay, omega, state })
+            .map(|_| ())
     }
 
     /// φ of queries and keys where it is a function of the row alone, in the dtype of sums.
@@ -271,7 +277,8 @@ impl Call<'_> {
     fn pass(&self, [q, k, v]: [&Tensor; 3], finish: LinearFinish, state: Option<&LinearState>) -> Result<Outcome> {
         let Linear { function, scan, .. } = self.problem;
         let (key_mask, log_decay) = (self.key_mask, self.log_decay);
-        let shapes = LinearShapes::new(function, scan, q, k, v, key_mask, log_decay)?;
+        let sequences = self.problem.shapes.sequences.as_ref();
+        let shapes = LinearShapes::new(function, scan, [q, k, v], key_mask, log_decay, sequences)?;
         let problem = Linear::new(function, shapes, Map::Plain(FeatureMap::Identity), scan, finish)?;
         let call = LinearCall::new(problem, [q, k, v], LinearTensors { key_mask, log_decay, omega: None, state })?;
         match self.keeps_state {
@@ -324,7 +331,7 @@ fn performer(
     let key_mask = options.key_mask.as_ref();
     let call = Call { problem, rotary, key_mask, log_decay: None, state, keeps_state };
     call.admit([q, k, v], Some(omega))?;
-    let keys = by_state_heads(&without_removed(k, key_mask)?, problem.shapes.state_heads())?;
+    let keys = by_state_heads(&without_removed(k, key_mask)?, call.problem.shapes.state_heads())?;
     let phi = FavorFeatures::new(&widened(q)?, &widened(&keys)?, omega, options, state)?;
     // The stabiliser is in the decay: for the engine these are sums like any.
     let with_stabilizer = |state: &LinearState, stabilizer: Option<Tensor>| {

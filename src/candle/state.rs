@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 
 pub(super) use crate::problem::ensure_causal;
 
@@ -44,7 +44,7 @@ impl LinearState {
         self.stabilizer.as_ref()
     }
 
-    /// Keys seen so far.
+    /// Keys seen so far; of packed sequences by the longest.
     pub fn position(&self) -> usize {
         self.position
     }
@@ -52,6 +52,25 @@ impl LinearState {
     /// Bytes that the tensors take.
     pub fn size_in_bytes(&self) -> usize {
         self.tensors().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
+
+    /// The states of several sequences as those of one call, at the position of the farthest.
+    pub(super) fn cat(states: &[Self]) -> Result<Self> {
+        let all = |of: fn(&Self) -> &Tensor| Tensor::cat(&states.iter().map(of).collect::<Vec<_>>(), 0);
+        let stabilizers: Vec<&Tensor> = states.iter().filter_map(Self::stabilizer).collect();
+        Ok(Self {
+            s: all(Self::s)?,
+            z: all(Self::z)?,
+            stabilizer: (!stabilizers.is_empty()).then(|| Tensor::cat(&stabilizers, 0)).transpose()?,
+            position: states.iter().map(Self::position).max().unwrap_or(0),
+        })
+    }
+
+    /// That of one batch entry or sequence.
+    pub(super) fn entry(&self, index: usize) -> Result<Self> {
+        let of = |tensor: &Tensor| tensor.narrow(0, index, 1);
+        let stabilizer = self.stabilizer.as_ref().map(of).transpose()?;
+        Ok(Self { s: of(&self.s)?, z: of(&self.z)?, stabilizer, position: self.position })
     }
 
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {

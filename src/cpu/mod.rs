@@ -82,6 +82,7 @@ mod finish;
 pub mod linear;
 mod parallel;
 pub mod quadratic;
+mod rooms;
 mod rows;
 mod simd;
 mod tile;

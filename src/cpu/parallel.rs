@@ -54,6 +54,19 @@ pub fn run<Task: Send, Scratch>(
     });
 }
 
+/// Runs calls that are parallel in themselves, side by side; `work` tells how their lengths compare.
+pub fn run_calls<Call: Send>(mut calls: Vec<Call>, work: impl Fn(&Call) -> usize, run_one: impl Fn(Call) + Sync) {
+    match calls.pop() {
+        Some(call) if calls.is_empty() => run_one(call),
+        Some(call) => {
+            calls.push(call);
+            calls.sort_by_key(work);
+            run(calls, || (), |_, call| run_one(call));
+        }
+        None => {}
+    }
+}
+
 /// Into how many pieces to cut each of `units` equal pieces of work so that every thread has its share; 1 when
 /// there are plenty, or they divide evenly.
 pub fn pieces(units: usize) -> usize {

@@ -1,6 +1,6 @@
 //! Checks of whole calls, whatever their tensors are.
 
-use super::{Linear, Quadratic, ensure_value};
+use super::{Linear, Quadratic, Sequences, ensure_value};
 use crate::{Error, Result};
 
 /// Refuses forms with state that are not causal: there the first piece would have to read the last one.
@@ -13,6 +13,18 @@ pub(crate) fn ensure_whole_chunks(function: &'static str, position: usize, chunk
     let got = format!("at position {position}");
     let needs = format!("a position at the end of a chunk of {chunk}");
     ensure_value(position.is_multiple_of(chunk.max(1)), function, "state", got, &needs)
+}
+
+/// Refuses packed sequences where all of them would have to be at one position.
+pub(crate) fn ensure_unpacked(function: &'static str, sequences: Option<&Sequences>) -> Result<()> {
+    let needs = "none with a state, which has one position for all";
+    ensure_value(sequences.is_none(), function, "sequences", "given", needs)
+}
+
+/// Refuses packed sequences where a launch computes one.
+#[cfg(feature = "gpu")]
+pub(crate) fn ensure_alone(function: &'static str, sequences: Option<&Sequences>) -> Result<()> {
+    ensure_value(sequences.is_none(), function, "sequences", "given", "none on a GPU: a call for each sequence")
 }
 
 /// Refuses branches of mixed chunk attention whose outputs cannot be added.

@@ -1,4 +1,4 @@
-use super::{DType, Operand, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value};
+use super::{DType, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value};
 use crate::gau::GlobalNorm;
 use crate::linear::FeatureMap;
 use crate::performer::FavorMap;
@@ -94,7 +94,7 @@ pub enum LinearFinish {
 
 /// Sizes of a linear problem, checked against each other. Output head h of H = max(Hq, Hv) reads query head
 /// h·Hq/H, and so on; the state has max(Hk, Hv) heads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearShapes {
     /// Element type of q, k, v.
     pub dtype: DType,
@@ -116,21 +116,22 @@ pub struct LinearShapes {
     pub value_width: usize,
     /// Form of the log-decay.
     pub decay: Decay,
+    /// Sequences that are packed into the one batch entry, when there are any.
+    pub sequences: Option<Sequences>,
 }
 
 impl LinearShapes {
-    /// Checks q [B, Hq, N, D], k [B, Hk, M, D], v [B, Hv, M, E], the key mask [B, M] and the log-decay
-    /// ([state heads] or [B, state heads, M]).
+    /// Checks q [B, Hq, N, D], k [B, Hk, M, D], v [B, Hv, M, E], the key mask [B, M], the log-decay ([state heads] or
+    /// [B, state heads, M]) and offsets of sequences.
     pub fn new<T: Operand>(
         function: &'static str,
         scan: Scan,
-        q: &T,
-        k: &T,
-        v: &T,
+        [q, k, v]: [&T; 3],
         key_mask: Option<&T>,
         log_decay: Option<&T>,
+        sequences: Option<&Sequences>,
     ) -> Result<Self> {
-        let dtype = check_qkv(function, q, k, v)?;
+        let dtype = check_qkv(function, [q, k, v], sequences)?;
         check_key_mask(function, k, key_mask)?;
         let mut shapes = Self {
             dtype,
@@ -143,11 +144,16 @@ impl LinearShapes {
             width: q.dims()[3],
             value_width: v.dims()[3],
             decay: Decay::None,
+            sequences: sequences.cloned(),
         };
         shapes.check_heads(function)?;
         if let Scan::ChunkExclusive { .. } = scan {
             let needs = [None, None, Some(shapes.queries), None];
             ensure_shape(function, "k", k, &needs, "[batch, heads, queries, width]: as many keys as queries")?;
+            let differs = shapes.parts().find(|(_, part)| part.queries != part.keys);
+            let got = differs.map(|(_, shapes)| format!("one of {} queries and {} keys", shapes.queries, shapes.keys));
+            let fits = got.is_none();
+            ensure_value(fits, function, "sequences", got.unwrap_or_default(), "as many keys as queries in each")?;
         }
         if let Some(log_decay) = log_decay {
             shapes.decay = shapes.check_decay(function, scan, log_decay)?;
@@ -208,6 +214,24 @@ impl LinearShapes {
         Ok(directions)
     }
 
+    /// The sizes of each part.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, Self)> {
+        Part::all(self.sequences.as_ref(), self.queries, self.keys).into_iter().map(|part| {
+            let shapes = Self { sequences: None, queries: part.queries.len(), keys: part.keys.len(), ..self.clone() };
+            (part, shapes)
+        })
+    }
+
+    /// Keys of the longest sequence, M where nothing is packed.
+    pub(crate) fn longest(&self) -> usize {
+        self.parts().map(|(_, part)| part.keys).max().unwrap_or(0)
+    }
+
+    /// How many states there are: one for each batch entry or sequence.
+    pub fn states(&self) -> usize {
+        self.sequences.as_ref().map_or(self.batch, Sequences::count)
+    }
+
     /// H = max(Hq, Hv), the heads of the output.
     pub fn heads(&self) -> usize {
         self.query_heads.max(self.value_heads)
@@ -225,7 +249,7 @@ impl LinearShapes {
 }
 
 /// One computation of the linear engine; see [`LinearOptions`](crate::linear::LinearOptions) for the recurrence.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Linear {
     pub(crate) function: &'static str,
     pub(crate) shapes: LinearShapes,
@@ -267,6 +291,11 @@ impl Linear {
         Ok(Self { function, shapes, map, scan, finish })
     }
 
+    /// The computation of each part.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, Self)> {
+        self.shapes.parts().map(|(part, shapes)| (part, Self { shapes, ..self.clone() }))
+    }
+
     /// Sizes and dtype.
     pub fn shapes(&self) -> &LinearShapes {
         &self.shapes
@@ -284,19 +313,23 @@ impl Linear {
 
     /// Elements of the row statistic: the divisor, [B, H, N] or, for a norm over all heads, [B, N]; 0 without one.
     pub fn statistic_len(&self) -> usize {
-        let rows = self.shapes.batch * self.shapes.queries;
+        self.divisors() * self.shapes.queries
+    }
+
+    /// Divisors of a token, over the batch.
+    pub(crate) fn divisors(&self) -> usize {
         match self.finish {
             LinearFinish::Normalize { .. } | LinearFinish::RmsNorm { scope: NormScope::Head, .. } => {
-                rows * self.shapes.heads()
+                self.shapes.batch * self.shapes.heads()
             }
-            LinearFinish::RmsNorm { scope: NormScope::AllHeads, .. } => rows,
+            LinearFinish::RmsNorm { scope: NormScope::AllHeads, .. } => self.shapes.batch,
             LinearFinish::None | LinearFinish::ChunkNorm { .. } => 0,
         }
     }
 
     /// Shapes of the state.
     pub fn state_shapes(&self) -> StateShapes {
-        let (batch, heads) = (self.shapes.batch, self.shapes.state_heads());
+        let (batch, heads) = (self.shapes.states(), self.shapes.state_heads());
         let features = self.feature_width();
         StateShapes {
             s: [batch, heads, features, self.shapes.value_width],

@@ -7,17 +7,23 @@ mod call;
 mod linear;
 mod mask;
 mod operands;
+mod parts;
 mod quadratic;
+mod sequences;
 mod view;
 
-pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_whole_chunks};
+#[cfg(feature = "gpu")]
+pub(crate) use call::ensure_alone;
+pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
 pub use operands::{
     LinearGradients, LinearInputs, LinearOutputs, LinearSaved, QuadraticGradients, QuadraticInputs, QuadraticSaved,
     StateMut, StateView,
 };
+pub(crate) use parts::Part;
 pub use quadratic::{PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+pub use sequences::Sequences;
 pub use view::{DType, Elements, Operand, Slice, SliceMut, Strided, View};
 
 use crate::{Error, Result};
@@ -73,7 +79,7 @@ pub(crate) fn ensure_dtype<T: Operand>(
 }
 
 /// The checks that both engines share on q [B, Hq, N, D], k [B, Hk, M, D], v [B, Hv, M, E].
-fn check_qkv<T: Operand>(function: &'static str, q: &T, k: &T, v: &T) -> Result<DType> {
+fn check_qkv<T: Operand>(function: &'static str, [q, k, v]: [&T; 3], sequences: Option<&Sequences>) -> Result<DType> {
     let free = [None; 4];
     ensure_shape(function, "q", q, &free, "[batch, heads, queries, width]")?;
     ensure_shape(function, "k", k, &free, "[batch, key heads, keys, width]")?;
@@ -116,12 +122,14 @@ fn check_qkv<T: Operand>(function: &'static str, q: &T, k: &T, v: &T) -> Result<
             "a width of at least 1",
         )?;
     }
-    let [q, k, v] = [q, k, v].map(|operand| operand.dims());
-    let heads = q[1].max(k[1]).max(v[1]);
-    let sizes = [batch, heads, q[2].max(keys), width.max(v[3]), size_of::<f64>()];
+    let dims = [q, k, v].map(|operand| operand.dims());
+    let heads = dims.iter().map(|dims| dims[1]).fold(0, usize::max);
+    let sizes = [batch, heads, dims[0][2].max(keys), width.max(dims[2][3]), size_of::<f64>()];
     let bytes = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     let fits = bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok());
-    ensure_value(fits, function, "q", format_args!("a tensor of shape {q:?}"), "a result that fits in memory")?;
+    let got = format_args!("a tensor of shape {:?}", dims[0]);
+    ensure_value(fits, function, "q", got, "a result that fits in memory")?;
+    sequences.map_or(Ok(()), |sequences| sequences.check(function, q, k))?;
     Ok(dtype)
 }
 

@@ -158,7 +158,13 @@ fn check_shapes<S: PartialEq + std::fmt::Debug>(function: &'static str, got: &S,
 impl<V: Operand> QuadraticInputs<V> {
     pub(crate) fn check(&self, problem: &Quadratic) -> Result<()> {
         let (mask, bias) = (self.key_mask.as_ref(), self.bias.as_ref());
-        let shapes = QuadraticShapes::new(problem.function, &self.q, &self.k, &self.v, mask, bias)?;
+        let shapes = QuadraticShapes::new(
+            problem.function,
+            [&self.q, &self.k, &self.v],
+            mask,
+            bias,
+            problem.shapes.sequences.as_ref(),
+        )?;
         check_shapes(problem.function, &shapes, &problem.shapes)
     }
 }
@@ -211,7 +217,14 @@ impl<V: Operand> LinearInputs<V> {
     pub(crate) fn check(&self, problem: &Linear) -> Result<()> {
         let function = problem.function;
         let (mask, decay) = (self.key_mask.as_ref(), self.log_decay.as_ref());
-        let shapes = LinearShapes::new(function, problem.scan, &self.q, &self.k, &self.v, mask, decay)?;
+        let shapes = LinearShapes::new(
+            function,
+            problem.scan,
+            [&self.q, &self.k, &self.v],
+            mask,
+            decay,
+            problem.shapes.sequences.as_ref(),
+        )?;
         check_shapes(function, &shapes, &problem.shapes)?;
         problem.check_omega(self.omega.as_ref())?;
         match &self.state {

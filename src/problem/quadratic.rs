@@ -1,4 +1,6 @@
-use super::{DType, Mask, Operand, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value};
+use super::{
+    DType, Mask, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
+};
 use crate::{Error, Result};
 
 /// What a score turns into.
@@ -45,7 +47,7 @@ pub enum PerKey {
 }
 
 /// Sizes of a quadratic problem, checked against each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuadraticShapes {
     /// Element type of q, k, v.
     pub dtype: DType,
@@ -65,19 +67,21 @@ pub struct QuadraticShapes {
     pub value_width: usize,
     /// Heads (1 or H) and radius R of the bias, when there is one.
     pub bias: Option<(usize, usize)>,
+    /// Sequences that are packed into the one batch entry, when there are any.
+    pub sequences: Option<Sequences>,
 }
 
 impl QuadraticShapes {
-    /// Checks q [B, H, N, D], k [B, Hk, M, D], v [B, Hk, M, E], the key mask [B, M] and the bias [1 or H, 2R + 1].
+    /// Checks q [B, H, N, D], k [B, Hk, M, D], v [B, Hk, M, E], the key mask [B, M], the bias [1 or H, 2R + 1] and offsets
+    /// of sequences.
     pub fn new<T: Operand>(
         function: &'static str,
-        q: &T,
-        k: &T,
-        v: &T,
+        [q, k, v]: [&T; 3],
         key_mask: Option<&T>,
         bias: Option<&T>,
+        sequences: Option<&Sequences>,
     ) -> Result<Self> {
-        let dtype = check_qkv(function, q, k, v)?;
+        let dtype = check_qkv(function, [q, k, v], sequences)?;
         check_key_mask(function, k, key_mask)?;
         let (heads, key_heads) = (q.dims()[1], k.dims()[1]);
         if heads % key_heads != 0 {
@@ -104,6 +108,15 @@ impl QuadraticShapes {
             width: q.dims()[3],
             value_width: v.dims()[3],
             bias,
+            sequences: sequences.cloned(),
+        })
+    }
+
+    /// The sizes of each part.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, Self)> {
+        Part::all(self.sequences.as_ref(), self.queries, self.keys).into_iter().map(|part| {
+            let shapes = Self { sequences: None, queries: part.queries.len(), keys: part.keys.len(), ..self.clone() };
+            (part, shapes)
         })
     }
 
@@ -134,7 +147,7 @@ fn check_bias<T: Operand>(function: &'static str, bias: &T, heads: usize, dtype:
 /// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[j − p]
 /// o_i  = finish_i(Σ_j weight(s_ij) v_j)        over the visible j
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Quadratic {
     pub(crate) function: &'static str,
     pub(crate) shapes: QuadraticShapes,
@@ -181,7 +194,7 @@ impl Quadratic {
             )?,
         }
         if let Some((_, radius)) = shapes.bias {
-            let reach = mask.reach(shapes.queries, shapes.keys);
+            let reach = shapes.parts().map(|(_, part)| mask.reach(part.queries, part.keys)).max().unwrap_or(0);
             let needs = format!("at least {reach}, the largest distance that the mask leaves visible");
             ensure_value(radius >= reach, function, "bias", format!("of radius {radius}"), &needs)?;
         }
@@ -191,6 +204,11 @@ impl Quadratic {
     /// The same with a division by the number of keys.
     pub fn per_key(self, per_key: PerKey) -> Self {
         Self { per_key, ..self }
+    }
+
+    /// The computation of each part.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, Self)> {
+        self.shapes.parts().map(|(part, shapes)| (part, Self { shapes, ..self.clone() }))
     }
 
     /// Sizes and dtype.

@@ -98,6 +98,16 @@ impl Slice<'_> {
             Self::U8(_) => DType::U8,
         }
     }
+
+    /// The elements from `start` on, none beyond the end.
+    pub(super) fn tail(&self, start: usize) -> Self {
+        macro_rules! cut {
+            ($($name:ident),*) => {
+                match self { $( Self::$name(x) => Self::$name(x.get(start..).unwrap_or_default()), )* }
+            };
+        }
+        cut!(F16, BF16, F32, F64, U8)
+    }
 }
 
 macro_rules! slice_from {
@@ -270,6 +280,13 @@ impl<D: Elements> Strided<D> {
 }
 
 impl<'a> View<'a> {
+    /// The same with `data` in place of the elements, of another size in one dimension.
+    pub(super) fn with_size(mut self, data: Slice<'a>, dimension: usize, size: usize) -> Self {
+        self.data = data;
+        self.dims[dimension] = size;
+        self
+    }
+
     /// The elements that the view lies over, for as long as they are borrowed.
     pub fn data(&self) -> Slice<'a> {
         self.data

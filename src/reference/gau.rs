@@ -50,6 +50,7 @@ fn scores<'a>(
     options: &'a GauOptions<Array>,
     scaling: &Scaling,
 ) -> Scores<'a> {
+    assert!(options.sequences.is_none(), "packed sequences are defined by the calls of each");
     Scores {
         q,
         k,

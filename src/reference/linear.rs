@@ -62,6 +62,7 @@ pub fn linear_attention_with_state(
 }
 
 pub(super) fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions<Array>) -> LinearCall<'a> {
+    assert!(options.sequences.is_none(), "packed sequences are defined by the calls of each");
     let call = LinearCall {
         q,
         k,

@@ -143,6 +143,7 @@ pub fn mixed_chunk_attention_recurrent(
 }
 
 fn local_scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a MixedChunkOptions<Array>) -> Scores<'a> {
+    assert!(options.sequences.is_none(), "packed sequences are defined by the calls of each");
     Scores {
         q,
         k,

@@ -71,6 +71,7 @@ pub(super) fn call<'a>(
     omega: &'a Array,
     options: &'a PerformerOptions<Array>,
 ) -> LinearCall<'a> {
+    assert!(options.sequences.is_none(), "packed sequences are defined by the calls of each");
     assert_shape("omega", omega, [1, 1, omega.shape[2], q.shape[3]]);
     assert!(omega.shape[2] > 0, "omega without directions");
     let call = LinearCall {

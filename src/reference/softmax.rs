@@ -61,6 +61,7 @@ pub fn softmax_attention_backward(
 }
 
 fn scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a SoftmaxOptions<Array>) -> Scores<'a> {
+    assert!(options.sequences.is_none(), "packed sequences are defined by the calls of each");
     Scores {
         q,
         k,

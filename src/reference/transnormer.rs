@@ -68,6 +68,7 @@ fn relu_weights(scores: &[f64]) -> Vec<f64> {
 }
 
 fn diag_scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a DiagOptions<Array>) -> Scores<'a> {
+    assert!(options.sequences.is_none(), "packed sequences are defined by the calls of each");
     Scores {
         q,
         k,
@@ -135,6 +136,7 @@ pub(super) fn norm_call<'a>(
     v: &'a Array,
     options: &'a NormOptions<Array>,
 ) -> LinearCall<'a> {
+    assert!(options.sequences.is_none(), "packed sequences are defined by the calls of each");
     let call = LinearCall {
         q,
         k,

@@ -1,5 +1,7 @@
 //! The numbers that a case is run on.
 
+use std::ops::Range;
+
 use attn_kernels::problem::{DType, Mask};
 use attn_kernels::random_features::{FeatureKind, random_features};
 use attn_kernels::reference::{Array, State};
@@ -172,6 +174,27 @@ impl Data {
         }
     }
 
+    /// Some of the queries and keys of a run, without a state.
+    pub fn piece(&self, case: &Case, queries: Range<usize>, keys: Range<usize>) -> (Case, Self) {
+        let small = case.clone().lengths(queries.len(), keys.len());
+        let columns = |x: &Array| slice_columns(x, keys.clone());
+        let log_decay = self.extras.log_decay.as_ref();
+        let log_decay = log_decay.map(|g| if case.has_decay_per_head() { g.clone() } else { columns(g) });
+        let key_mask = self.extras.key_mask.as_ref().map(columns);
+        let [rows_of_queries, rows_of_keys] = [&queries, &keys].map(|range| |x: &Array| slice_rows(x, range.clone()));
+        let part = Self {
+            q: rows_of_queries(&self.q),
+            k: rows_of_keys(&self.k),
+            v: rows_of_keys(&self.v),
+            global: self.global.as_ref().map(|[q, k]| [rows_of_queries(q), rows_of_keys(k)]),
+            extras: Extras { key_mask, log_decay, ..self.extras.clone() },
+            d_out: rows_of_queries(&self.d_out),
+            d_lse: self.d_lse.as_ref().map(rows_of_queries),
+            ..self.clone()
+        };
+        (small, part)
+    }
+
     /// `[1, 1, 1, Hs]` as `[1, B, Hs, keys]`.
     fn per_token(&self, log_decay: &Array, keys: usize) -> Array {
         let shape = [1, self.k.shape[0], log_decay.shape[3], keys];
@@ -200,13 +223,13 @@ pub fn rows(x: &Array) -> impl Iterator<Item = [usize; 3]> + use<> {
 }
 
 /// Rows `range` of an array.
-pub fn slice_rows(x: &Array, range: std::ops::Range<usize>) -> Array {
+pub fn slice_rows(x: &Array, range: Range<usize>) -> Array {
     let shape = [x.shape[0], x.shape[1], range.len(), x.shape[3]];
     Array::from_fn(shape, |[b, h, i, d]| x.row(b, h, range.start + i)[d])
 }
 
 /// Columns `range` of an array.
-pub fn slice_columns(x: &Array, range: std::ops::Range<usize>) -> Array {
+pub fn slice_columns(x: &Array, range: Range<usize>) -> Array {
     let shape = [x.shape[0], x.shape[1], x.shape[2], range.len()];
     Array::from_fn(shape, |[a, b, h, j]| x.row(a, b, h)[range.start + j])
 }

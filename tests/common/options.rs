@@ -26,7 +26,8 @@ macro_rules! with {
         impl<S, T> With<T> for $options<S> {
             type Options = $options<T>;
             fn with(&self, extras: Extras<T>) -> $options<T> {
-                $options { $($field: self.$field,)* $($tensor: extras.$tensor,)* }
+                let sequences = self.sequences.clone();
+                $options { $($field: self.$field,)* $($tensor: extras.$tensor,)* sequences }
             }
         }
     )* };

@@ -126,12 +126,13 @@ impl ByHand<'_> {
                 let plain = if causal { Mask::Causal } else { Mask::Full };
                 let future = if causal { Some(0) } else { window.map(|w| w - 1) };
                 let mask = window.map_or(plain, |w| Mask::Window { left: Some(w - 1), right: future });
-                let options = SoftmaxOptions { mask, soft_cap: *soft_cap, key_mask, scale: None, bias: None };
+                let options =
+                    SoftmaxOptions { mask, soft_cap: *soft_cap, key_mask, scale: None, bias: None, sequences: None };
                 reference::softmax_attention(q, k, v, &options).out
             }
             Mechanism::Linear { map, normalized } => {
                 let normalizer = normalized.then_some(1e-6);
-                let options = LinearOptions { map: *map, causal, normalizer, log_decay: None, key_mask };
+                let options = LinearOptions { map: *map, causal, normalizer, key_mask, ..Default::default() };
                 match self.config.rotary {
                     None => reference::linear_attention(q, k, v, &options),
                     Some(base) => reference::rotary_linear_attention(q, k, v, base, &options),
@@ -141,22 +142,30 @@ impl ByHand<'_> {
                 let width = q.shape[3];
                 let data = random_features(*directions, *features, width, *seed).unwrap();
                 let omega = Array { data, shape: [1, 1, *features, width] };
-                let options = PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask };
+                let options = PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask, sequences: None };
                 match self.config.rotary {
                     None => reference::performer_attention(q, k, v, &omega, &options),
                     Some(base) => reference::rotary_performer_attention(q, k, v, &omega, base, &options),
                 }
             }
             Mechanism::Norm { map, epsilon, scope } => {
-                let options =
-                    NormOptions { map: *map, causal, epsilon: *epsilon, norm: *scope, log_decay: None, key_mask };
+                let options = NormOptions {
+                    map: *map,
+                    causal,
+                    epsilon: *epsilon,
+                    norm: *scope,
+                    log_decay: None,
+                    key_mask,
+                    sequences: None,
+                };
                 match self.config.rotary {
                     None => reference::norm_attention(q, k, v, &options),
                     Some(base) => reference::rotary_norm_attention(q, k, v, base, &options),
                 }
             }
             Mechanism::Diag { block, weight } => {
-                let options = DiagOptions { block_size: *block, causal, weight: *weight, scale: None, key_mask };
+                let options =
+                    DiagOptions { block_size: *block, causal, weight: *weight, scale: None, key_mask, sequences: None };
                 reference::diag_attention(q, k, v, &options)
             }
             Mechanism::Retention { log_decay, epsilon, .. } => {
@@ -165,7 +174,7 @@ impl ByHand<'_> {
                 let data = log_decay.clone().unwrap_or(usual);
                 let log_decay = Some(Array { data, shape: [1, 1, 1, heads] });
                 let (map, epsilon, norm) = (FeatureMap::Identity, *epsilon, NormScope::Head);
-                let options = NormOptions { map, causal, epsilon, norm, log_decay, key_mask };
+                let options = NormOptions { map, causal, epsilon, norm, log_decay, key_mask, sequences: None };
                 reference::norm_attention(q, k, v, &options)
             }
             Mechanism::Gau { .. } | Mechanism::Flash { .. } => panic!("gated units are elsewhere"),
@@ -186,11 +195,24 @@ impl ByHand<'_> {
             Mechanism::Gau { norm, bias_reach, .. } => {
                 let bias = bias_reach.map(|reach| self.bias(reach, rows - 1));
                 let mask = if causal { Mask::Causal } else { Mask::Full };
-                reference::gau_attention(&affine(0), &affine(1), &v, &GauOptions { mask, norm, key_mask, bias })
+                reference::gau_attention(
+                    &affine(0),
+                    &affine(1),
+                    &v,
+                    &GauOptions { mask, norm, key_mask, bias, sequences: None },
+                )
             }
             Mechanism::Flash { chunk, global_norm, .. } => {
                 let bias = Some(self.bias(chunk - 1, chunk - 1));
-                let options = MixedChunkOptions { chunk_size: chunk, causal, scale: None, global_norm, key_mask, bias };
+                let options = MixedChunkOptions {
+                    chunk_size: chunk,
+                    causal,
+                    scale: None,
+                    global_norm,
+                    key_mask,
+                    bias,
+                    sequences: None,
+                };
                 reference::mixed_chunk_attention(&affine(0), &affine(1), &affine(2), &affine(3), &v, &options)
             }
             _ => panic!("not a gated unit"),

@@ -44,16 +44,18 @@ fn calls(causal: bool, key_mask: Option<&Tensor>, log_decay: Option<&Tensor>) ->
     let (mut calls, mask, decay) = (Vec::new(), || key_mask.cloned(), || log_decay.cloned());
     for map in MAPS {
         for normalizer in [None, Some(0.1)] {
-            let options = LinearOptions { map, causal, normalizer, log_decay: decay(), key_mask: mask() };
+            let options =
+                LinearOptions { map, causal, normalizer, log_decay: decay(), key_mask: mask(), sequences: None };
             calls.push((format!("linear {map:?} {normalizer:?}"), Call::Linear(options)));
         }
         for norm in [NormScope::Head, NormScope::AllHeads] {
-            let options = NormOptions { map, causal, epsilon: 0.1, norm, log_decay: decay(), key_mask: mask() };
+            let options =
+                NormOptions { map, causal, epsilon: 0.1, norm, log_decay: decay(), key_mask: mask(), sequences: None };
             calls.push((format!("norm {map:?} {norm:?}"), Call::Norm(options)));
         }
     }
     for map in [FavorMap::Positive, FavorMap::Hyperbolic, FavorMap::Relu].into_iter().filter(|_| log_decay.is_none()) {
-        let options = PerformerOptions { map, causal, epsilon: 0.1, key_mask: mask() };
+        let options = PerformerOptions { map, causal, epsilon: 0.1, key_mask: mask(), sequences: None };
         calls.push((format!("performer {map:?}"), Call::Performer(options, random("omega", &[4, WIDTH])?)));
     }
     Ok(calls)
@@ -108,23 +110,30 @@ impl Call {
             tensor.as_ref().map(|tensor| array(&tensor.to_dtype(DType::F64)?)).transpose()
         };
         Ok(match self {
-            Self::Linear(LinearOptions { map, causal, normalizer, log_decay, key_mask }) => {
+            Self::Linear(LinearOptions { map, causal, normalizer, log_decay, key_mask, .. }) => {
                 let (log_decay, key_mask) = (optional(log_decay)?, optional(key_mask)?);
-                let options =
-                    LinearOptions { map: *map, causal: *causal, normalizer: *normalizer, log_decay, key_mask };
+                let options = LinearOptions {
+                    map: *map,
+                    causal: *causal,
+                    normalizer: *normalizer,
+                    log_decay,
+                    key_mask,
+                    sequences: None,
+                };
                 let out = reference::rotary_linear_attention(q, k, v, BASE, &options);
                 (out, reference::rotary_linear_attention_backward(q, k, v, BASE, &options, d_out))
             }
-            Self::Norm(NormOptions { map, causal, epsilon, norm, log_decay, key_mask }) => {
+            Self::Norm(NormOptions { map, causal, epsilon, norm, log_decay, key_mask, .. }) => {
                 let (log_decay, key_mask) = (optional(log_decay)?, optional(key_mask)?);
                 let (map, causal, epsilon, norm) = (*map, *causal, *epsilon, *norm);
-                let options = NormOptions { map, causal, epsilon, norm, log_decay, key_mask };
+                let options = NormOptions { map, causal, epsilon, norm, log_decay, key_mask, sequences: None };
                 let out = reference::rotary_norm_attention(q, k, v, BASE, &options);
                 (out, reference::rotary_norm_attention_backward(q, k, v, BASE, &options, d_out))
             }
-            Self::Performer(PerformerOptions { map, causal, epsilon, key_mask }, omega) => {
+            Self::Performer(PerformerOptions { map, causal, epsilon, key_mask, .. }, omega) => {
                 let (map, causal, epsilon, key_mask) = (*map, *causal, *epsilon, optional(key_mask)?);
-                let (options, omega) = (PerformerOptions { map, causal, epsilon, key_mask }, array(omega)?);
+                let (options, omega) =
+                    (PerformerOptions { map, causal, epsilon, key_mask, sequences: None }, array(omega)?);
                 let out = reference::rotary_performer_attention(q, k, v, &omega, BASE, &options);
                 (out, reference::rotary_performer_attention_backward(q, k, v, &omega, BASE, &options, d_out))
             }

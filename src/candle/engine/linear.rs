@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::backend::{Backend, on_device};
 use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
 use super::reading::{Readings, read};
-use super::tensors::{Admission, Buffer, accumulator, buffer, tensor, viewable};
+use super::tensors::{Admission, Buffer, accumulator, buffer, is_cut, rows, tensor, viewable};
 use crate::candle::LinearState;
 use crate::problem::{Decay, Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView};
 
@@ -39,7 +39,6 @@ impl LinearCall {
             |argument, tensor: Option<&Tensor>| tensor.map(|tensor| admission.constant(argument, tensor)).transpose();
         let LinearTensors { key_mask, log_decay, omega, state } = tensors;
         Ok(Self {
-            problem,
             q: admission.differentiable("q", q)?,
             k: admission.differentiable("k", k)?,
             v: admission.differentiable("v", v)?,
@@ -51,6 +50,7 @@ impl LinearCall {
             },
             omega: constant("omega", omega)?,
             state: state.map(|state| admit_state(&problem, admission, state)).transpose()?,
+            problem,
         })
     }
 
@@ -67,6 +67,10 @@ impl LinearCall {
 
     /// The output in `dtype`: that of q or that of sums.
     pub fn output_in(self, dtype: DType) -> Result<Tensor> {
+        if is_cut(self.problem.shapes.sequences.as_ref(), &self.q) {
+            let outs: Vec<_> = self.parts().map(|part| part?.output_in(dtype)).collect::<Result<_>>()?;
+            return Tensor::cat(&outs, 2);
+        }
         let (out, statistic) = self.forward(dtype, None)?;
         self.attach(out, statistic)
     }
@@ -79,12 +83,38 @@ impl LinearCall {
 
     /// The output in `dtype`, that of q or that of sums, and the state after the last key.
     pub fn output_and_state_in(self, dtype: DType) -> Result<(Tensor, LinearState)> {
+        if is_cut(self.problem.shapes.sequences.as_ref(), &self.q) {
+            let pairs: Vec<_> = self.parts().map(|part| part?.output_and_state_in(dtype)).collect::<Result<_>>()?;
+            let (outs, states): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            return Ok((Tensor::cat(&outs, 2)?, LinearState::cat(&states)?));
+        }
         let mut room = StateRoom::new(self.q.device(), &self.problem, accumulator(dtype))?;
         let (out, statistic) = self.forward(dtype, Some(&mut room))?;
         let position = self.state.as_ref().map_or(0, LinearState::position);
-        let position = position.saturating_add(self.problem.shapes.keys);
+        let position = position.saturating_add(self.problem.shapes.longest());
         let state = room.into_state(&self.problem, position);
         Ok((self.attach(out, statistic)?, state))
+    }
+
+    /// The call of each sequence.
+    pub fn parts(&self) -> impl Iterator<Item = Result<Self>> {
+        self.problem.parts().map(|(part, problem)| {
+            let [queries, keys] = [&part.queries, &part.keys].map(|range| |x: &Tensor| rows(x, range));
+            let state = |state: &LinearState| part.sequence.map_or(Ok(state.clone()), |index| state.entry(index));
+            let is_per_token = problem.shapes.decay == Decay::Token;
+            let log_decay = |x: &Tensor| if is_per_token { keys(x) } else { Ok(x.clone()) };
+            Ok(Self {
+                q: queries(&self.q)?,
+                k: keys(&self.k)?,
+                v: keys(&self.v)?,
+                wide_v: self.wide_v.as_ref().map(keys).transpose()?,
+                key_mask: self.key_mask.as_ref().map(keys).transpose()?,
+                log_decay: self.log_decay.as_ref().map(log_decay).transpose()?,
+                omega: self.omega.clone(),
+                state: self.state.as_ref().map(state).transpose()?,
+                problem,
+            })
+        })
     }
 
     /// Calls an engine with the operands, while `saved` can be read, too.

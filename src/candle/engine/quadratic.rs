@@ -7,7 +7,7 @@ use candle_core::{DType, Layout, Result, Tensor};
 use super::backend::{Backend, on_device};
 use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
 use super::reading::{Readings, read};
-use super::tensors::{Admission, Buffer, accumulator, buffer, tensor, viewable};
+use super::tensors::{Admission, Buffer, accumulator, buffer, is_cut, rows, tensor, viewable};
 use crate::problem::{Quadratic, QuadraticGradients, QuadraticInputs, QuadraticSaved};
 
 /// A problem with its tensors.
@@ -54,12 +54,21 @@ impl QuadraticCall {
 
     /// The output in `dtype`: that of q or that of sums.
     pub fn output_in(self, dtype: DType) -> Result<Tensor> {
+        if is_cut(self.problem.shapes.sequences.as_ref(), &self.q) {
+            let outs: Vec<_> = self.parts().map(|part| part?.output_in(dtype)).collect::<Result<_>>()?;
+            return Tensor::cat(&outs, 2);
+        }
         let (out, statistic) = self.forward(dtype)?;
         OutputNode::attach(Arc::new(self), out, statistic)
     }
 
     /// The output and the log-sum-exp of a softmax.
     pub fn output_and_lse(self) -> Result<(Tensor, Tensor)> {
+        if is_cut(self.problem.shapes.sequences.as_ref(), &self.q) {
+            let pairs: Vec<_> = self.parts().map(|part| part?.output_and_lse()).collect::<Result<_>>()?;
+            let (outs, lses): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            return Ok((Tensor::cat(&outs, 2)?, Tensor::cat(&lses, 2)?));
+        }
         let (out, lse) = self.forward(self.q.dtype())?;
         let call = Arc::new(self);
         let rows = call.rows();
@@ -67,6 +76,22 @@ impl QuadraticCall {
         let out = OutputNode::attach(call.clone(), out, statistic)?;
         let lse = attach(LogSumExpNode { call, out: out.detach() }, lse, &rows[..])?;
         Ok((out, lse))
+    }
+
+    /// The call of each sequence.
+    pub fn parts(&self) -> impl Iterator<Item = Result<Self>> {
+        self.problem.parts().map(|(part, problem)| {
+            let [queries, keys] = [&part.queries, &part.keys].map(|range| |x: &Tensor| rows(x, range));
+            Ok(Self {
+                problem,
+                q: queries(&self.q)?,
+                k: keys(&self.k)?,
+                v: keys(&self.v)?,
+                wide_v: self.wide_v.as_ref().map(keys).transpose()?,
+                key_mask: self.key_mask.as_ref().map(keys).transpose()?,
+                bias: self.bias.clone(),
+            })
+        })
     }
 
     /// B, H, N

@@ -1,11 +1,13 @@
 //! Candle tensors as operands of the engines: checks of arguments, views of storages, buffers for results.
 
+use std::ops::Range;
+
 use candle_core::backend::BackendDevice;
 use candle_core::cpu_backend::CpuDevice;
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, DeviceLocation, Error, Result, Shape, Storage, Tensor};
 
-use crate::problem::{self, Operand};
+use crate::problem::{self, Operand, Sequences};
 
 impl From<crate::Error> for Error {
     fn from(error: crate::Error) -> Self {
@@ -90,6 +92,16 @@ pub fn viewable(tensor: &Tensor) -> Result<Tensor> {
         (Some(&width), Some(&stride)) if width > 1 && stride != 1 => tensor.contiguous(),
         _ => Ok(tensor.clone()),
     }
+}
+
+/// Whether packed sequences are computed one by one: there is a single launch for all of them on no GPU.
+pub fn is_cut(sequences: Option<&Sequences>, q: &Tensor) -> bool {
+    sequences.is_some_and(|sequences| sequences.count() > 0) && !q.device().is_cpu()
+}
+
+/// Some of the queries or keys: the third dimension, the last one of fewer.
+pub fn rows(x: &Tensor, range: &Range<usize>) -> Result<Tensor> {
+    x.narrow((x.rank() - 1).min(2), range.start, range.len())
 }
 
 /// Names the dtype of a storage that no engine takes.

@@ -193,11 +193,11 @@ impl Kernel {
                 epsilon: *epsilon,
                 norm: NormScope::Head,
                 log_decay: Some(retention_decay(config, log_decay.as_deref(), weights)?),
-                key_mask: None,
+                ..Default::default()
             }),
             Mechanism::Performer { features, directions, seed, map, epsilon } => {
                 let omega = Omega::new(*directions, *features, config.head_width(), *seed, weights)?;
-                Self::Performer(PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask: None }, omega)
+                Self::Performer(PerformerOptions { map: *map, causal, epsilon: *epsilon, ..Default::default() }, omega)
             }
             Mechanism::Gau { .. } | Mechanism::Flash { .. } => candle_core::bail!("gated units are no heads"),
         })

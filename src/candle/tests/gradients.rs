@@ -90,7 +90,8 @@ fn diag_and_gau() -> Result<()> {
     let weights = (scores(&q, &k)? * 0.5)?.relu()?.broadcast_mul(&blocks)?;
     let theirs = rms_norm(&mix(&weights, &v)?, 0.1)?;
     let weight = DiagWeight::Relu { epsilon: 0.1 };
-    let options = DiagOptions { block_size: 3, causal: true, weight, scale: Some(0.5), key_mask: None };
+    let options =
+        DiagOptions { block_size: 3, causal: true, weight, scale: Some(0.5), key_mask: None, sequences: None };
     let ours = diag_attention(&q, &k, &v, &options)?;
     assert_same_gradients(&loss(&ours)?, &loss(&theirs)?, &[&q, &k, &v])?;
 

@@ -42,7 +42,7 @@ pub struct LinearState<S> {
     pub z: Vec<S>,
     /// Running stabiliser `[B, H]` of exponential FAVOR+ features.
     pub stabilizer: Option<Vec<S>>,
-    /// Keys seen so far.
+    /// Keys seen so far; of packed sequences by the longest.
     pub position: usize,
     /// The sizes of all three.
     pub shapes: StateShapes,
@@ -99,7 +99,7 @@ pub(super) fn inputs<'a, T: Element>(
 /// Room for the state after the last key.
 pub(super) fn next_state<S: Element>(problem: &Linear, inputs: &LinearInputs<'_>) -> LinearState<S> {
     let before = inputs.state.as_ref().map_or(0, |state| state.position);
-    LinearState::zeros(problem.state_shapes(), before.saturating_add(problem.shapes.keys))
+    LinearState::zeros(problem.state_shapes(), before.saturating_add(problem.shapes.longest()))
 }
 
 /// The output, in the type of the operands or that of sums, the statistic and, on demand, the state after the last key.
@@ -203,7 +203,7 @@ pub type WithState<'a, T> = (LinearAttention<'a, T>, LinearState<<T as Element>:
 ///     causal: true,
 ///     normalizer: None,
 ///     log_decay: Some(View::contiguous(&log_decay[..], &[2])?),
-///     key_mask: None,
+///     ..Default::default()
 /// };
 /// let attention = cpu::linear::<f32>(x, x, x, &options)?;
 /// assert_eq!(attention.backward(&attention.out)?.k.len(), 2 * 9 * 4);
@@ -216,7 +216,8 @@ pub fn linear<'a, T: Element>(
     options: &LinearOptions<View<'a>>,
 ) -> Result<LinearAttention<'a, T>> {
     let problem = options.problem("cpu::linear", &q, &k, &v)?;
-    LinearAttention::new(problem, inputs::<T>(&problem, [q, k, v], linear_extras(options), None)?)
+    let inputs = inputs::<T>(&problem, [q, k, v], linear_extras(options), None)?;
+    LinearAttention::new(problem, inputs)
 }
 
 /// Causal [`linear()`] over the next piece of a sequence: reads the state after the pieces before (`None` before the first)
@@ -247,7 +248,8 @@ pub fn linear_with_state<'a, T: Element>(
 ) -> Result<WithState<'a, T>> {
     let problem = options.problem("cpu::linear_with_state", &q, &k, &v)?;
     ensure_causal(problem.function, options.causal)?;
-    LinearAttention::with_state(problem, inputs::<T>(&problem, [q, k, v], linear_extras(options), state)?)
+    let inputs = inputs::<T>(&problem, [q, k, v], linear_extras(options), state)?;
+    LinearAttention::with_state(problem, inputs)
 }
 
 fn linear_extras<'a>(options: &LinearOptions<View<'a>>) -> Extras<'a> {
@@ -281,7 +283,8 @@ pub fn performer<'a, T: Element>(
 ) -> Result<LinearAttention<'a, T>> {
     let problem = options.problem("cpu::performer", &q, &k, &v, &omega)?;
     let extras = Extras { key_mask: options.key_mask, log_decay: None, omega: Some(omega) };
-    LinearAttention::new(problem, inputs::<T>(&problem, [q, k, v], extras, None)?)
+    let inputs = inputs::<T>(&problem, [q, k, v], extras, None)?;
+    LinearAttention::new(problem, inputs)
 }
 
 /// Causal [`performer`] over the next piece of a sequence, as [`linear_with_state`].
@@ -299,7 +302,8 @@ pub fn performer_with_state<'a, T: Element>(
     let problem = options.problem("cpu::performer_with_state", &q, &k, &v, &omega)?;
     ensure_causal(problem.function, options.causal)?;
     let extras = Extras { key_mask: options.key_mask, log_decay: None, omega: Some(omega) };
-    LinearAttention::with_state(problem, inputs::<T>(&problem, [q, k, v], extras, state)?)
+    let inputs = inputs::<T>(&problem, [q, k, v], extras, state)?;
+    LinearAttention::with_state(problem, inputs)
 }
 
 /// NormAttention of TransNormer, an RMS norm in place of the denominator; choices in [`NormOptions`], shapes as in
@@ -325,7 +329,8 @@ pub fn norm<'a, T: Element>(
     options: &NormOptions<View<'a>>,
 ) -> Result<LinearAttention<'a, T>> {
     let problem = options.problem("cpu::norm", &q, &k, &v)?;
-    LinearAttention::new(problem, inputs::<T>(&problem, [q, k, v], norm_extras(options), None)?)
+    let inputs = inputs::<T>(&problem, [q, k, v], norm_extras(options), None)?;
+    LinearAttention::new(problem, inputs)
 }
 
 /// Causal [`norm`] over the next piece of a sequence, as [`linear_with_state`].
@@ -341,7 +346,8 @@ pub fn norm_with_state<'a, T: Element>(
 ) -> Result<WithState<'a, T>> {
     let problem = options.problem("cpu::norm_with_state", &q, &k, &v)?;
     ensure_causal(problem.function, options.causal)?;
-    LinearAttention::with_state(problem, inputs::<T>(&problem, [q, k, v], norm_extras(options), state)?)
+    let inputs = inputs::<T>(&problem, [q, k, v], norm_extras(options), state)?;
+    LinearAttention::with_state(problem, inputs)
 }
 
 fn norm_extras<'a>(options: &NormOptions<View<'a>>) -> Extras<'a> {

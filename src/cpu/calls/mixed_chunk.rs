@@ -5,7 +5,7 @@ use super::element::{Conversion, Element, ensure_element, like, zeros};
 use super::linear_attention::{self, Extras, LinearState};
 use crate::Result;
 use crate::gau::MixedChunkOptions;
-use crate::problem::{Linear, Quadratic, View, ensure_causal, ensure_same_rows, ensure_whole_chunks};
+use crate::problem::{Linear, Quadratic, View, ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
 
 /// What [`mixed_chunk`] returns: the output, and what its gradients are made from.
 #[derive(Debug, Clone)]
@@ -106,6 +106,7 @@ pub fn mixed_chunk_with_state<'a, T: Element>(
 ) -> Result<(MixedChunk<'a, T>, LinearState<T::Sum>)> {
     let function = "cpu::mixed_chunk_with_state";
     ensure_causal(function, options.causal)?;
+    ensure_unpacked(function, options.sequences.as_ref())?;
     ensure_whole_chunks(function, state.map_or(0, |state| state.position), options.chunk_size)?;
     let names = ["cpu::mixed_chunk_with_state (local branch)", "cpu::mixed_chunk_with_state (global branch)"];
     call(names, [quad, lin], v, options, state)

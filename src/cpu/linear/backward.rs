@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::super::rooms::Rooms;
 use super::super::rows::Number;
 use super::super::simd::Isa;
 use super::super::tile::Verbs;
@@ -16,7 +17,7 @@ use super::sweeps::{Around, Sweep, Worker};
 use super::tiles::StateHead;
 use super::{Context, LinearGradients, LinearInputs, LinearSaved, check};
 use crate::Result;
-use crate::problem::{Linear, SliceMut};
+use crate::problem::{self, Linear, Part, SliceMut};
 
 /// Computes the gradients of q, k, v and of the log-decay per token. A state handed in is taken as constant.
 ///
@@ -31,10 +32,37 @@ pub fn backward(
     check(problem, inputs)?;
     saved.check(problem)?;
     gradients.check(problem)?;
-    dispatch!(problem.shapes.dtype, T => {
-        run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), saved, gradients);
-    });
+    let parts = problem.parts().zip(rooms(problem, gradients));
+    let calls = parts.map(|((part, problem), rooms)| (problem, inputs.part(&part), saved.part(&part), rooms));
+    parallel::run_calls(
+        calls.collect(),
+        |(problem, ..)| problem.shapes.keys,
+        |(problem, inputs, saved, rooms)| {
+            dispatch!(problem.shapes.dtype, T => {
+                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(Isa::current())), &saved, rooms);
+            });
+        },
+    );
     Ok(())
+}
+
+/// Room for the gradients of each part.
+fn rooms<'o>(problem: &Linear, gradients: LinearGradients<'o>) -> Vec<problem::LinearGradients<Rooms<'o>>> {
+    let shapes = &problem.shapes;
+    let parts: Vec<_> = shapes.parts().collect();
+    let of_queries = |(part, _): &(Part, _)| part.queries.len();
+    let of_keys = |(part, _): &(Part, _)| part.keys.len();
+    let cut = |all, heads, rows: fn(&(Part, _)) -> usize, width| {
+        Rooms::of(all, shapes.batch * heads).cut(parts.iter().map(|part| rows(part) * width)).into_iter()
+    };
+    let LinearGradients { q, k, v, log_decay } = gradients;
+    let q = cut(q, shapes.query_heads, of_queries, shapes.width);
+    let k = cut(k, shapes.key_heads, of_keys, shapes.width);
+    let v = cut(v, shapes.value_heads, of_keys, shapes.value_width);
+    let mut log_decay = log_decay.map(|log_decay| cut(log_decay, shapes.state_heads(), of_keys, 1));
+    let log_decays = std::iter::from_fn(|| Some(log_decay.as_mut().and_then(Iterator::next)));
+    let all = q.zip(k).zip(v).zip(log_decays);
+    all.map(|(((q, k), v), log_decay)| problem::LinearGradients { q, k, v, log_decay }).collect()
 }
 
 /// Heads that share operands, at some segments.
@@ -53,7 +81,7 @@ pub struct Task<'s, 'o, T> {
     pub d_log: Vec<&'o mut [f64]>,
 }
 
-fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: LinearGradients<'_>) {
+fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: problem::LinearGradients<Rooms<'_>>) {
     let shapes = context.shapes();
     let groups = common_divisor(shapes.query_heads, common_divisor(shapes.key_heads, shapes.value_heads));
     let (units, state_heads) = (shapes.batch * groups, shapes.state_heads());
@@ -79,9 +107,9 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
     let rows_of =
         |f: &dyn Fn(&Range<usize>) -> Range<usize>| pieces.iter().map(|p| f(&span(p)).len()).collect::<Vec<_>>();
     let (queries, keys) = (rows_of(&|s| context.queries(s)), rows_of(&|s| context.keys(s)));
-    let mut dq = cut(gradients.q, shapes.batch * shapes.query_heads, &queries, shapes.width);
-    let mut dk = cut(gradients.k, shapes.batch * shapes.key_heads, &keys, shapes.width);
-    let mut dv = cut(gradients.v, shapes.batch * shapes.value_heads, &keys, shapes.value_width);
+    let mut dq = cut(gradients.q, &queries, shapes.width);
+    let mut dk = cut(gradients.k, &keys, shapes.width);
+    let mut dv = cut(gradients.v, &keys, shapes.value_width);
     let wanted = gradients.log_decay.is_some();
     let mut d_log = vec![0.0; if wanted { shapes.batch * state_heads * shapes.keys } else { 0 }];
     let mut d_logs: Vec<&mut [f64]> = d_log.chunks_mut(shapes.keys.max(1)).collect();
@@ -104,8 +132,9 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
         }
     }
     parallel::run(tasks, || Worker::new(context), |worker, task| task.run(context, saved, &statistics, worker));
-    if let Some(mut log_decay) = gradients.log_decay {
-        f64::store(&d_log, &mut log_decay, 0);
+    let log_decays = gradients.log_decay.into_iter().flat_map(Rooms::into_heads);
+    for (mut room, d_log) in log_decays.zip(d_log.chunks(shapes.keys.max(1))) {
+        f64::store(d_log, &mut room, 0);
     }
 }
 

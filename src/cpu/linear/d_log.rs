@@ -1,7 +1,7 @@
 //! The gradient of the log-decay: dg_t = Σ_{s ≥ t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩).
 //!
-//! Pairs of a query and the key of its own position do not depend on any decay. They are left out of both products: taken
-//! away again they would drown the others where decay is strong.
+//! Pairs inside a tile are left out of both products and added up by themselves: taken away again they would drown the
+//! others where decay is strong.
 
 use std::ops::Range;
 
@@ -27,27 +27,15 @@ pub fn add_rows<T: Number>(
     }
 }
 
-/// Adds what pairs i > j inside a tile give to ⟨q_i, dq_i⟩ and −⟨k_j, dk_j⟩: the same numbers to both, so that what cancels
-/// from the sum over positions does so without a rest.
-pub fn add_pairs<T: Number>(
-    sweep: &Sweep<'_, T>,
-    tile: &Range<usize>,
-    scores: &[T],
-    d_weights: &[T],
-    d_log: &mut [f64],
-) {
-    let (rows, width) = (tile.len(), sweep.context.verbs.padded(tile.len()));
-    let mut differences = [0.0; TILE];
-    for i in 0..rows {
+/// Adds to each row t what the pairs i ≥ t > j of a tile give to dg_t, without taking any of it away again.
+pub fn add_pairs<T: Number>(rows: usize, width: usize, scores: &[T], d_weights: &[T], crossing: &mut [f64]) {
+    for i in 1..rows {
         let row = i * width..i * width + i;
+        let mut before = 0.0;
         for (j, (&score, &d_weight)) in scores[row.clone()].iter().zip(&d_weights[row]).enumerate() {
-            let product = score.to_f64() * d_weight.to_f64();
-            differences[i] += product;
-            differences[j] -= product;
+            before += score.to_f64() * d_weight.to_f64();
+            crossing[j + 1] += before;
         }
-    }
-    for (r, d_log) in rows_with_key(sweep, tile, d_log) {
-        *d_log += differences[r];
     }
 }
 
@@ -77,14 +65,15 @@ pub fn across<T: Number>(context: &Context<'_, T>, later: Option<&State<T>>, end
     sum
 }
 
-/// Turns the differences of a segment's keys into their sums from each to the last, what passes `across` the segment's
-/// end included: exactly 0 where nothing passes, and for a key that is not there.
-pub fn sum<T: Number>(sweep: &Sweep<'_, T>, keys: Range<usize>, across: f64, d_log: &mut [f64]) {
-    let (context, at, first) = (sweep.context, sweep.at, sweep.context.keys(&sweep.span).start);
-    let mut sum = across;
-    for key in keys.rev() {
+/// Turns the differences of a tile's keys into their sums from each to the last, of which `sum` is that of later tiles, and
+/// adds what crosses each inside the tile: exactly 0 where nothing passes, and for a key that is not there.
+pub fn sum<T: Number>(sweep: &Sweep<'_, T>, tile: &Range<usize>, crossing: &[f64], sum: &mut f64, d_log: &mut [f64]) {
+    let (context, at) = (sweep.context, sweep.at);
+    let keys = context.keys(tile);
+    let rows: Vec<_> = rows_with_key(sweep, tile, d_log).collect();
+    for ((r, d_log), key) in rows.into_iter().zip(keys).rev() {
         let passes = T::from_f64(context.log_decay(at.batch, at.head, key).exp()) != T::ZERO;
-        sum = if passes { sum + d_log[key - first] } else { 0.0 };
-        d_log[key - first] = if context.keeps(at.batch, key) { sum } else { 0.0 };
+        *sum = if passes { *sum + *d_log } else { 0.0 };
+        *d_log = if passes && context.keeps(at.batch, key) { *sum + crossing[r] } else { 0.0 };
     }
 }

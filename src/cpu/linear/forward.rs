@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::super::buffer::Buffer;
 use super::super::finish::{inverse, root_mean_square};
+use super::super::rooms::Rooms;
 use super::super::rows::{Number, store_rows};
 use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Product, Verbs};
@@ -14,7 +15,7 @@ use super::state::{Order, State};
 use super::tiles::{KeyTile, QueryTile, StateHead, first_row};
 use super::{Context, LinearInputs, LinearOutputs, StateMut, TILE, check};
 use crate::Result;
-use crate::problem::{Linear, LinearFinish, SliceMut};
+use crate::problem::{self, Linear, LinearFinish, SliceMut};
 use crate::transnormer::NormScope;
 
 /// Computes the output and, on demand, the row statistic and the final state.
@@ -24,10 +25,45 @@ use crate::transnormer::NormScope;
 pub fn forward(problem: &Linear, inputs: &LinearInputs<'_>, outputs: LinearOutputs<'_>) -> Result<()> {
     check(problem, inputs)?;
     outputs.check(problem)?;
-    dispatch!(problem.shapes.dtype, T => {
-        run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), outputs);
-    });
+    let calls = problem.parts().zip(rooms(problem, outputs));
+    let calls = calls.map(|((part, problem), outputs)| (problem, inputs.part(&part), outputs));
+    parallel::run_calls(
+        calls.collect(),
+        |(problem, ..)| problem.shapes.keys,
+        |(problem, inputs, outputs)| {
+            dispatch!(problem.shapes.dtype, T => {
+                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(Isa::current())), outputs);
+            });
+        },
+    );
     Ok(())
+}
+
+/// Room for the results of each part.
+fn rooms<'o>(problem: &Linear, outputs: LinearOutputs<'o>) -> Vec<problem::LinearOutputs<Rooms<'o>>> {
+    let shapes = &problem.shapes;
+    let queries: Vec<usize> = shapes.parts().map(|(part, _)| part.queries.len()).collect();
+    let cut = |all, heads, width| Rooms::of(all, heads).cut(queries.iter().map(|rows| rows * width)).into_iter();
+    let LinearOutputs { out, statistic, state } = outputs;
+    let heads = shapes.batch * shapes.heads();
+    let mut statistics = statistic.map(|statistic| cut(statistic, problem.divisors(), 1));
+    let state_heads = shapes.states() * shapes.state_heads();
+    let share = |all| Rooms::of(all, state_heads).share(queries.len());
+    let mut states = state.map(|StateMut { s, z, stabilizer }| {
+        let mut stabilizers = stabilizer.map(share);
+        let pairs = share(s).zip(share(z)).map(move |(s, z)| problem::StateMut {
+            s,
+            z,
+            stabilizer: stabilizers.as_mut().and_then(Iterator::next),
+        });
+        pairs.collect::<Vec<_>>().into_iter()
+    });
+    let outs = cut(out, heads, shapes.value_width).map(|out| problem::LinearOutputs {
+        out,
+        statistic: statistics.as_mut().and_then(Iterator::next),
+        state: states.as_mut().and_then(Iterator::next),
+    });
+    outs.collect()
 }
 
 /// Segments of a state head with the output heads that read it.
@@ -43,21 +79,22 @@ struct Task<'s, 'o, T> {
     state: Option<StateMut<'o>>,
 }
 
-fn run<T: Number>(context: &Context<'_, T>, outputs: LinearOutputs<'_>) {
-    let LinearOutputs { out, statistic, state } = outputs;
+fn run<T: Number>(context: &Context<'_, T>, outputs: problem::LinearOutputs<Rooms<'_>>) {
+    let problem::LinearOutputs { out, statistic, state } = outputs;
     let LinearFinish::RmsNorm { epsilon, scope: NormScope::AllHeads } = context.problem.finish else {
         return sums(context, out, statistic, state);
     };
     let mut raw = vec![T::ZERO; context.problem.output_len()];
-    sums(context, T::slice_mut(&mut raw), None, state);
+    let heads = context.shapes().batch * context.shapes().heads();
+    sums(context, Rooms::of(T::slice_mut(&mut raw), heads), None, state);
     normalize_all_heads(context, &raw, epsilon, out, statistic);
 }
 
 fn sums<T: Number>(
     context: &Context<'_, T>,
-    out: SliceMut<'_>,
-    statistic: Option<SliceMut<'_>>,
-    mut state: Option<StateMut<'_>>,
+    out: Rooms<'_>,
+    statistic: Option<Rooms<'_>>,
+    mut state: Option<problem::StateMut<Rooms<'_>>>,
 ) {
     let shapes = context.shapes();
     let heads = shapes.batch * shapes.state_heads();
@@ -66,8 +103,8 @@ fn sums<T: Number>(
     let states = if at_once < segments.len() { states(context, &segments, Order::Plain) } else { Vec::new() };
     let pieces: Vec<&[Range<usize>]> = segments.chunks(at_once).collect();
     let rows: Vec<usize> = pieces.iter().map(|piece| context.queries(&span(piece)).len()).collect();
-    let mut outs = cut(out, heads * readers, &rows, shapes.value_width);
-    let mut statistics = statistic.map(|statistic| cut(statistic, heads * readers, &rows, 1)).unwrap_or_default();
+    let mut outs = cut(out, &rows, shapes.value_width);
+    let mut statistics = statistic.map(|statistic| cut(statistic, &rows, 1)).unwrap_or_default();
     let mut tasks = Vec::new();
     for (index, segments) in pieces.iter().enumerate() {
         for head in 0..heads {
@@ -76,9 +113,9 @@ fn sums<T: Number>(
                 if statistics.is_empty() { Vec::new() } else { next_pieces(&mut statistics[range.clone()]) };
             let last = index + 1 == pieces.len();
             let state = state.as_mut().filter(|_| last).map(|state| StateMut {
-                s: state.s.take(context.features.count * shapes.value_width),
-                z: state.z.take(context.features.count),
-                stabilizer: state.stabilizer.as_mut().map(|stabilizer| stabilizer.take(1)),
+                s: state.s.take(head, context.features.count * shapes.value_width),
+                z: state.z.take(head, context.features.count),
+                stabilizer: state.stabilizer.as_mut().map(|stabilizer| stabilizer.take(head, 1)),
             });
             let entering = states.get(head).and_then(|states| match index {
                 _ if context.is_full() => states.last(),
@@ -253,14 +290,14 @@ fn normalize_all_heads<T: Number>(
     context: &Context<'_, T>,
     raw: &[T],
     epsilon: f64,
-    out: SliceMut<'_>,
-    statistic: Option<SliceMut<'_>>,
+    out: Rooms<'_>,
+    statistic: Option<Rooms<'_>>,
 ) {
     let shapes = context.shapes();
     let (heads, e, queries) = (shapes.heads(), shapes.value_width, shapes.queries);
     let blocks: Vec<usize> = (0..queries).step_by(TILE).map(|start| TILE.min(queries - start)).collect();
-    let mut outs = cut(out, shapes.batch * heads, &blocks, e);
-    let mut statistics = statistic.map(|statistic| cut(statistic, shapes.batch, &blocks, 1));
+    let mut outs = cut(out, &blocks, e);
+    let mut statistics = statistic.map(|statistic| cut(statistic, &blocks, 1));
     let mut tasks = Vec::new();
     for batch in 0..shapes.batch {
         for (index, &rows) in blocks.iter().enumerate() {

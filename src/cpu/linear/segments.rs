@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::super::parallel;
+use super::super::rooms::Rooms;
 use super::super::rows::Number;
 use super::Context;
 use super::state::{Order, State};
@@ -95,15 +96,11 @@ pub fn head_at<T: Number>(context: &Context<'_, T>, index: usize) -> StateHead {
     StateHead { batch: index / heads, head: index % heads }
 }
 
-/// Cuts an output of `heads` heads with `rows` rows of `width` numbers each: for every head, an iterator over the
-/// pieces of the given numbers of rows.
-pub fn cut<'o>(
-    mut out: SliceMut<'o>,
-    heads: usize,
-    rows: &[usize],
-    width: usize,
-) -> Vec<std::vec::IntoIter<SliceMut<'o>>> {
-    (0..heads).map(|_| rows.iter().map(|rows| out.take(rows * width)).collect::<Vec<_>>().into_iter()).collect()
+/// Cuts the rows of each head, of `width` numbers: for every head, an iterator over the pieces of the given numbers of
+/// rows.
+pub fn cut<'o>(out: Rooms<'o>, rows: &[usize], width: usize) -> Vec<std::vec::IntoIter<SliceMut<'o>>> {
+    let pieces = |mut head: SliceMut<'o>| rows.iter().map(|rows| head.take(rows * width)).collect::<Vec<_>>();
+    out.into_heads().into_iter().map(|head| pieces(head).into_iter()).collect()
 }
 
 /// The next piece of each head.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::super::buffer::Buffer;
 use super::super::finish::unfinish;
+use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
 use super::super::tile::{Band, Bounds, Delta, Left, Product, Verbs};
@@ -12,7 +13,7 @@ use super::means::FEW;
 use super::precision::Plain;
 use super::{Context, Place, QuadraticGradients, QuadraticInputs, QuadraticSaved, decode, forward, multiply_by};
 use crate::Result;
-use crate::problem::{Operand, Quadratic, QuadraticFinish, Slice, SliceMut, View, Weight};
+use crate::problem::{Operand, Part, Quadratic, QuadraticFinish, Slice, SliceMut, View, Weight};
 
 /// Query rows of a tile.
 const BLOCK: usize = 128;
@@ -32,9 +33,38 @@ pub fn backward(
     inputs.check(problem)?;
     saved.check(problem)?;
     gradients.check(problem)?;
-    dispatch!(problem.shapes.dtype, T => {
-        run::<T>(&Context::new(problem, inputs, Verbs::<T>::get(Isa::current())), saved, gradients);
+    let shapes = &problem.shapes;
+    let parts: Vec<_> = problem.parts().collect();
+    let [queries, keys] = [|part: &Part| part.queries.len(), |part: &Part| part.keys.len()];
+    let cut = |all, heads, rows: fn(&Part) -> usize, width| {
+        Rooms::of(all, shapes.batch * heads).cut(parts.iter().map(|(part, _)| rows(part) * width)).into_iter()
+    };
+    let QuadraticGradients { q, k, v, bias } = gradients;
+    let mut q = cut(q, shapes.heads, queries, shapes.width);
+    let mut k = cut(k, shapes.key_heads, keys, shapes.width);
+    let mut v = cut(v, shapes.key_heads, keys, shapes.value_width);
+    let mut d_biases = vec![Vec::new(); parts.len()];
+    let calls = parts.iter().zip(&mut d_biases).filter_map(|((part, problem), d_bias)| {
+        let rooms = [q.next()?, k.next()?, v.next()?];
+        Some((problem, inputs.part(part), saved.part(part), rooms, d_bias))
     });
+    let work = |problem: &Quadratic| problem.shapes.queries.saturating_mul(problem.shapes.keys);
+    parallel::run_calls(
+        calls.collect(),
+        |(problem, ..)| work(problem),
+        |(problem, inputs, saved, rooms, d_bias)| {
+            dispatch!(problem.shapes.dtype, T => {
+                *d_bias = run::<T>(&Context::new(problem, &inputs, Verbs::<T>::get(Isa::current())), &saved, rooms);
+            });
+        },
+    );
+    if let (Some(mut bias), Some((heads, radius))) = (bias, shapes.bias) {
+        let mut sums = vec![0.0; heads * (2 * radius + 1)];
+        for own in d_biases {
+            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+        f64::store(&sums, &mut bias, 0);
+    }
     Ok(())
 }
 
@@ -43,15 +73,16 @@ struct Task<'o> {
     batch: usize,
     key_head: usize,
     keys: Range<usize>,
-    /// All query heads of the group: the gradient itself, or this segment's part of it.
-    dq: SliceMut<'o>,
+    /// Of the query heads of the group: the gradient itself, or this segment's part of it.
+    dq: Vec<SliceMut<'o>>,
     dk: SliceMut<'o>,
     dv: SliceMut<'o>,
     /// Of the group's heads, 2R + 1 each.
     d_bias: &'o mut [f64],
 }
 
-fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: QuadraticGradients<'_>) {
+/// Writes the gradients of q, k and v and returns that of the bias, empty without one.
+fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: [Rooms<'_>; 3]) -> Vec<f64> {
     let shapes = context.shapes();
     let has_norm = matches!(context.problem.finish, QuadraticFinish::RmsNorm { .. });
     let is_rounded = has_norm && saved.out.dtype() != shapes.dtype.accumulator();
@@ -63,10 +94,13 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradient
     // What is left of d_out beside a rounded output would be the rounding, where few keys are seen.
     let mut out = vec![T::ZERO; context.problem.output_len()];
     let mut statistic = vec![T::ZERO; context.problem.statistic_len()];
-    forward::run(context, Plain, T::slice_mut(&mut out), Some(T::slice_mut(&mut statistic)));
+    let heads = context.shapes().batch * context.shapes().heads;
+    let rooms = [&mut out, &mut statistic].map(|all| Rooms::of(T::slice_mut(all), heads));
+    let [out_rooms, statistic_rooms] = rooms;
+    forward::run(context, Plain, out_rooms, Some(statistic_rooms));
     let out = contiguous(T::slice(&out), &saved.out);
     let statistic = contiguous(T::slice(&statistic), &saved.statistic);
-    sweep(context, &QuadraticSaved { out, statistic, ..*saved }, gradients);
+    sweep(context, &QuadraticSaved { out, statistic, ..*saved }, gradients)
 }
 
 /// Elements in the shape of another view.
@@ -74,25 +108,27 @@ fn contiguous<'a>(elements: Slice<'a>, like: &View<'_>) -> View<'a> {
     View::contiguous(elements, like.dims()).expect("as many elements as the shape has")
 }
 
-fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: QuadraticGradients<'_>) {
+fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: [Rooms<'_>; 3]) -> Vec<f64> {
     let shapes = context.shapes();
     let (d, e, group) = (shapes.width, shapes.value_width, context.group());
     let units = shapes.batch * shapes.key_heads;
     let segment = shapes.keys.div_ceil(parallel::pieces(units)).next_multiple_of(TILE).max(TILE);
     let segments = shapes.keys.div_ceil(segment);
-    let dq_len = group * shapes.queries * d;
-    let mut partial_dq = if segments > 1 { vec![T::ZERO; units * segments * dq_len] } else { Vec::new() };
+    let dq_len = shapes.queries * d;
+    let mut partial_dq = if segments > 1 { vec![T::ZERO; units * segments * group * dq_len] } else { Vec::new() };
     let mut partials = T::slice_mut(&mut partial_dq);
     let bias_len = shapes.bias.map_or(0, |(_, radius)| group * (2 * radius + 1));
     let mut partial_bias = vec![0.0; units * segments.max(1) * bias_len];
     let mut d_biases = &mut partial_bias[..];
-    let QuadraticGradients { mut q, mut k, mut v, bias } = gradients;
+    let [mut q, mut k, mut v] = gradients;
     let mut tasks = Vec::new();
     for unit in 0..units {
         for start in (0..shapes.keys.max(1)).step_by(segment) {
             let keys = start..(start + segment).min(shapes.keys);
-            let dq = if segments > 1 { partials.take(dq_len) } else { q.take(dq_len) };
-            let (dk, dv) = (k.take(keys.len() * d), v.take(keys.len() * e));
+            let heads = unit * group..(unit + 1) * group;
+            let dq = |head| if segments > 1 { partials.take(dq_len) } else { q.take(head, dq_len) };
+            let dq = heads.map(dq).collect();
+            let (dk, dv) = (k.take(unit, keys.len() * d), v.take(unit, keys.len() * e));
             let d_bias = d_biases.split_off_mut(..bias_len).unwrap_or_default();
             let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
             tasks.push(Task { batch, key_head, keys, dq, dk, dv, d_bias });
@@ -102,30 +138,31 @@ fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradie
     let work = |worker: &mut Worker<T>, task: Task<'_>| worker.run(context, saved, task);
     parallel::run_brief(3 * context.nanoseconds(shapes.keys), tasks, || Worker::new(context, longest), work);
     if segments > 1 {
-        add_segments(&partial_dq, segments, dq_len, &mut q);
+        add_segments(&partial_dq, segments, group, dq_len, q);
     }
-    if let (Some(mut bias), Some((heads, radius))) = (bias, shapes.bias) {
-        let mut sums = vec![0.0; heads * (2 * radius + 1)];
-        for (index, part) in partial_bias.chunks_exact(bias_len).enumerate() {
-            let key_head = index / segments.max(1) % shapes.key_heads;
-            let first = if heads == 1 { 0 } else { key_head * bias_len };
-            let period = if heads == 1 { 2 * radius + 1 } else { bias_len };
-            for (i, &x) in part.iter().enumerate() {
-                sums[first + i % period] += x;
-            }
+    let Some((heads, radius)) = shapes.bias else { return Vec::new() };
+    let mut sums = vec![0.0; heads * (2 * radius + 1)];
+    for (index, part) in partial_bias.chunks_exact(bias_len).enumerate() {
+        let key_head = index / segments.max(1) % shapes.key_heads;
+        let first = if heads == 1 { 0 } else { key_head * bias_len };
+        let period = if heads == 1 { 2 * radius + 1 } else { bias_len };
+        for (i, &x) in part.iter().enumerate() {
+            sums[first + i % period] += x;
         }
-        f64::store(&sums, &mut bias, 0);
     }
+    sums
 }
 
-/// Sums the segments' parts of dq in order, unit by unit.
-fn add_segments<T: Number>(partials: &[T], segments: usize, len: usize, dq: &mut SliceMut<'_>) {
+/// Sums the segments' parts of dq in order, head by head: `partials` is [units, segments, group, len].
+fn add_segments<T: Number>(partials: &[T], segments: usize, group: usize, len: usize, mut dq: Rooms<'_>) {
     const CHUNK: usize = 1 << 14;
     let mut tasks = Vec::new();
-    for unit in partials.chunks_exact(segments * len) {
-        for start in (0..len).step_by(CHUNK) {
-            let count = CHUNK.min(len - start);
-            tasks.push((unit, start, count, dq.take(count)));
+    for (index, unit) in partials.chunks_exact((segments * group * len).max(1)).enumerate() {
+        for member in 0..group {
+            for start in (0..len).step_by(CHUNK) {
+                let count = CHUNK.min(len - start);
+                tasks.push((unit, member * len + start, count, dq.take(index * group + member, count)));
+            }
         }
     }
     parallel::run(
@@ -134,7 +171,7 @@ fn add_segments<T: Number>(partials: &[T], segments: usize, len: usize, dq: &mut
         |sums, (unit, start, count, mut dq)| {
             let sums = &mut sums[..count];
             sums.copy_from_slice(&unit[start..start + count]);
-            for part in unit.chunks_exact(len).skip(1) {
+            for part in unit.chunks_exact(group * len).skip(1) {
                 for (sum, &x) in sums.iter_mut().zip(&part[start..]) {
                     *sum += x;
                 }
@@ -207,7 +244,7 @@ impl<T: Number> Worker<T> {
                 }
             }
             multiply_by(&mut self.dq, context.sign * context.scale(task.batch));
-            store_rows(&self.dq, d, shapes.width, &mut task.dq, member * shapes.queries);
+            store_rows(&self.dq, d, shapes.width, &mut task.dq[member], 0);
         }
         let (dk, dv) = (&mut self.dk[..task.keys.len() * d], &self.dv[..task.keys.len() * e]);
         multiply_by(dk, context.scale(task.batch));

@@ -16,11 +16,12 @@ use std::ops::Range;
 
 use super::super::buffer::Buffer;
 use super::super::parallel;
+use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number};
 use super::super::tile::{Bounds, Online};
 use super::forward::store;
 use super::{Context, Place};
-use crate::problem::{Quadratic, SliceMut, Weight};
+use crate::problem::{Quadratic, Weight};
 
 /// Most query rows of a key head that are computed this way, where width and value width together are below [`WIDE`] and
 /// where they are not; beyond, packing keys and values pays (docs/cpu.md).
@@ -78,7 +79,7 @@ impl Layout {
     }
 }
 
-pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: SliceMut<'_>, mut statistic: Option<SliceMut<'_>>) {
+pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: Rooms<'_>, mut statistic: Option<Rooms<'_>>) {
     let (shapes, layout) = (context.shapes(), Layout::new(context));
     let units = shapes.batch * shapes.key_heads;
     if units * layout.rows == 0 {
@@ -98,12 +99,20 @@ pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: SliceMut<'_>, mu
     parallel::run_brief(context.nanoseconds(all.len()), tasks, || Worker::new(context, layout, longest), work);
     let mut tasks = Vec::with_capacity(units);
     for (unit, parts) in parts.chunks_exact_mut(segments * layout.len).enumerate() {
-        let statistic = statistic.as_mut().map(|statistic| statistic.take(layout.rows));
-        tasks.push((unit / shapes.key_heads, parts, out.take(layout.rows * shapes.value_width), statistic));
+        let rooms = unit * context.group()..(unit + 1) * context.group();
+        let rooms = rooms.map(|head| {
+            let statistic = statistic.as_mut().map(|statistic| statistic.take(head, shapes.queries));
+            (out.take(head, shapes.queries * shapes.value_width), statistic)
+        });
+        tasks.push((unit / shapes.key_heads, parts, rooms.collect::<Vec<_>>()));
     }
-    let work = |_: &mut (), (batch, parts, out, statistic)| {
+    let queries = shapes.queries;
+    let work = |_: &mut (), (batch, parts, rooms): (usize, &mut [T], Vec<_>)| {
         let Part { sums, maximum, sum } = merge(context, layout, parts);
-        store(context, batch, sums, sum, maximum, out, statistic);
+        let members = sums.chunks_exact_mut(queries * layout.width).zip(sum.chunks_exact_mut(queries));
+        for ((member, (sums, sum)), (out, statistic)) in members.enumerate().zip(rooms) {
+            store(context, batch, sums, sum, &maximum[member * queries..][..queries], out, statistic);
+        }
     };
     parallel::run_brief(units * segments * layout.len, tasks, || (), work);
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::super::buffer::Buffer;
 use super::super::finish::finish;
+use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Online, Pairs, Product, Verbs};
@@ -36,22 +37,40 @@ pub fn forward(
 ) -> Result<()> {
     inputs.check(problem)?;
     problem.check_outputs(&out, statistic.as_ref())?;
-    let dtype = problem.shapes.dtype;
-    let isa = Isa::current();
+    let (heads, e) = (problem.shapes.batch * problem.shapes.heads, problem.shapes.value_width);
+    let parts: Vec<_> = problem.parts().collect();
+    let lens = |width: usize| parts.iter().map(move |(part, _)| part.queries.len() * width);
+    let outs = Rooms::of(out, heads).cut(lens(e));
+    let mut statistics = statistic.map(|statistic| Rooms::of(statistic, heads).cut(lens(1)).into_iter());
+    let calls = parts.iter().zip(outs).map(|((part, problem), out)| {
+        let statistic = statistics.as_mut().and_then(Iterator::next);
+        (problem, inputs.part(part), out, statistic)
+    });
+    let work = |problem: &Quadratic| problem.shapes.queries.saturating_mul(problem.shapes.keys);
+    parallel::run_calls(
+        calls.collect(),
+        |(problem, ..)| work(problem),
+        |(problem, inputs, out, statistic)| {
+            run_alone(problem, &inputs, out, statistic);
+        },
+    );
+    Ok(())
+}
+
+/// Computes one part.
+fn run_alone(problem: &Quadratic, inputs: &QuadraticInputs<'_>, out: Rooms<'_>, statistic: Option<Rooms<'_>>) {
+    let (dtype, isa) = (problem.shapes.dtype, Isa::current());
     if decode::suits(problem) {
         dispatch!(dtype, T => {
-            decode::run(&Context::new(problem, inputs, Verbs::<T>::get(isa)), out, statistic);
+            return decode::run(&Context::new(problem, inputs, Verbs::<T>::get(isa)), out, statistic);
         });
-        return Ok(());
     }
     if let Some(pairs) = Pairs::get(isa).filter(|_| dtype == DType::BF16) {
-        run(&Context::new(problem, inputs, Verbs::<f32>::get(isa)), pairs, out, statistic);
-        return Ok(());
+        return run(&Context::new(problem, inputs, Verbs::<f32>::get(isa)), pairs, out, statistic);
     }
     dispatch!(dtype, T => {
         run(&Context::new(problem, inputs, Verbs::<T>::get(isa)), Plain, out, statistic);
     });
-    Ok(())
 }
 
 /// Keys and values of one head that some query sees, as right operands.
@@ -75,8 +94,8 @@ struct Task<'p, 'o, X> {
 pub(super) fn run<T: Number, P: Precision<T>>(
     context: &Context<'_, T>,
     precision: P,
-    mut out: SliceMut<'_>,
-    mut statistic: Option<SliceMut<'_>>,
+    mut out: Rooms<'_>,
+    mut statistic: Option<Rooms<'_>>,
 ) {
     let shapes = context.shapes();
     let (d, e) = (shapes.width, shapes.value_width);
@@ -98,8 +117,9 @@ pub(super) fn run<T: Number, P: Precision<T>>(
                 for start in (0..shapes.queries).step_by(BLOCK) {
                     let queries = start..(start + BLOCK).min(shapes.queries);
                     let rows = queries.len();
-                    let statistic = statistic.as_mut().map(|statistic| statistic.take(rows));
-                    let (out, first_key) = (out.take(rows * e), keys.start);
+                    let room = batch * shapes.heads + head;
+                    let statistic = statistic.as_mut().map(|statistic| statistic.take(room, rows));
+                    let (out, first_key) = (out.take(room, rows * e), keys.start);
                     tasks.push(Task { packed, first_key, batch, head, queries, out, statistic });
                 }
             }

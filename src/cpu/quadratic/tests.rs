@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::super::rooms::Rooms;
 use super::super::rows::Number;
 use super::super::simd::Isa;
 use super::super::tile::Verbs;
@@ -186,6 +187,7 @@ impl Case {
             width,
             value_width,
             bias: setting.has_bias.then_some((heads, radius)),
+            sequences: None,
         };
         let Setting { weight, mask, scale, soft_cap, finish, .. } = *setting;
         let problem = Quadratic::new("test", shapes, weight, mask, scale, soft_cap, finish).unwrap();
@@ -197,7 +199,7 @@ impl Case {
     /// Output and statistic of keys in place, and of packed keys, in the type of sums.
     fn both<T: Number>(&self, verbs: &'static Verbs<T>) -> [Vec<T>; 2] {
         let [q, k, v] = self.operands.each_ref().map(Operand::view);
-        let shapes = self.problem.shapes;
+        let shapes = &self.problem.shapes;
         let key_mask = self.key_mask.as_ref().map(|x| View::contiguous(x.slice(), &[2, shapes.keys]).unwrap());
         let (heads, radius) = shapes.bias.unwrap_or_default();
         let bias = self.bias.as_ref().map(|x| View::contiguous(x.slice(), &[heads, 2 * radius + 1]).unwrap());
@@ -206,7 +208,8 @@ impl Case {
         [true, false].map(|is_in_place| {
             let mut results = vec![T::from_f64(f64::NAN); self.problem.output_len() + self.problem.statistic_len()];
             let (out, statistic) = results.split_at_mut(self.problem.output_len());
-            let (out, statistic) = (T::slice_mut(out), Some(T::slice_mut(statistic)));
+            let rooms = |all| Rooms::of(T::slice_mut(all), shapes.batch * shapes.heads);
+            let (out, statistic) = (rooms(out), Some(rooms(statistic)));
             match is_in_place {
                 true => decode::run(&context, out, statistic),
                 false => forward::run(&context, Plain, out, statistic),

@@ -5,7 +5,7 @@ use super::super::plan::Argument;
 use super::super::view::{DeviceSliceMut, DeviceView, strides};
 use super::{ForwardOutputs, LinearLayout, SavedLayout, StateLayout, plan_backward, plan_forward};
 use crate::Result;
-use crate::problem::{Elements, Linear, Operand, StateMut, StateView, ensure_value};
+use crate::problem::{Elements, Linear, Operand, StateMut, StateView, ensure_alone, ensure_value};
 
 /// The operands, as views of device memory.
 pub type LinearInputs<'a> = crate::problem::LinearInputs<DeviceView<'a>>;
@@ -29,6 +29,7 @@ pub fn forward(
     mut outputs: LinearOutputs<'_>,
 ) -> Result<()> {
     inputs.check(problem)?;
+    ensure_alone(problem.function, problem.shapes.sequences.as_ref())?;
     outputs.check(problem)?;
     let asked = ForwardOutputs {
         wide_out: outputs.out.dtype() != problem.shapes.dtype,
@@ -65,6 +66,7 @@ pub fn backward(
     mut gradients: LinearGradients<'_>,
 ) -> Result<()> {
     inputs.check(problem)?;
+    ensure_alone(problem.function, problem.shapes.sequences.as_ref())?;
     saved.check(problem)?;
     gradients.check(problem)?;
     let dtype = gradients.v.dtype();

@@ -27,7 +27,7 @@ fn grouped(sizes: [usize; 5], key_heads: usize, dtype: DType, map: Map, scan: Sc
     let [batch, heads, positions, width, value_width] = sizes;
     let rows = |heads, width| Shape(vec![batch, heads, positions, width], dtype);
     let [q, k, v] = [rows(heads, width), rows(key_heads, width), rows(key_heads, value_width)];
-    let shapes = LinearShapes::new("test", scan, &q, &k, &v, None, None).unwrap();
+    let shapes = LinearShapes::new("test", scan, [&q, &k, &v], None, None, None).unwrap();
     Linear::new("test", shapes, map, scan, finish).unwrap()
 }
 

@@ -9,7 +9,7 @@ const ROWS: usize = 128;
 /// The same computation with the query heads of a key head as rows of one head, so that keys and values are read once for
 /// all of them. None if they are too many, do not lie as rows, or do not see all keys.
 pub(super) fn folded(problem: &Quadratic, layout: &QuadraticLayout) -> Option<(Quadratic, QuadraticLayout)> {
-    let shapes = problem.shapes;
+    let shapes = problem.shapes.clone();
     let group = shapes.heads.checked_div(shapes.key_heads)?;
     let queries = group * shapes.queries;
     let sees_all = |position: i64| problem.mask.visible(position, shapes.keys) == (0..shapes.keys);
@@ -25,5 +25,5 @@ pub(super) fn folded(problem: &Quadratic, layout: &QuadraticLayout) -> Option<(Q
     let shapes = QuadraticShapes { heads: shapes.key_heads, queries, ..shapes };
     let row = if queries == group { head } else { row };
     let layout = QuadraticLayout { q: [batch, group as i64 * head, row], ..*layout };
-    Some((Quadratic { shapes, mask: Mask::Full, ..*problem }, layout))
+    Some((Quadratic { shapes, mask: Mask::Full, ..problem.clone() }, layout))
 }

@@ -83,7 +83,7 @@ pub fn plan_forward(
     outputs: QuadraticOutputs,
     facts: &DeviceFacts,
 ) -> Plan {
-    let (problem, layout) = &decode::folded(problem, layout).unwrap_or((*problem, *layout));
+    let (problem, layout) = &decode::folded(problem, layout).unwrap_or_else(|| (problem.clone(), *layout));
     let mut planner = Planner::new(problem, layout, facts);
     if problem.statistic_len() == 0 {
         return planner.plan;

@@ -11,7 +11,7 @@ fn gradients() {
             for lengths in LENGTHS {
                 for key_mask in [None, Some(key_mask(2, lengths.1))] {
                     let inputs = qkv([4, 2, 2], lengths, key_mask.as_ref());
-                    let options = DiagOptions { block_size: 4, causal, weight, scale: None, key_mask };
+                    let options = DiagOptions { block_size: 4, causal, weight, scale: None, key_mask, sequences: None };
                     check_gradients(
                         &inputs,
                         |x| vec![diag_attention(&x[0], &x[1], &x[2], &options)],

@@ -32,7 +32,11 @@ fn gradients() {
             for lengths in LENGTHS {
                 check([4, 2, 2], lengths, &GauOptions { mask, norm, ..Default::default() });
                 let key_mask = Some(key_mask(2, lengths.1));
-                check([2, 1, 1], lengths, &GauOptions { mask, norm, key_mask, bias: Some(random([1, 1, 2, 33], 5)) });
+                check(
+                    [2, 1, 1],
+                    lengths,
+                    &GauOptions { mask, norm, key_mask, bias: Some(random([1, 1, 2, 33], 5)), sequences: None },
+                );
             }
         }
     }

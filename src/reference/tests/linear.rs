@@ -57,7 +57,7 @@ fn gradients_and_recurrence_of_every_map() {
             for lengths in LENGTHS {
                 let key_mask = Some(key_mask(2, lengths.1));
                 let normalizer = positive.then_some(1e-1);
-                check([2, 1, 1], lengths, &LinearOptions { map, causal, normalizer, key_mask, log_decay: None });
+                check([2, 1, 1], lengths, &LinearOptions { map, causal, normalizer, key_mask, ..Default::default() });
                 check([2, 2, 2], lengths, &LinearOptions { map, causal, normalizer: None, ..Default::default() });
             }
         }
@@ -181,8 +181,13 @@ fn cuts_do_not_reach_later_decays() {
     let x = Array { data: vec![1.0; 3], shape: [1, 1, 3, 1] };
     let out = |cut: f64| {
         let log_decay = Some(Array { data: vec![0.0, cut, -1.0], shape: [1, 1, 1, 3] });
-        let options =
-            LinearOptions { map: FeatureMap::Identity, causal: true, normalizer: None, log_decay, key_mask: None };
+        let options = LinearOptions {
+            map: FeatureMap::Identity,
+            causal: true,
+            normalizer: None,
+            log_decay,
+            ..Default::default()
+        };
         let recurrent = linear_attention_with_state(&x, &x, &x, &options, None).0;
         let gradients = linear_attention_backward(&x, &x, &x, &options, &x);
         assert_eq!(recurrent, linear_attention(&x, &x, &x, &options));

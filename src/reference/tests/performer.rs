@@ -24,7 +24,13 @@ fn gradients_where_the_stabilizer_cancels() {
         for causal in [false, true] {
             for heads in HEADS {
                 for lengths in LENGTHS {
-                    let options = PerformerOptions { map, causal, epsilon, key_mask: Some(key_mask(2, lengths.1)) };
+                    let options = PerformerOptions {
+                        map,
+                        causal,
+                        epsilon,
+                        key_mask: Some(key_mask(2, lengths.1)),
+                        sequences: None,
+                    };
                     check_gradients(
                         &qkv(heads, lengths, options.key_mask.as_ref()),
                         |x| vec![performer_attention(&x[0], &x[1], &x[2], &omega, &options)],
@@ -85,13 +91,20 @@ fn recurrent_is_dense_and_pieces_are_the_whole() {
     for map in MAPS {
         for heads in HEADS {
             for (causal, lengths) in LENGTHS.into_iter().flat_map(|lengths| [(false, lengths), (true, lengths)]) {
-                let options = PerformerOptions { map, causal, epsilon: 0.1, key_mask: Some(key_mask(2, lengths.1)) };
+                let options = PerformerOptions {
+                    map,
+                    causal,
+                    epsilon: 0.1,
+                    key_mask: Some(key_mask(2, lengths.1)),
+                    sequences: None,
+                };
                 let [q, k, v] = qkv(heads, lengths, options.key_mask.as_ref());
                 let recurrent = performer_attention_with_state(&q, &k, &v, &omega, &options, None).0;
                 let dense = performer_attention(&q, &k, &v, &omega, &options);
                 assert_close(&recurrent, &dense, 1e-12, &format!("{heads:?} {lengths:?} {options:?}"));
             }
-            let options = PerformerOptions { map, causal: true, epsilon: 0.1, key_mask: Some(key_mask(2, 9)) };
+            let options =
+                PerformerOptions { map, causal: true, epsilon: 0.1, key_mask: Some(key_mask(2, 9)), sequences: None };
             let [q, k, v] = qkv(heads, (9, 9), options.key_mask.as_ref());
             let (whole, last) = performer_attention_with_state(&q, &k, &v, &omega, &options, None);
             let (mut joined, mut state) = (Array::zeros(whole.shape), None);

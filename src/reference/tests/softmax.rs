@@ -30,6 +30,7 @@ fn gradients_under_every_mask() {
                 scale: Some(1.3),
                 key_mask: Some(key_mask(2, lengths.1)),
                 bias: Some(random([1, 1, 1, 33], 5)),
+                sequences: None,
             };
             check([2, 1, 1], lengths, &options, true);
         }

@@ -84,7 +84,8 @@ fn decay_and_normalizer() {
     let (q, k, v) = (rows([[1.0]; 3]), rows([[1.0]; 3]), rows([[1.0], [10.0], [100.0]]));
     let run = |log_decay: Array| {
         let (map, normalizer, log_decay) = (FeatureMap::Identity, Some(0.25), Some(log_decay));
-        linear_attention(&q, &k, &v, &LinearOptions { map, causal: true, normalizer, log_decay, key_mask: None }).data
+        linear_attention(&q, &k, &v, &LinearOptions { map, causal: true, normalizer, log_decay, ..Default::default() })
+            .data
     };
     assert_relative_eq!(run(rows([[-LN_2]]))[2], 105.25 / 2.0, max_relative = 1e-14);
     assert_relative_eq!(run(rows([[-9.0, -LN_2, 0.0]]))[2], 110.5 / 2.75, max_relative = 1e-14);

@@ -7,6 +7,7 @@ mod norm;
 mod performer;
 mod quadratic;
 
+use attn_kernels::Sequences;
 use attn_kernels::gau::{GauOptions, MixedChunkOptions};
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::performer::PerformerOptions;
@@ -99,6 +100,21 @@ impl Operation {
             Self::Norm(options) => options.log_decay,
             _ => None,
         }
+    }
+
+    /// The same on packed sequences.
+    pub fn on(mut self, sequences: Sequences) -> Self {
+        let packed = Some(sequences);
+        match &mut self {
+            Self::Softmax(options) => options.sequences = packed,
+            Self::Diag(options) => options.sequences = packed,
+            Self::Gau(options) => options.sequences = packed,
+            Self::Linear(options) => options.sequences = packed,
+            Self::Performer(options, _) => options.sequences = packed,
+            Self::Norm(options) => options.sequences = packed,
+            Self::MixedChunk(options) => options.sequences = packed,
+        }
+        self
     }
 
     /// Whether there are forms that take and return a state.

@@ -26,7 +26,7 @@ impl<'a, T: Number> Worker<'a, T> {
         if let Some(d_log) = d_log.as_deref_mut() {
             d_log::add_rows(sweep, tile, [&self.keys.phi, &self.d_phi], -T::ONE, d_log);
         }
-        self.move_back(sweep, tile, d_log);
+        self.move_back(sweep, tile, d_log.is_some());
         for r in (0..rows).filter(|&r| !self.keys.present[r]) {
             self.d_phi[r * features..][..features].fill(T::ZERO);
             self.dv[r * e..][..e].fill(T::ZERO);
@@ -56,7 +56,7 @@ impl<'a, T: Number> Worker<'a, T> {
     }
 
     /// Adds what the tile's own queries give to dv and dφ(k), and moves R and r to the tile's start.
-    fn move_back(&mut self, sweep: &Sweep<'a, T>, tile: &Range<usize>, mut d_log: Option<&mut [f64]>) {
+    fn move_back(&mut self, sweep: &Sweep<'a, T>, tile: &Range<usize>, has_d_log: bool) {
         let (context, verbs, rows) = (sweep.context, sweep.context.verbs, tile.len());
         if context.is_full() {
             return;
@@ -67,13 +67,14 @@ impl<'a, T: Number> Worker<'a, T> {
             verbs.transpose(&mut self.phi_panels, &self.keys.phi, features, rows, context.features.count);
             self.transpose_values(context, rows);
         }
+        self.crossing.fill(0.0);
         for reader in 0..context.readers() {
             self.load_reader(sweep, reader, tile);
             if context.is_inclusive() {
-                self.gradient_from_tile(context, rows, d_log.is_some());
+                self.gradient_from_tile(context, rows, has_d_log);
             }
-            if let Some(d_log) = d_log.as_deref_mut() {
-                d_log::add_pairs(sweep, tile, &self.scores, &self.weights, d_log);
+            if has_d_log {
+                d_log::add_pairs(rows, verbs.padded(rows), &self.scores, &self.weights, &mut self.crossing);
             }
             self.absorb_queries(context, rows);
         }

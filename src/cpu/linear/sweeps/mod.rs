@@ -75,6 +75,8 @@ pub struct Worker<'a, T> {
     weights: Buffer<T>,
     /// ⟨φ(q_i), φ(k_j)⟩ without decay; only where the log-decay has a gradient.
     scores: Buffer<T>,
+    /// What pairs of the tile give to the gradients of its log-decays.
+    crossing: [f64; TILE],
     d_phi: Buffer<T>,
     d_x: Buffer<T>,
     dv: Buffer<T>,
@@ -96,6 +98,7 @@ impl<'a, T: Number> Worker<'a, T> {
             d_s_panels: zeros(verbs.panels_len(context.features.count, shapes.value_width)),
             weights: zeros(TILE * verbs.padded(TILE)),
             scores: zeros(TILE * verbs.padded(TILE)),
+            crossing: [0.0; TILE],
             d_phi: zeros(TILE * features),
             d_x: zeros(TILE * verbs.padded(shapes.width)),
             dv: zeros(TILE * e),
@@ -143,14 +146,14 @@ impl<'a, T: Number> Worker<'a, T> {
                 self.after.next_segment(context);
             }
             let end = ends.get(index).or(around.end.filter(|_| index + 1 == segments.len()));
-            let across = d_log::across(context, self.after.entering.as_ref(), end);
+            let mut passing = d_log::across(context, self.after.entering.as_ref(), end);
             let tiles = context.tiles(segment.clone());
             let starts = stabilizers.split_off(stabilizers.len() - tiles.len());
             for (tile, mut stabilizer) in tiles.iter().zip(starts).rev() {
                 self.key_gradient(sweep, tile, &mut stabilizer, gradients, d_log.as_deref_mut());
-            }
-            if let Some(d_log) = d_log.as_deref_mut() {
-                d_log::sum(sweep, context.keys(segment), across, d_log);
+                if let Some(d_log) = d_log.as_deref_mut() {
+                    d_log::sum(sweep, tile, &self.crossing, &mut passing, d_log);
+                }
             }
         }
     }

@@ -1,0 +1,128 @@
+//! Packed sequences give what each gives alone: the same bits forward, and gradients within a rounding.
+
+use attn_kernels::Sequences;
+use attn_kernels::problem::DType;
+use attn_kernels::reference::Array;
+
+use crate::common::backends::{self, Backend, Pass};
+use crate::common::buffers::unit;
+use crate::common::cases::{self, Case, Operation};
+use crate::common::data::{Data, slice_columns, slice_rows};
+use crate::common::extent::every_second;
+use crate::common::random::Random;
+use crate::common::reference::Results;
+
+/// Longer ones pass through the same code.
+const LONGEST: usize = 400;
+
+/// Offsets that cut so many tokens at random places, some of them twice.
+fn offsets(random: &mut Random, tokens: usize, count: usize) -> Vec<u32> {
+    let mut cuts: Vec<u32> = (1..count).map(|_| (random.uniform() * (tokens + 1) as f64) as u32).collect();
+    cuts.extend([0, tokens as u32]);
+    if count > 3 {
+        cuts[1] = cuts[0];
+    }
+    cuts.sort_unstable();
+    cuts
+}
+
+/// What a sequence has of the results of all, less the gradient of the bias, which is shared.
+fn part_of(name: &str, all: &Array, queries: &[u32], keys: &[u32], sequence: usize) -> Option<Array> {
+    let range = |offsets: &[u32]| offsets[sequence] as usize..offsets[sequence + 1] as usize;
+    Some(match name {
+        "out" | "log_sum_exp" | "d_q" | "d_q_global" => slice_rows(all, range(queries)),
+        "d_k" | "d_v" | "d_k_global" => slice_rows(all, range(keys)),
+        "d_log_decay" => slice_columns(all, range(keys)),
+        "state.s" | "state.z" => {
+            Array::from_fn([1, all.shape[1], all.shape[2], all.shape[3]], |[_, h, i, d]| all.row(sequence, h, i)[d])
+        }
+        // [1, 1, sequences, heads]
+        "state.stabilizer" => slice_rows(all, sequence..sequence + 1),
+        "d_bias" => return None,
+        other => panic!("{other} of a sequence"),
+    })
+}
+
+/// The largest difference over the largest number, ∞ between finite numbers and others.
+fn difference(x: &Array, y: &Array) -> f64 {
+    assert_eq!(x.shape, y.shape);
+    let largest = y.data.iter().filter(|y| y.is_finite()).fold(f64::MIN_POSITIVE, |most, y| most.max(y.abs()));
+    let apart = |(x, y): (&f64, &f64)| match x.is_finite() && y.is_finite() {
+        true => (x - y).abs() / largest,
+        false if x.to_bits() == y.to_bits() => 0.0,
+        false => f64::INFINITY,
+    };
+    x.data.iter().zip(&y.data).map(apart).fold(0.0, f64::max)
+}
+
+fn is_forward(name: &str) -> bool {
+    !name.starts_with("d_")
+}
+
+/// What differs between a packed run and those of its sequences.
+fn complaints(backend: &dyn Backend, case: &Case, dtype: DType, queries: &[u32], keys: &[u32]) -> Vec<String> {
+    let data = Data::new(case, dtype);
+    let packed = Case { operation: case.operation.clone().on(Sequences::with_keys(queries, keys)), ..case.clone() };
+    let all = backend.run(&packed, &data, dtype, Pass::Both).unwrap_or_else(|error| panic!("{packed}: {error}"));
+    let mut complaints = Vec::new();
+    let mut d_bias: Option<Array> = None;
+    for sequence in 0..queries.len() - 1 {
+        let range = |offsets: &[u32]| offsets[sequence] as usize..offsets[sequence + 1] as usize;
+        let (small, part) = data.piece(case, range(queries), range(keys));
+        // candle has no gradient for what nobody asks of.
+        let pass = if small.queries == 0 { Pass::Forward } else { Pass::Both };
+        let alone: Results = backend.run(&small, &part, dtype, pass).unwrap();
+        for (name, all) in all.0.iter().filter(|(name, _)| small.queries == 0 && !is_forward(name)) {
+            let own = part_of(name, all, queries, keys, sequence);
+            if own.is_some_and(|own| own.data.iter().any(|&x| x != 0.0)) {
+                complaints.push(format!("{name} of sequence {sequence}, which has no query, is not 0"));
+            }
+        }
+        for (name, alone) in &alone.0 {
+            let Some(own) = part_of(name, all.get(name).unwrap(), queries, keys, sequence) else {
+                let sum = d_bias.get_or_insert_with(|| Array::zeros(alone.shape));
+                sum.data.iter_mut().zip(&alone.data).for_each(|(sum, x)| *sum += x);
+                continue;
+            };
+            let apart = difference(&own, alone);
+            let bound = if is_forward(name) { 0.0 } else { 4.0 * unit(dtype) };
+            if apart > bound || own.shape != alone.shape {
+                complaints.push(format!("{name} of sequence {sequence} is {apart:.1e} off"));
+            }
+        }
+    }
+    if let Some(sum) = d_bias {
+        let apart = difference(all.get("d_bias").unwrap(), &sum);
+        if apart > 8.0 * unit(dtype) {
+            complaints.push(format!("the gradient of the bias is {apart:.1e} off"));
+        }
+    }
+    let line = |complaint| format!("{} {dtype} {case}, cut at {queries:?} and {keys:?}: {complaint}", backend.name());
+    complaints.into_iter().map(line).collect()
+}
+
+#[test]
+fn sequences_are_alone() {
+    let (mut found, mut partitions) = (Vec::new(), 0);
+    let random = &mut Random::new("partitions");
+    let backends: Vec<_> = backends::all().into_iter().filter(|backend| backend.is_available()).collect();
+    for (number, case) in cases::all().into_iter().enumerate() {
+        let is_small = case.queries.max(case.keys) <= LONGEST && case.heads[0] * case.batch < 100;
+        if case.batch != 1 || case.prefix > 0 || !is_small {
+            continue;
+        }
+        let count = 1 + number % 6;
+        let queries = offsets(random, case.queries, count);
+        let needs_pairs = matches!(&case.operation, Operation::MixedChunk(options) if options.causal);
+        let is_square = case.queries == case.keys && (needs_pairs || number % 3 > 0);
+        let keys = if is_square { queries.clone() } else { offsets(random, case.keys, count) };
+        partitions += 1;
+        for dtype in every_second(case.dtypes, number) {
+            for backend in backends.iter().filter(|backend| backend.takes(&case)) {
+                found.extend(complaints(backend.as_ref(), &case, dtype, &queries, &keys));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{} complaints\n{}", found.len(), found.join("\n"));
+    assert!(partitions >= 200, "{partitions} partitions");
+}
