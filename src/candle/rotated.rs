@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor};
 
 use super::LinearState;
-use super::engine::{LinearCall, LinearTensors, accumulator};
+use super::engine::{LinearCall, LinearTensors, accumulator, rows};
 use super::favor::{FavorFeatures, by_state_heads, without_removed};
 use super::features::features;
 use super::rotary::Rotary;
@@ -14,7 +14,7 @@ use super::state::ensure_causal;
 use super::{linear_attention, linear_attention_with_state, norm_attention, norm_attention_with_state};
 use crate::linear::{FeatureMap, LinearOptions};
 use crate::performer::PerformerOptions;
-use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Sequences, ensure_value};
+use crate::problem::{Linear, LinearFinish, LinearShapes, Map, Part, Sequences, ensure_value};
 use crate::transnormer::NormOptions;
 
 /// [`linear_attention`] with rotary position embedding (Su et al. 2021, RoFormer, equation 19): with R_p the rotation
@@ -229,9 +229,9 @@ impl Call<'_> {
     /// Refuses tensors as the operation without rotation does, and sequences whose tokens are not as far from each other as
     /// their rows.
     fn admit(&self, [q, k, v]: [&Tensor; 3], omega: Option<&Tensor>) -> Result<()> {
-        let are_rows = |sequences: &Sequences| !self.keeps_state && omega.is_none() && sequences.are_aligned();
+        let are_rows = |sequences: &Sequences| !self.keeps_state && sequences.are_aligned();
         let fits = self.problem.shapes.sequences.as_ref().is_none_or(are_rows);
-        let needs = "none with a state, with random features or with other offsets for keys";
+        let needs = "none with a state or with other offsets for keys";
         ensure_value(fits, self.problem.function, "sequences", "given", needs)?;
         let (key_mask, log_decay, state) = (self.key_mask, self.log_decay, self.state);
         LinearCall::new(self.problem.clone(), [q, k, v], LinearTensors { key_mask, log_decay, omega, state })
@@ -331,6 +331,17 @@ fn performer(
     let key_mask = options.key_mask.as_ref();
     let call = Call { problem, rotary, key_mask, log_decay: None, state, keeps_state };
     call.admit([q, k, v], Some(omega))?;
+    if options.sequences.as_ref().is_some_and(|sequences| sequences.count() > 0) {
+        // The stabiliser runs through all rows that it is handed.
+        let alone = |part: Part| -> Result<Tensor> {
+            let key_mask = key_mask.map(|mask| rows(mask, &part.keys)).transpose()?;
+            let options = PerformerOptions { key_mask, sequences: None, ..options.clone() };
+            let operands = [&rows(q, &part.queries)?, &rows(k, &part.keys)?, &rows(v, &part.keys)?];
+            performer(function, operands, omega, rotary, &options, None, false).map(|(out, _)| out)
+        };
+        let parts = call.problem.parts().map(|(part, _)| alone(part));
+        return Ok((Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 2)?, None));
+    }
     let keys = by_state_heads(&without_removed(k, key_mask)?, call.problem.shapes.state_heads())?;
     let phi = FavorFeatures::new(&widened(q)?, &widened(&keys)?, omega, options, state)?;
     // The stabiliser is in the decay: for the engine these are sums like any.

@@ -66,27 +66,23 @@ impl Sequences {
     pub(super) fn check<T: Operand>(&self, function: &'static str, q: &T, k: &T) -> Result<()> {
         let batch = [Some(1), None, None, None];
         ensure_shape(function, "q", q, &batch, "[1, heads, queries, width]: packed sequences are one batch entry")?;
-        check_offsets(function, "offsets of queries", &self.queries, q.dims()[2])?;
-        check_offsets(function, "offsets of keys", &self.keys, k.dims()[2])?;
-        let needs = format!("{} offsets, as of queries", self.queries.len());
-        let got = format!("{} offsets", self.keys.len());
-        ensure_value(self.keys.len() == self.queries.len(), function, "offsets of keys", got, &needs)
+        check_offsets(function, "query", &self.queries, q.dims()[2])?;
+        check_offsets(function, "key", &self.keys, k.dims()[2])?;
+        let got = format!("of {} query and {} key offsets", self.queries.len(), self.keys.len());
+        ensure_value(self.queries.len() == self.keys.len(), function, "sequences", got, "as many of both")
     }
 }
 
-fn check_offsets(function: &'static str, argument: &'static str, offsets: &[u32], tokens: usize) -> Result<()> {
-    let (first, last) = (offsets.first().copied(), offsets.last().copied());
-    let words = |offset: Option<u32>| offset.map_or("nothing".to_string(), |offset| offset.to_string());
-    ensure_value(first == Some(0), function, argument, format!("{} first", words(first)), "0 first")?;
-    let fall = offsets.windows(2).find(|ends| ends[0] > ends[1]);
-    let got = fall.map_or(String::new(), |ends| format!("{} behind {}", ends[1], ends[0]));
-    ensure_value(fall.is_none(), function, argument, got, "offsets that do not decrease")?;
-    let needs = format!("{tokens} last, the number of tokens");
-    ensure_value(
-        last.map(|last| last as usize) == Some(tokens),
-        function,
-        argument,
-        format!("{} last", words(last)),
-        &needs,
-    )
+fn check_offsets(function: &'static str, of: &str, offsets: &[u32], tokens: usize) -> Result<()> {
+    let check = |holds, got: String, needs: &str| ensure_value(holds, function, "sequences", got, needs);
+    let (Some(&first), Some(&last)) = (offsets.first(), offsets.last()) else {
+        return check(false, format!("of no {of} offsets"), "0 and the end of each");
+    };
+    check(first == 0, format!("of {of} offsets that begin with {first}"), "offsets that begin with 0")?;
+    if let Some(ends) = offsets.windows(2).find(|ends| ends[0] > ends[1]) {
+        let (before, after) = (ends[0], ends[1]);
+        return check(false, format!("of {of} offsets that fall from {before} to {after}"), "offsets that never fall");
+    }
+    let needs = format!("offsets that end with {tokens}, the number of tokens");
+    check(last as usize == tokens, format!("of {of} offsets that end with {last}"), &needs)
 }

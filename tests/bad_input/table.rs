@@ -1,5 +1,6 @@
 //! The rows.
 
+use attn_kernels::Sequences;
 use attn_kernels::gau::{GauNorm, GauOptions, MixedChunkOptions};
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::performer::PerformerOptions;
@@ -105,6 +106,7 @@ pub fn all() -> Vec<Bad> {
     for base in baselines().into_iter().take(7) {
         let mut rows = Rows { base, rows: Vec::new() };
         operands(&mut rows);
+        packings(&mut rows);
         all.extend(rows.rows);
     }
     for operation in [softmax(), Operation::Gau(GauOptions::default()), mixed_chunk()] {
@@ -164,6 +166,36 @@ fn operands(rows: &mut Rows) {
     rows.bad("a key mask in f32", "key_mask", &["dtype f32", "needs u8"], |c| {
         c.key_mask = Some(Tensor::new(&[b, n], DType::F32, 1.0));
     });
+}
+
+/// One batch entry of sequences.
+fn packed(queries: &'static [u32], keys: &'static [u32]) -> impl Fn(&mut Call) {
+    move |c: &mut Call| {
+        [&mut c.q, &mut c.k, &mut c.v, &mut c.q_lin, &mut c.k_lin].into_iter().for_each(|x| x.dims[0] = 1);
+        c.operation = c.operation.clone().on(Sequences::with_keys(queries, keys));
+    }
+}
+
+/// What the offsets of packed sequences can get wrong.
+fn packings(rows: &mut Rows) {
+    let good: &[u32] = &[0, 2, 6];
+    let needs = &["[2, 4, 6, 3]", "packed sequences are one batch entry"];
+    rows.bad("sequences in a batch", "q", needs, |c| c.operation = c.operation.clone().on(Sequences::new(&[0, 6])));
+    let needs = &["no query offsets", "0 and the end of each"];
+    rows.bad("no offsets", "sequences", needs, packed(&[], good));
+    let needs = &["query offsets that begin with 1", "begin with 0"];
+    rows.bad("tokens before the first sequence", "sequences", needs, packed(&[1, 6], good));
+    let needs = &["query offsets that end with 5", "end with 6, the number of tokens"];
+    rows.bad("tokens behind the last sequence", "sequences", needs, packed(&[0, 2, 5], good));
+    rows.bad("one offset", "sequences", &["key offsets that end with 0", "end with 6"], packed(good, &[0]));
+    let needs = &["key offsets that end with 7", "end with 6"];
+    rows.bad("sequences of more keys than there are", "sequences", needs, packed(good, &[0, 2, 7]));
+    let needs = &["key offsets that fall from 4 to 2", "never fall"];
+    rows.bad("a sequence of less than no tokens", "sequences", needs, packed(&[0, 1, 2, 6], &[0, 4, 2, 6]));
+    let needs = &["key offsets that fall from 4294967295 to 6", "never fall"];
+    rows.bad("an offset beyond all memory", "sequences", needs, packed(&[0, 1, 6], &[0, u32::MAX, 6]));
+    let needs = &["of 3 query and 4 key offsets", "as many of both"];
+    rows.bad("sequences of keys alone", "sequences", needs, packed(good, &[0, 1, 2, 6]));
 }
 
 fn biases(rows: &mut Rows) {
@@ -342,6 +374,8 @@ fn mixed_chunks() -> Vec<Bad> {
         c.q.dims[2] = 5;
         c.q_lin.dims[2] = 5;
     });
+    let needs = &["one of 2 queries and 3 keys", "as many keys as queries in each"];
+    rows.bad("a sequence of more keys than queries", "sequences", needs, packed(&[0, 2, 6], &[0, 3, 6]));
     rows.bad("other widths in the global branch", "k", &["[2, 2, 6, 7]", "width of q"], |c| c.k_lin.dims[3] = 7);
     rows.bad("other dtypes in the branches", "k", &["dtype f64", "needs f32"], |c| c.k_lin.dtype = DType::F64);
     rows.rows

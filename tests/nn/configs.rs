@@ -26,7 +26,14 @@ fn round_trips() {
     }
     round_trip(&FeedForwardConfig { hidden: 3, gated: true, activation: Activation::GeluTanh, bias: true });
     round_trip(&NormConfig { kind: NormKind::Layer, epsilon: 1e-5 });
-    round_trip(&SamplerConfig { temperature: 0.7, top_k: Some(5), top_p: Some(0.9), seed: u64::MAX });
+    round_trip(&SamplerConfig {
+        temperature: 0.7,
+        top_k: Some(5),
+        top_p: Some(0.9),
+        min_p: Some(0.05),
+        repetition_penalty: 1.1,
+        seed: u64::MAX,
+    });
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod padding;
 mod refusals;
 mod rotary;
 mod sampling;
+mod sequences;
 
 use std::path::PathBuf;
 

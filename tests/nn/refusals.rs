@@ -198,6 +198,10 @@ fn models_and_samplers() -> Result<()> {
     assert_refused(with(|config| config.top_k = Some(0)), &["`top_k` is 0"]);
     assert_refused(with(|config| config.top_p = Some(0.0)), &["`top_p` is 0"]);
     assert_refused(with(|config| config.top_p = Some(1.5)), &["`top_p` is 1.5"]);
+    assert_refused(with(|config| config.min_p = Some(0.0)), &["`min_p` is 0"]);
+    assert_refused(with(|config| config.min_p = Some(f64::NAN)), &["`min_p` is NaN"]);
+    assert_refused(with(|config| config.repetition_penalty = 0.0), &["`repetition_penalty` is 0"]);
+    assert_refused(with(|config| config.repetition_penalty = f64::INFINITY), &["`repetition_penalty` is inf"]);
     let logits = Tensor::new(&[f32::NAN, f32::NAN], &Device::Cpu)?;
     assert_refused(greedy.clone().sample(&logits), &["Sampler::sample", "`logits`", "number"]);
     assert_refused(greedy.clone().sample(&Tensor::zeros(0, DType::F32, &Device::Cpu)?), &["`logits`"]);

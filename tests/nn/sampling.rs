@@ -26,7 +26,7 @@ fn assert_distributed(counts: &[f64], probabilities: &[f64]) {
 fn distributions() -> Result<()> {
     let probabilities = [0.1, 0.4, 0.05, 0.3, 0.15];
     let logits = probabilities.map(|p: f64| p.ln() + 3.0);
-    let config = |temperature, top_k, top_p| SamplerConfig { temperature, top_k, top_p, seed: 5 };
+    let config = |temperature, top_k, top_p| SamplerConfig { temperature, top_k, top_p, seed: 5, ..Default::default() };
     let draws = 20_000;
     assert_distributed(&counts(&logits, config(1.0, None, None), draws)?, &probabilities);
     // T = 2: proportional to √p.
@@ -46,6 +46,54 @@ fn distributions() -> Result<()> {
     for config in [config(1.0, None, Some(1e-9)), config(1e-6, None, None), config(0.0, None, None)] {
         assert_distributed(&counts(&logits, config, 100)?, &[0.0, 1.0, 0.0, 0.0, 0.0]);
     }
+    Ok(())
+}
+
+#[test]
+fn unlikely_tokens_are_left_out() -> Result<()> {
+    let logits = [0.1, 0.4, 0.05, 0.3, 0.15].map(|p: f64| p.ln() - 2.0);
+    let config =
+        |min_p, top_k| SamplerConfig { temperature: 1.0, min_p: Some(min_p), top_k, seed: 5, ..Default::default() };
+    // At least half of 0.4, a fifth of it.
+    assert_distributed(&counts(&logits, config(0.5, None), 20_000)?, &[0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0, 0.0]);
+    let fifth = [0.1 / 0.95, 0.4 / 0.95, 0.0, 0.3 / 0.95, 0.15 / 0.95];
+    assert_distributed(&counts(&logits, config(0.2, None), 20_000)?, &fifth);
+    assert_distributed(&counts(&logits, config(0.2, Some(1)), 100)?, &[0.0, 1.0, 0.0, 0.0, 0.0]);
+    assert_distributed(&counts(&logits, config(1.0, None), 100)?, &[0.0, 1.0, 0.0, 0.0, 0.0]);
+    Ok(())
+}
+
+#[test]
+fn repetitions_are_made_rarer() -> Result<()> {
+    let config = SamplerConfig { repetition_penalty: 2.0, ..Default::default() };
+    let logits = Tensor::new(&[3f32, 4.0, -1.0, 2.5, f32::NEG_INFINITY], &Device::Cpu)?;
+    // 4 → 2, 3 → 1.5, 2.5 → 1.25, then all once more do not change: seen is seen.
+    let mut sampler = Sampler::new(config)?;
+    let chosen: Vec<u32> = (0..5).map(|_| sampler.sample(&logits)).collect::<Result<_>>()?;
+    assert_eq!(chosen, [1, 0, 3, 1, 1]);
+    // Below 0 a penalty makes less of it; tokens beyond the vocabulary do not matter.
+    let mut sampler = Sampler::new(config)?;
+    sampler.observe(&[0, 7]);
+    assert_eq!(sampler.sample(&Tensor::new(&[-1f64, -1.5], &Device::Cpu)?)?, 1);
+    let refused = sampler.sample_batch(&logits.unsqueeze(0)?).unwrap_err().to_string();
+    assert!(refused.contains("`repetition_penalty` is 2, needs 1 for a batch"), "{refused}");
+
+    // The prompt has been seen.
+    let next = |_: &[u32]| logits.narrow(0, 0, 4);
+    let generation = generate(next, &[1, 1], Sampler::new(config)?)?;
+    assert_eq!(generation.take(2).collect::<Result<Vec<u32>>>()?, [0, 3]);
+    Ok(())
+}
+
+#[test]
+fn generation_ends_with_a_token() -> Result<()> {
+    let next = |tokens: &[u32]| {
+        let last = tokens[tokens.len() - 1];
+        Tensor::from_vec((0..10).map(|token| f32::from(token == last + 1)).collect(), 10, &Device::Cpu)
+    };
+    let generation = || generate(next, &[2], Sampler::new(SamplerConfig::default())?);
+    assert_eq!(generation()?.until(&[6, 5]).collect::<Result<Vec<u32>>>()?, [3, 4, 5]);
+    assert_eq!(generation()?.until(&[1]).take(4).collect::<Result<Vec<u32>>>()?, [3, 4, 5, 6]);
     Ok(())
 }
 

@@ -14,4 +14,4 @@ mod tensors;
 
 pub use linear::{LinearCall, LinearTensors};
 pub use quadratic::QuadraticCall;
-pub use tensors::accumulator;
+pub use tensors::{accumulator, rows};

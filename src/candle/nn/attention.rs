@@ -1,16 +1,16 @@
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::batch::{Batch, gathered};
 use super::cache::Cache;
 use super::config::AttentionConfig;
 use super::gated::GatedUnit;
 use super::heads::Heads;
 use super::mark::check_mark;
 use super::mechanism::Mechanism;
-use super::packing::packed;
 use super::siblings::ensure_absent;
 use crate::problem::ensure_value;
-use crate::{Error, Result as CoreResult};
+use crate::{Error, Result as CoreResult, Sequences};
 
 /// An attention layer `[B, N, width]` → `[B, N, width]` of any [`Mechanism`].
 ///
@@ -115,15 +115,25 @@ impl Attention {
     /// # Errors
     /// An x of another shape or dtype, or on another device; a mask of another shape or dtype.
     pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        packed(x, key_mask, |x, key_mask| self.forward_packed(x, key_mask))
+        gathered(x, key_mask, |x, batch| self.forward_batch(x, batch))
     }
 
-    /// The same where visible tokens come first.
-    pub(super) fn forward_packed(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+    /// Attention inside each of the sequences that are packed into x `[1, T, width]`, as if it were alone.
+    ///
+    /// # Errors
+    /// As [`Self::forward_masked`]; sequences that do not cut x, or have other offsets for keys.
+    pub fn forward_sequences(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        self.forward_batch(x, Batch { sequences: Some(sequences), key_mask: None })
+    }
+
+    pub(super) fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
         self.check_input("Attention::forward", x)?;
+        let is_aligned = batch.sequences.is_none_or(Sequences::are_aligned);
+        let needs = "those of queries and keys in one";
+        ensure_value(is_aligned, "Attention::forward_sequences", "sequences", "of two kinds of offsets", needs)?;
         match &self.inner {
-            Inner::Heads(heads) => heads.forward(x, key_mask),
-            Inner::Gated(unit) => unit.forward(x, key_mask),
+            Inner::Heads(heads) => heads.forward(x, batch),
+            Inner::Gated(unit) => unit.forward(x, batch),
         }
     }
 

@@ -3,6 +3,7 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 
+use super::batch::Batch;
 use super::cache::{Cache, Contents, Rows};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
@@ -67,17 +68,18 @@ impl GatedUnit {
         })
     }
 
-    pub fn forward(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
         let rows = x.dim(1)?;
         let (affine, v) = self.project(x, 0)?;
-        let key_mask = key_mask.cloned();
+        let (key_mask, sequences) = (batch.key_mask.cloned(), batch.sequences.cloned());
         let out = match (&self.kernel, &affine[..]) {
             (Kernel::Gau(options), [q, k]) => {
-                let options = GauOptions { key_mask, bias: self.bias(rows)?, ..options.clone() };
+                let options = GauOptions { key_mask, sequences, bias: self.bias(rows)?, ..options.clone() };
                 gau_attention(q, k, &v, &options)?
             }
             (Kernel::Flash(options), [q, k, q_global, k_global]) => {
-                let options = MixedChunkOptions { key_mask, bias: self.bias(options.chunk_size)?, ..options.clone() };
+                let bias = self.bias(options.chunk_size)?;
+                let options = MixedChunkOptions { key_mask, sequences, bias, ..options.clone() };
                 mixed_chunk_attention(q, k, q_global, k_global, &v, &options)?
             }
             _ => candle_core::bail!("another number of affine heads"),

@@ -7,7 +7,8 @@ use crate::problem::ensure_value;
 /// token at a time, and returns the logits `[vocabulary]` after the last of them. What came before is its own business,
 /// in a cache usually.
 ///
-/// The iterator does not end by itself: stop it with `take`, `take_while` or a loop. After an error it ends.
+/// The iterator ends after a token of [`Generation::until`], or else not by itself: stop it with `take`, `take_while` or a
+/// loop. After an error it ends. The prompt and what is returned count as seen for a repetition penalty.
 ///
 /// # Errors
 /// An empty prompt.
@@ -28,12 +29,13 @@ use crate::problem::ensure_value;
 /// assert_eq!(tokens, [2, 3]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn generate<F>(next: F, prompt: &[u32], sampler: Sampler) -> Result<Generation<F>>
+pub fn generate<F>(next: F, prompt: &[u32], mut sampler: Sampler) -> Result<Generation<F>>
 where
     F: FnMut(&[u32]) -> Result<Tensor>,
 {
     ensure_value(!prompt.is_empty(), "generate", "prompt", "empty", "at least one token")?;
-    Ok(Generation { next, sampler, new: prompt.to_vec(), failed: false })
+    sampler.observe(prompt);
+    Ok(Generation { next, sampler, new: prompt.to_vec(), last: Vec::new(), has_ended: false })
 }
 
 /// The iterator of [`generate`].
@@ -43,20 +45,29 @@ pub struct Generation<F> {
     sampler: Sampler,
     /// Tokens that the model has not seen.
     new: Vec<u32>,
-    failed: bool,
+    /// Tokens that end it.
+    last: Vec<u32>,
+    has_ended: bool,
+}
+
+impl<F> Generation<F> {
+    /// The same, ending with the first of these tokens, which is returned.
+    pub fn until(self, tokens: &[u32]) -> Self {
+        Self { last: tokens.to_vec(), ..self }
+    }
 }
 
 impl<F: FnMut(&[u32]) -> Result<Tensor>> Iterator for Generation<F> {
     type Item = Result<u32>;
 
     fn next(&mut self) -> Option<Result<u32>> {
-        if self.failed {
+        if self.has_ended {
             return None;
         }
         let token = (self.next)(&self.new).and_then(|logits| self.sampler.sample(&logits));
         match &token {
-            Ok(token) => self.new = vec![*token],
-            Err(_) => self.failed = true,
+            Ok(token) => (self.new, self.has_ended) = (vec![*token], self.last.contains(token)),
+            Err(_) => self.has_ended = true,
         }
         Some(token)
     }

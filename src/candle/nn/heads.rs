@@ -3,6 +3,7 @@
 use candle_core::{Device, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 
+use super::batch::Batch;
 use super::cache::{Cache, Contents, kept_rows};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
@@ -84,30 +85,32 @@ impl Heads {
         }
     }
 
-    pub fn forward(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
         let [q, k, v] = self.project(x, 0)?;
-        let mask = key_mask.cloned();
+        let (key_mask, sequences) = (batch.key_mask.cloned(), batch.sequences.cloned());
         let out = match &self.kernel {
             Kernel::Softmax(options) => {
-                softmax_attention(&q, &k, &v, &SoftmaxOptions { key_mask: mask, ..options.clone() })
+                softmax_attention(&q, &k, &v, &SoftmaxOptions { key_mask, sequences, ..options.clone() })
             }
-            Kernel::Diag(options) => diag_attention(&q, &k, &v, &DiagOptions { key_mask: mask, ..options.clone() }),
+            Kernel::Diag(options) => {
+                diag_attention(&q, &k, &v, &DiagOptions { key_mask, sequences, ..options.clone() })
+            }
             Kernel::Linear(options) => {
-                let options = LinearOptions { key_mask: mask, ..options.clone() };
+                let options = LinearOptions { key_mask, sequences, ..options.clone() };
                 match &self.rotary {
                     Some(rotary) => rotary_linear_attention(&q, &k, &v, rotary, &options),
                     None => linear_attention(&q, &k, &v, &options),
                 }
             }
             Kernel::Norm(options) => {
-                let options = NormOptions { key_mask: mask, ..options.clone() };
+                let options = NormOptions { key_mask, sequences, ..options.clone() };
                 match &self.rotary {
                     Some(rotary) => rotary_norm_attention(&q, &k, &v, rotary, &options),
                     None => norm_attention(&q, &k, &v, &options),
                 }
             }
             Kernel::Performer(options, omega) => {
-                let options = PerformerOptions { key_mask: mask, ..options.clone() };
+                let options = PerformerOptions { key_mask, sequences, ..options.clone() };
                 match &self.rotary {
                     Some(rotary) => rotary_performer_attention(&q, &k, &v, &omega.tensor(), rotary, &options),
                     None => performer_attention(&q, &k, &v, &omega.tensor(), &options),

@@ -22,6 +22,7 @@
 
 mod activation;
 mod attention;
+mod batch;
 mod cache;
 mod check;
 mod config;
@@ -36,7 +37,6 @@ mod model;
 mod model_config;
 mod norm;
 mod omega;
-mod packing;
 mod projection;
 mod sampler;
 mod seeded;

@@ -2,14 +2,15 @@ use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::{Init, Linear, VarBuilder};
 
 use super::attention::Attention;
+use super::batch::{Batch, gathered};
 use super::cache::{Cache, ModelCache};
 use super::feed_forward::FeedForward;
 use super::generate::{Generation, generate};
 use super::model_config::LanguageModelConfig;
 use super::norm::Norm;
-use super::packing::packed;
 use super::sampler::Sampler;
 use super::siblings::ensure_absent;
+use crate::Sequences;
 use crate::problem::ensure_value;
 
 /// One block of a model: with RMS or layer norm before each part,
@@ -64,12 +65,19 @@ impl Block {
     /// # Errors
     /// As [`Attention::forward_masked`].
     pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        packed(x, key_mask, |x, key_mask| self.forward_packed(x, key_mask))
+        gathered(x, key_mask, |x, batch| self.forward_batch(x, batch))
     }
 
-    /// The same where visible tokens come first.
-    fn forward_packed(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        let attended = self.attention.forward_packed(&self.attention_norm.forward(x)?, key_mask)?;
+    /// The packed sequences of x `[1, T, width]`, each as if it were alone.
+    ///
+    /// # Errors
+    /// As [`Attention::forward_sequences`].
+    pub fn forward_sequences(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        self.forward_batch(x, Batch { sequences: Some(sequences), key_mask: None })
+    }
+
+    fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
+        let attended = self.attention.forward_batch(&self.attention_norm.forward(x)?, batch)?;
         self.finish(x, attended)
     }
 
@@ -195,10 +203,23 @@ impl LanguageModel {
     /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_masked`].
     pub fn forward_masked(&self, tokens: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
         let x = self.embed("LanguageModel::forward", tokens)?;
-        let x = packed(&x, key_mask, |x, key_mask| {
-            self.blocks.iter().try_fold(x.clone(), |x, block| block.forward_packed(&x, key_mask))
-        })?;
+        let x = gathered(&x, key_mask, |x, batch| self.forward_batch(x, batch))?;
         self.head.forward(&self.norm.forward(&x)?)
+    }
+
+    /// The logits `[1, T, vocabulary]` after every token of packed sequences, `tokens` `[1, T]`, each as if it were alone:
+    /// a batch for training without padding.
+    ///
+    /// # Errors
+    /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_sequences`].
+    pub fn forward_sequences(&self, tokens: &Tensor, sequences: &Sequences) -> Result<Tensor> {
+        let x = self.embed("LanguageModel::forward_sequences", tokens)?;
+        let x = self.forward_batch(&x, Batch { sequences: Some(sequences), key_mask: None })?;
+        self.head.forward(&self.norm.forward(&x)?)
+    }
+
+    fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
+        self.blocks.iter().try_fold(x.clone(), |x, block| block.forward_batch(&x, batch))
     }
 
     /// An empty cache for decoding.

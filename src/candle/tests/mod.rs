@@ -4,6 +4,7 @@
 mod formulas;
 mod gradients;
 mod locks;
+mod packed;
 mod refusals;
 mod states;
 mod views;

@@ -32,6 +32,8 @@ pub fn backward(
     check(problem, inputs)?;
     saved.check(problem)?;
     gradients.check(problem)?;
+    // Other threads need not be forced as this one.
+    let isa = Isa::current();
     let parts = problem.parts().zip(rooms(problem, gradients));
     let calls = parts.map(|((part, problem), rooms)| (problem, inputs.part(&part), saved.part(&part), rooms));
     parallel::run_calls(
@@ -39,7 +41,7 @@ pub fn backward(
         |(problem, ..)| problem.shapes.keys,
         |(problem, inputs, saved, rooms)| {
             dispatch!(problem.shapes.dtype, T => {
-                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(Isa::current())), &saved, rooms);
+                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(isa)), &saved, rooms);
             });
         },
     );

@@ -25,6 +25,8 @@ use crate::transnormer::NormScope;
 pub fn forward(problem: &Linear, inputs: &LinearInputs<'_>, outputs: LinearOutputs<'_>) -> Result<()> {
     check(problem, inputs)?;
     outputs.check(problem)?;
+    // Other threads need not be forced as this one.
+    let isa = Isa::current();
     let calls = problem.parts().zip(rooms(problem, outputs));
     let calls = calls.map(|((part, problem), outputs)| (problem, inputs.part(&part), outputs));
     parallel::run_calls(
@@ -32,7 +34,7 @@ pub fn forward(problem: &Linear, inputs: &LinearInputs<'_>, outputs: LinearOutpu
         |(problem, ..)| problem.shapes.keys,
         |(problem, inputs, outputs)| {
             dispatch!(problem.shapes.dtype, T => {
-                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(Isa::current())), outputs);
+                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(isa)), outputs);
             });
         },
     );

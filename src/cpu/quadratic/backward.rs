@@ -48,13 +48,15 @@ pub fn backward(
         let rooms = [q.next()?, k.next()?, v.next()?];
         Some((problem, inputs.part(part), saved.part(part), rooms, d_bias))
     });
+    // Other threads need not be forced as this one.
+    let isa = Isa::current();
     let work = |problem: &Quadratic| problem.shapes.queries.saturating_mul(problem.shapes.keys);
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| work(problem),
         |(problem, inputs, saved, rooms, d_bias)| {
             dispatch!(problem.shapes.dtype, T => {
-                *d_bias = run::<T>(&Context::new(problem, &inputs, Verbs::<T>::get(Isa::current())), &saved, rooms);
+                *d_bias = run::<T>(&Context::new(problem, &inputs, Verbs::<T>::get(isa)), &saved, rooms);
             });
         },
     );

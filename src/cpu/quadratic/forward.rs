@@ -46,20 +46,28 @@ pub fn forward(
         let statistic = statistics.as_mut().and_then(Iterator::next);
         (problem, inputs.part(part), out, statistic)
     });
+    // Other threads need not be forced as this one.
+    let isa = Isa::current();
     let work = |problem: &Quadratic| problem.shapes.queries.saturating_mul(problem.shapes.keys);
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| work(problem),
         |(problem, inputs, out, statistic)| {
-            run_alone(problem, &inputs, out, statistic);
+            run_alone(problem, &inputs, isa, out, statistic);
         },
     );
     Ok(())
 }
 
 /// Computes one part.
-fn run_alone(problem: &Quadratic, inputs: &QuadraticInputs<'_>, out: Rooms<'_>, statistic: Option<Rooms<'_>>) {
-    let (dtype, isa) = (problem.shapes.dtype, Isa::current());
+fn run_alone(
+    problem: &Quadratic,
+    inputs: &QuadraticInputs<'_>,
+    isa: Isa,
+    out: Rooms<'_>,
+    statistic: Option<Rooms<'_>>,
+) {
+    let dtype = problem.shapes.dtype;
     if decode::suits(problem) {
         dispatch!(dtype, T => {
             return decode::run(&Context::new(problem, inputs, Verbs::<T>::get(isa)), out, statistic);

@@ -1,10 +1,20 @@
-//! Batches padded to one length, on any side.
+//! Batches of sequences that differ in length: padded on any side, or packed.
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::Sequences;
+
+/// Which rows are tokens, and of which sequence.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Batch<'a> {
+    /// `[B, N]`, the visible tokens of each sequence first.
+    pub key_mask: Option<&'a Tensor>,
+    pub sequences: Option<&'a Sequences>,
+}
+
 /// The rows of a batch in another order: in every sequence the visible tokens first, as if it were padded on the right,
 /// so that whatever counts positions (rotary embedding, windows, blocks, chunks, distances) counts visible tokens.
-struct Packing {
+struct Gathering {
     /// `[B·N]` u32: the row that comes to each place, and the place that each row came to.
     order: Tensor,
     back: Tensor,
@@ -14,21 +24,22 @@ struct Packing {
 
 /// `compute` of rows x `[B, N, width]` and a key mask `[B, N]`, handed over with the visible tokens of each sequence
 /// first; the result `[B, N, …]` is in the order of x again.
-pub(super) fn packed(
+pub(super) fn gathered(
     x: &Tensor,
     key_mask: Option<&Tensor>,
-    compute: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+    compute: impl FnOnce(&Tensor, Batch<'_>) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    match key_mask.map(|mask| Packing::new(x, mask)).transpose()?.flatten() {
-        None => compute(x, key_mask),
-        Some(packing) => {
-            let rows = reordered(x, &packing.order)?;
-            reordered(&compute(&rows, Some(&packing.key_mask))?, &packing.back)
+    match key_mask.map(|mask| Gathering::new(x, mask)).transpose()?.flatten() {
+        None => compute(x, Batch { key_mask, sequences: None }),
+        Some(gathering) => {
+            let rows = reordered(x, &gathering.order)?;
+            let batch = Batch { key_mask: Some(&gathering.key_mask), sequences: None };
+            reordered(&compute(&rows, batch)?, &gathering.back)
         }
     }
 }
 
-impl Packing {
+impl Gathering {
     /// None if the order is that already. A mask that does not fit is left to the operation, which says so.
     fn new(x: &Tensor, key_mask: &Tensor) -> Result<Option<Self>> {
         let [batch, rows, ..] = *x.dims() else { return Ok(None) };
