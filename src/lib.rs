@@ -44,6 +44,7 @@ pub mod performer;
 pub mod problem;
 pub mod random_features;
 pub mod reference;
+mod relative_bias;
 pub mod softmax;
 pub mod transnormer;
 
@@ -64,6 +65,7 @@ pub use linear::{FeatureMap, LinearOptions};
 pub use performer::{FavorMap, PerformerOptions};
 pub use problem::{Mask, Sequences};
 pub use random_features::{FeatureKind, random_features};
+pub use relative_bias::{T5Buckets, alibi_bias, alibi_slopes, t5_buckets};
 pub use softmax::SoftmaxOptions;
 pub use transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 
