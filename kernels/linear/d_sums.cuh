@@ -88,24 +88,6 @@ DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element
     });
 }
 
-// P_ij = V_ij ⟨φ(q_i), φ(k_j)⟩ of the tile's pairs with j < i, by which decays between them count; 0 for others. V is in
-// the weights. The bits are those of the other sweep, too: what cancels between sums over i and over j cancels exactly.
-template <class Element>
-DEVICE WideTile<typename Arithmetic<Element>::Real> multiply_pairs(const Tiles<Element>& tiles) {
-    using Real = typename Arithmetic<Element>::Real;
-    const LinearParams& p = tiles.p;
-    auto pairs = tile_piece<Real>(p, kPiecePairs, p.weights_row);
-    with_math<Element>(p, [&](auto math) {
-        using Math = decltype(math);
-        product<Math, 1, 2>(
-            kTile, kTile, p.features_padded, left_rows<Math>(tiles.query_phi), right_transposed<Math>(tiles.key_phi),
-            [](int, int) { return Real(0); },
-            [&](int i, int j, Real x) { pairs.at(i, j) = j < i ? tiles.weights.at(i, j) * x : Real(0); });
-    });
-    ptx::barrier_sync();
-    return pairs;
-}
-
 // Adds ⟨φ, dφ⟩ of the tile's rows to what they have of it.
 template <class Element>
 DEVICE void multiply_rows(const Tiles<Element>& tiles, const WideTile<typename Arithmetic<Element>::Real>& phi,

@@ -47,8 +47,8 @@ DEVICE void log_anchors(const LinearParams& p) {
 }
 
 // Gradient of the log-decay per token: the sum of `d_log` from each key to the end of its segment and what is left there,
-// or to the next cut, behind which nobody sees what is before it. 0 at a cut, and where the mask removes the key. One
-// warp: a state head.
+// or to the next cut, behind which nobody sees what is before it, and what crosses the key inside its tile. 0 at a cut, and
+// where the mask removes the key. One warp: a state head.
 template <class Real>
 DEVICE void d_log_decay(const LinearParams& p) {
     int64_t row = ptx::block_x() * warps() + ptx::warp();
@@ -56,6 +56,7 @@ DEVICE void d_log_decay(const LinearParams& p) {
     Tiles<Real> tiles(p);
     tiles.place.batch = row / p.state_heads, tiles.place.head = row % p.state_heads;
     auto d_log = static_cast<const double*>(p.d_log) + row * p.keys;
+    auto crossing = p.crossing ? static_cast<const Real*>(p.crossing) + row * p.keys : nullptr;
     auto out = static_cast<Real*>(p.d_log_decay) + row * p.keys;
     for (int64_t segment = p.segments - 1; segment >= 0; --segment) {
         tiles.place.segment = segment;
@@ -73,7 +74,8 @@ DEVICE void d_log_decay(const LinearParams& p) {
                 if (ptx::lane() - delta >= ptx::max(cut, 0)) sum.add(other);
             }
             if (cut < 0) sum.add(later);
-            if (is_there) out[key] = tiles.keeps(key) ? Real(sum.high + sum.low) : Real(0);
+            double inside = crossing && is_there ? double(crossing[key]) : 0.0;
+            if (is_there) out[key] = tiles.keeps(key) ? Real(sum.high + (sum.low + inside)) : Real(0);
             later = {ptx::shuffle(sum.high, 31), ptx::shuffle(sum.low, 31)};
         }
     }

@@ -4,11 +4,12 @@
 //   dφ(k) = e^{G_C−G} (v Rᵀ + r) + Vᵀ φ(q)                 dv = e^{G_C−G} φ(k) R + Wᵀ dT
 //   R ← e^{G_C} R + (φ(q) e^G)ᵀ dT                         r ← e^{G_C} r + (φ(q) e^G)ᵀ dn
 //
-// and, for the gradient of a log-decay, less the sum of the keys' pairs with later queries, ⟨φ(k_j), dφ(k_j)⟩ without i = j.
+// and, for the gradient of a log-decay, less the sum of the keys' pairs with queries of later tiles, their part of
+// ⟨φ(k_j), dφ(k_j)⟩.
 //
 // One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z and S for r
-// and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D], for
-// the gradient of a log-decay pairs [32 × 32]. All warps work on the same step; a barrier ends each.
+// and R [D′ × E], φ(k), φ(q), dφ(k) [32 × D′], values, dT and dv [32 × E], W or V [32 × 32], for FAVOR+ x [32 × D]. All
+// warps work on the same step; a barrier ends each.
 #include "d_features.cuh"
 #include "state.cuh"
 #include "d_sums.cuh"
@@ -100,13 +101,6 @@ struct Keys {
                 right_rows<Math>(tiles.query_phi),
                 [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
         });
-        if (p.d_log) {
-            auto pairs = multiply_pairs(tiles);
-            each_row([&](int r) {
-                double sum = warp_sum(double(pairs.at(ptx::lane(), r)));
-                if (ptx::lane() == 0) tiles.rows->d_log[r] += sum;
-            });
-        }
         ptx::barrier_sync();
     }
 

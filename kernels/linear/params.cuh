@@ -91,6 +91,9 @@ struct LinearParams {
     void* tile_stabilizers;
     // [B, state heads, M], double: ⟨φ(q), dφ(q)⟩ − ⟨φ(k), dφ(k)⟩.
     void* d_log;
+    // Likewise, in the type of sums: what the pairs of each key's tile add to the gradient of its log-decay, where they are
+    // not in `d_log`; null where they are.
+    void* crossing;
     // 1/n of the keys that the mask leaves in each batch entry, double; null where no norm counts them.
     void* inverse_counts;
     // Pieces that do not fit in shared memory, `spill_bytes` for each block.

@@ -3,7 +3,8 @@
 //   V_ij = (⟨dT_i, v_j⟩ + dn_i) e^{G_i − G_j} for j ≤ i
 //   dφ(q) = e^G (dT Sᵀ + dn zᵀ) + V φ(k)                    S ← e^{G_C} S + (φ(k) e^{G_C−G})ᵀ v
 //
-// and, for the gradient of a log-decay, the sum of the rows' pairs with keys before them, ⟨φ(q_i), dφ(q_i)⟩ without j = i.
+// and, for the gradient of a log-decay, the sum of the rows' pairs with keys of earlier tiles, their part of
+// ⟨φ(q_i), dφ(q_i)⟩, and the sum of the tile's own pairs on both sides of each key.
 //
 // One block: a segment of the positions of a state head, and all output heads that read it. Pieces: rows, z, S [D′ ×
 // E], φ(k), φ(q), dφ(q) [32 × D′], values and dT [32 × E], V [32 × 32], for FAVOR+ x [32 × D], for the gradient of a
@@ -53,7 +54,8 @@ struct Queries {
                 if (!p.d_log) return gradient<Math>(true, is_inclusive(p));
                 gradient<Math>(true, false);
                 ptx::barrier_sync();
-                add_log();
+                multiply_rows(tiles, tiles.query_phi, d_phi);
+                add_crossing<Math>(tile, reader);
                 ptx::barrier_sync();
                 gradient<Math>(false, true);
             });
@@ -89,14 +91,28 @@ struct Queries {
         });
     }
 
-    // Pairs of the loaded reader's queries with keys before the tile, as dφ(q) has them so far, and with those in it.
-    DEVICE void add_log() {
-        multiply_rows(tiles, tiles.query_phi, d_phi);
-        auto pairs = multiply_pairs(tiles);
-        each_row([&](int r) {
-            double sum = warp_sum(double(pairs.at(r, ptx::lane())));
-            if (ptx::lane() == 0) tiles.rows->d_log[r] += sum;
-        });
+    // Σ V_ij ⟨φ(q_i), φ(k_j)⟩ over the pairs j < t ≤ i of the loaded reader and the tile, for its keys t. As differences of
+    // sums over i and over j they would leave roundings behind where decay is strong.
+    template <class Math>
+    DEVICE void add_crossing(Range tile, int64_t reader) {
+        auto pairs = tile_piece<Real>(p, kPiecePairs, p.weights_row);
+        product<Math, 1, 2>(
+            kTile, kTile, p.features_padded, left_rows<Math>(tiles.query_phi), right_transposed<Math>(tiles.key_phi),
+            [](int, int) { return Real(0); },
+            [&](int i, int j, Real x) { pairs.at(i, j) = j < i ? tiles.weights.at(i, j) * x : Real(0); });
+        ptx::barrier_sync();
+        int lane = ptx::lane();
+        // Over i, for the lane's j; and for its t, by one of the warps.
+        Real later = Real(0), crossing = Real(0);
+        for (int t = kTile - 1; t >= 0; --t) {
+            later += pairs.at(t, lane);
+            if (t % warps() != ptx::warp()) continue;
+            Real sum = warp_sum(lane < t ? later : Real(0));
+            if (lane == t) crossing = sum;
+        }
+        if (lane % warps() != ptx::warp() || !tiles.has_key(tile, lane)) return;
+        Real& all = static_cast<Real*>(p.crossing)[tiles.place.state_head(p) * p.keys + tiles.key_at(tile, lane)];
+        all = reader == 0 ? crossing : all + crossing;
     }
 
     DEVICE void store_log(Range tile) {

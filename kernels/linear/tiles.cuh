@@ -25,7 +25,7 @@ struct TileRows {
     Real stabilizer;
     // Gradients of ⟨φ(q), z⟩.
     Real d_norm[kTile];
-    // Σ over pairs of a row with others, by which the log-decays between them count.
+    // Σ over pairs of a row with those of other tiles, by which the log-decays between them count.
     double d_log[kTile];
 
     // What is left at row i of what row j ≤ i adds.

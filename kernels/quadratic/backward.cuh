@@ -4,7 +4,9 @@
 //     scores    += own first · (other first)ᵀ        over D
 //     d_weights += own second · (other second)ᵀ      over E
 //
-// The panels that a block's results are columns of come last, so that they are at hand when the scores are complete.
+// The panels that a block's results are columns of come last, so that they are at hand when the scores are complete. But
+// scores add panels up in the order of the forward pass, first to last: what divides a row of weights is a sum of the very
+// same ones. So a panel of the first side that is not its last comes once more.
 #pragma once
 
 #include "../tile/shared.cuh"
@@ -23,11 +25,17 @@ struct PanelOrder {
     // Whether the gradients of the weights are wanted. If not, the second side's own panel is all that is loaded of it.
     bool has_d_weights;
 
-    DEVICE int count() const { return has_d_weights ? ptx::max(first_panels, second_panels) : first_panels; }
-    DEVICE int rotated(int step) const { return (own + 1 + step) % count(); }
-    DEVICE int first(int step) const { return has_d_weights ? rotated(step) : step; }
+    // With a step of its own for a panel that comes once more, if there is none beside the last ones of the second side.
+    DEVICE int count() const {
+        int most = has_d_weights ? ptx::max(first_panels, second_panels) : first_panels;
+        return most + (most == first_panels && own + 1 < first_panels);
+    }
+    DEVICE bool is_last(int step) const { return step == count() - 1; }
+    // Whether the step's panel of the first side enters the scores.
+    DEVICE bool scores(int step) const { return step < first_panels; }
+    DEVICE int first(int step) const { return scores(step) ? step : is_last(step) ? own : first_panels; }
     DEVICE int second(int step) const {
-        return has_d_weights ? rotated(step) : step == count() - 1 ? own : second_panels;
+        return has_d_weights ? (own + 1 + step) % count() : is_last(step) ? own : second_panels;
     }
 };
 
@@ -106,7 +114,9 @@ struct BackwardLoad {
             // As a right operand the last panel is used whole.
             int columns = first == order.own ? Config::kColumns : inner;
             other.load_first(other_first(index), row, Config::kOthers, column, columns);
-            if (!params.is_resident) own.load_first(own_first(index, 0), first_row, Config::kRows, column, inner);
+            if (!params.is_resident && order.scores(step)) {
+                own.load_first(own_first(index, 0), first_row, Config::kRows, column, inner);
+            }
         }
         if (second < order.second_panels) {
             int column = second * Config::kColumns, inner = Config::inner(params.value_width, second);
@@ -134,11 +144,10 @@ DEVICE void walk_tiles(Load& load, F f) {
     Ring<Load> ring(params.stages, load);
     while (heads > 0) {
         int stage = ring.next();
-        int first = order.first(step), second = order.second(step);
-        if (first < order.first_panels) {
-            tile::multiply<Math>(scores, Tiles<Math>::left(load.own_first(stage, first), row),
-                                 typename Math::RightTransposed{load.other_first(stage)},
-                                 Config::inner(params.width, first));
+        int second = order.second(step);
+        if (order.scores(step)) {
+            add_scores<Config>(scores, Tiles<Math>::left(load.own_first(stage, step), row), load.other_first(stage),
+                               params.width, step);
         }
         if (second < order.second_panels && order.has_d_weights) {
             tile::multiply<Math>(d_weights, Tiles<Math>::left(load.own_second(stage, second), row),

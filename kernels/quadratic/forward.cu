@@ -149,8 +149,7 @@ DEVICE void forward(const typename Config::Params& params) {
         int stage = ring.next();
         if (panel < panels) {
             auto own = params.is_resident ? Tiles<Math>::panel(resident, panel * Config::kColumns) : load.own(stage);
-            tile::multiply<Math>(scores, Tiles<Math>::left(own, row), typename Math::RightTransposed{load.other(stage)},
-                                 Config::inner(params.width, panel));
+            add_scores<Config>(scores, Tiles<Math>::left(own, row), load.other(stage), params.width, panel);
             ++panel;
             continue;
         }

@@ -92,6 +92,19 @@ struct Accumulator {
         }
     }
 
+    // Adds another to the columns from block `first` on.
+    template <int Count>
+    DEVICE void add(const Accumulator<Real, M, Count>& other, int first) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < Count; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) value[m][first + n][i] += other.value[m][n][i];
+            }
+        }
+    }
+
     // f(row, column, value&) for each of this lane's numbers.
     template <class F>
     DEVICE void each(F f) {

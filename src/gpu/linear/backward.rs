@@ -44,6 +44,9 @@ pub fn plan_backward(problem: &Linear, layout: &LinearLayout, saved: &SavedLayou
     }
     let shared = planner.gradients();
     planner.log_gradients(saved);
+    if saved.d_log_decay {
+        planner.params.crossing = planner.workspace(planner.state_heads() * shapes.keys);
+    }
     planner.whole_rows();
     planner.launch_sweep("queries", &QUERIES);
     if planner.params.segments > 1 {
@@ -68,10 +71,9 @@ const QUERIES: [Piece; 11] = [
     Piece::X,
     Piece::S,
 ];
-const KEYS: [Piece; 12] = [
+const KEYS: [Piece; 11] = [
     Piece::Rows,
     Piece::Weights,
-    Piece::Pairs,
     Piece::Z,
     Piece::QueryPhi,
     Piece::KeyPhi,

@@ -128,6 +128,7 @@ pub fn describe(problem: &Linear, layout: &LinearLayout) -> LinearParams {
         segment_d_z: none,
         tile_stabilizers: none,
         d_log: none,
+        crossing: none,
         inverse_counts: none,
         spill: none,
         q_strides: layout.q.into(),

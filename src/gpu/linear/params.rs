@@ -58,6 +58,7 @@ kernel_params! {
         pub(super) segment_d_z: Pointer,
         pub(super) tile_stabilizers: Pointer,
         pub(super) d_log: Pointer,
+        pub(super) crossing: Pointer,
         pub(super) inverse_counts: Pointer,
         pub(super) spill: Pointer,
         pub(super) q_strides: Strides,
