@@ -37,7 +37,7 @@ fn decode(criterion: &mut Criterion) {
 
 fn bench_device(criterion: &mut Criterion, prefix: &str, device: &Device) {
     for mechanism in MECHANISMS {
-        let model = model(mechanism, 128, 2, 2, device).expect("a model in memory");
+        let (model, _) = model(mechanism, 128, 2, 2, device).expect("a model in memory");
         for batch in [1, 32] {
             let mut group = criterion.benchmark_group(format!("{prefix}decode/{mechanism}/batch {batch}"));
             group

@@ -35,7 +35,7 @@ use common::device::DeviceKind;
 use common::files::Output;
 use common::measure::{CountingAllocator, median, peak_bytes};
 use common::table::table;
-use decoding::{Decoding, model_and_weights};
+use decoding::{Decoding, model};
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::SeriesLabelPosition;
 use serde::Serialize;
@@ -142,7 +142,7 @@ fn measure(
     mut rates: Option<&mut Rates>,
     progress: &ProgressBar,
 ) -> Result<Vec<Record>> {
-    let (model, weights) = model_and_weights(mechanism, options.width, options.layers, options.heads, device)?;
+    let (model, weights) = model(mechanism, options.width, options.layers, options.heads, device)?;
     let mut single = Decoding::new(&model, device)?;
     let mut at_lengths = Vec::new();
     for &length in &options.lengths {

@@ -7,13 +7,9 @@ use candle_nn::VarMap;
 /// Tokens that are read at once on the way to a length.
 const PIECE: usize = 512;
 
-/// Byte-level, with random weights: time and memory do not depend on them.
-pub fn model(mechanism: &str, width: usize, layers: usize, heads: usize, device: &Device) -> Result<LanguageModel> {
-    Ok(model_and_weights(mechanism, width, layers, heads, device)?.0)
-}
-
-/// The same, and the numbers in its weights that every step reads: all but the rows of an embedding of its own.
-pub fn model_and_weights(
+/// Byte-level, with random weights: time and memory do not depend on them. Beside it how many numbers every step reads of
+/// the weights: all but the rows of an embedding of its own.
+pub fn model(
     mechanism: &str,
     width: usize,
     layers: usize,
