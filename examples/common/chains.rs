@@ -67,7 +67,7 @@ mod vectors {
         if is_x86_feature_detected!("avx512f") {
             return Some(Chains { operations, flops: 16.0 * 32.0, run: |steps| unsafe { f32_512(steps) } });
         }
-        has_fma().then(|| Chains { operations, flops: 12.0 * 16.0, run: |steps| unsafe { f32_256(steps) } })
+        has_fma().then_some(Chains { operations, flops: 12.0 * 16.0, run: |steps| unsafe { f32_256(steps) } })
     }
 
     pub fn f64() -> Option<Chains> {
@@ -75,7 +75,7 @@ mod vectors {
         if is_x86_feature_detected!("avx512f") {
             return Some(Chains { operations, flops: 16.0 * 16.0, run: |steps| unsafe { f64_512(steps) } });
         }
-        has_fma().then(|| Chains { operations, flops: 12.0 * 8.0, run: |steps| unsafe { f64_256(steps) } })
+        has_fma().then_some(Chains { operations, flops: 12.0 * 8.0, run: |steps| unsafe { f64_256(steps) } })
     }
 
     pub fn bf16() -> Option<Chains> {
