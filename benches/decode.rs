@@ -15,9 +15,10 @@ mod decoding;
 use std::time::{Duration, Instant};
 
 use attn_kernels::{Mask, SoftmaxOptions, softmax_attention};
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use common::candle_device;
 use common::device::DeviceKind;
+use common::tensor_operations::softmax_without_gradients;
 use criterion::measurement::WallTime;
 use criterion::{
     AxisScale, BenchmarkGroup, BenchmarkId, Criterion, PlotConfiguration, Throughput, criterion_group, criterion_main,
@@ -36,7 +37,7 @@ fn decode(criterion: &mut Criterion) {
 
 fn bench_device(criterion: &mut Criterion, prefix: &str, device: &Device) {
     for mechanism in MECHANISMS {
-        let model = model(mechanism, 128, 2, 2, device).expect("a model in memory");
+        let (model, _) = model(mechanism, 128, 2, 2, device).expect("a model in memory");
         for batch in [1, 32] {
             let mut group = criterion.benchmark_group(format!("{prefix}decode/{mechanism}/batch {batch}"));
             group
@@ -127,8 +128,7 @@ fn as_one_call([q, k, v]: &[Tensor; 3]) -> Result<Tensor> {
 }
 
 fn as_tensor_operations([q, k, v]: &[Tensor; 3]) -> Result<Tensor> {
-    let scores = (q.matmul(&k.t()?)? / (q.dim(D::Minus1)? as f64).sqrt())?;
-    candle_nn::ops::softmax_last_dim(&scores)?.matmul(v)
+    softmax_without_gradients(q, k, v)
 }
 
 fn reads(

@@ -5,11 +5,15 @@
 //! width 64. Activations, a gate and the loss: 512 rows of 256 columns. All f32, the sum of all outputs as the loss; the two
 //! are compared before they are timed.
 
+#[path = "../examples/common/mod.rs"]
+mod common;
+
 use std::time::Duration;
 
 use attn_kernels::nn::{Activation, cross_entropy};
 use attn_kernels::{Mask, SoftmaxOptions, softmax_attention};
-use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
+use common::tensor_operations;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 /// Tensors are large: the system's allocator maps and clears their memory anew each time, this one keeps it.
@@ -26,13 +30,7 @@ fn as_one_call(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 }
 
 fn as_tensor_operations(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (_, _, length, width) = q.dims4()?;
-    let hidden: Vec<u8> = (0..length).flat_map(|i| (0..length).map(move |j| u8::from(j > i))).collect();
-    let scores = (q.matmul(&k.t()?)? / (width as f64).sqrt())?;
-    let hidden = Tensor::from_vec(hidden, (length, length), q.device())?.broadcast_as(scores.shape())?;
-    let lowest = Tensor::new(f32::NEG_INFINITY, q.device())?.broadcast_as(scores.shape())?;
-    let weights = candle_nn::ops::softmax(&hidden.where_cond(&lowest, &scores)?, D::Minus1)?;
-    weights.matmul(&v.contiguous()?)
+    tensor_operations::softmax(q, k, v, true)
 }
 
 /// q, k and v.
@@ -104,7 +102,7 @@ fn elements(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn tensor_operations(criterion: &mut Criterion) {
+fn attention(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("causal softmax, forward and backward");
     group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(1));
     for length in LENGTHS {
@@ -123,5 +121,5 @@ fn tensor_operations(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, tensor_operations, elements);
+criterion_group!(benches, attention, elements);
 criterion_main!(benches);

@@ -6,14 +6,16 @@
 //! cargo run --release --features cuda --example decode -- --device gpu
 //! ```
 //!
-//! A small language model with random weights has written 1 K … 64 K tokens and goes on: time of a step, tokens/s, bytes
-//! of the cache and the most memory of a step beside it (CPU). Steps at all lengths take turns, so that whatever else the
-//! machine does meets them alike. Prints tables and writes a picture of the times per batch, one of the memory, and
-//! `decode.json` to `--out`.
+//! A small language model with random weights has written 1 K … 64 K tokens and goes on: time of a step, tokens/s, share of
+//! the bound (as in `length_scaling`), bytes of the cache and the most memory of a step beside it.
+//! Steps at all lengths take turns, so that whatever else the machine does meets them alike. Prints tables and writes a
+//! picture of the times per batch, one of the memory, and `decode.json` to `--out`.
 
 mod common;
 #[path = "decode/decoding.rs"]
 mod decoding;
+#[path = "decode/work.rs"]
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,7 +26,9 @@ use candle_core::{Device, Result};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use comfy_table::Table;
+use common::Float;
 use common::arguments::{self, positive};
+use common::bound::{Bound, Rates, Share};
 use common::candle_device;
 use common::chart::{Axis, Chart, Series};
 use common::device::DeviceKind;
@@ -87,6 +91,9 @@ struct Record {
     cache_bytes: usize,
     /// The most memory in use during a step beyond that before it; CPU only.
     step_bytes: Option<usize>,
+    /// CPU only.
+    #[serde(flatten)]
+    bound: Option<Share>,
 }
 
 fn main() -> ExitCode {
@@ -105,16 +112,21 @@ fn run(mut options: Options) -> std::result::Result<(), String> {
     let (memory, json) = (create("decode_memory.svg")?, create("decode.json")?);
     let style = ProgressStyle::with_template("{bar:30} {msg} {elapsed}").map_err(|error| error.to_string())?;
     let progress = ProgressBar::new((options.mechanisms.len() * options.batch.len()) as u64).with_style(style);
+    let mut rates = device.is_cpu().then(|| Rates::of("cpu", Float::F32)).flatten();
     let mut records = Vec::new();
     for mechanism in &options.mechanisms {
         progress.set_message(mechanism.clone());
-        let measured = measure(&options, mechanism, &device, &progress);
+        let measured = measure(&options, mechanism, &device, rates.as_mut(), &progress);
         records.extend(measured.map_err(|error| format!("{mechanism}: {error}"))?);
     }
     progress.finish_and_clear();
     let place = candle_device::name(&device);
     let model = format!("{} layers of width {}, {} heads, f32, {place}", options.layers, options.width, options.heads);
-    println!("Decoding, {model}\n{}\n{}", cases(&records), growth(&records));
+    println!("Decoding, {model}\n{}", cases(&records));
+    if let Some(rates) = &rates {
+        println!("Bound: {}", rates.describe());
+    }
+    println!("{}", growth(&records));
     for (batch, file) in times {
         file.write(&draw_times(&format!("Decoding, batch {batch}, {model}"), batch, &records)?)?;
     }
@@ -123,8 +135,14 @@ fn run(mut options: Options) -> std::result::Result<(), String> {
 }
 
 /// All batches and lengths of a mechanism.
-fn measure(options: &Options, mechanism: &str, device: &Device, progress: &ProgressBar) -> Result<Vec<Record>> {
-    let model = model(mechanism, options.width, options.layers, options.heads, device)?;
+fn measure(
+    options: &Options,
+    mechanism: &str,
+    device: &Device,
+    mut rates: Option<&mut Rates>,
+    progress: &ProgressBar,
+) -> Result<Vec<Record>> {
+    let (model, weights) = model(mechanism, options.width, options.layers, options.heads, device)?;
     let mut single = Decoding::new(&model, device)?;
     let mut at_lengths = Vec::new();
     for &length in &options.lengths {
@@ -133,19 +151,27 @@ fn measure(options: &Options, mechanism: &str, device: &Device, progress: &Progr
     }
     let mut records = Vec::new();
     for &batch in &options.batch {
-        records.extend(measure_batch(options, mechanism, &at_lengths, batch, progress)?);
+        let decodings = copies(options, mechanism, &at_lengths, batch, progress)?;
+        // Before the first step, when caches have no room to grow.
+        let mut bound = |decoding: &Decoding<'_>| {
+            let (flops, bytes) = work::of_step(decoding, weights);
+            rates.as_deref_mut().map(|rates| rates.bound(flops, bytes))
+        };
+        let bounds: Vec<_> = decodings.iter().map(&mut bound).collect();
+        records.extend(measure_batch(options, mechanism, decodings, bounds, batch)?);
         progress.inc(1);
     }
     Ok(records)
 }
 
-fn measure_batch(
+/// A batch at every length, as far as --limit allows.
+fn copies<'m>(
     options: &Options,
     mechanism: &str,
-    at_lengths: &[Decoding<'_>],
+    at_lengths: &[Decoding<'m>],
     batch: usize,
     progress: &ProgressBar,
-) -> Result<Vec<Record>> {
+) -> Result<Vec<Decoding<'m>>> {
     let mut decodings = Vec::new();
     let mut bytes = 0;
     for single in at_lengths {
@@ -158,6 +184,16 @@ fn measure_batch(
         }
         decodings.push(single.repeated(batch)?);
     }
+    Ok(decodings)
+}
+
+fn measure_batch(
+    options: &Options,
+    mechanism: &str,
+    mut decodings: Vec<Decoding<'_>>,
+    bounds: Vec<Option<Bound>>,
+    batch: usize,
+) -> Result<Vec<Record>> {
     for decoding in &mut decodings {
         (0..WARM_UP).try_for_each(|_| decoding.step().map(|_| ()))?;
     }
@@ -170,7 +206,8 @@ fn measure_batch(
         }
     }
     let is_cpu = options.device == DeviceKind::Cpu;
-    let records = decodings.iter_mut().zip(&mut seconds).zip(&options.lengths).map(|((decoding, seconds), &length)| {
+    let samples = decodings.iter_mut().zip(&mut seconds).zip(bounds).zip(&options.lengths);
+    let records = samples.map(|(((decoding, seconds), bound), &length)| {
         seconds.sort_by(f64::total_cmp);
         let (stepped, step_bytes) = peak_bytes(|| decoding.step());
         stepped?;
@@ -182,13 +219,23 @@ fn measure_batch(
             tokens_per_s: batch as f64 / median(seconds),
             cache_bytes: decoding.cache.bytes(),
             step_bytes: is_cpu.then_some(step_bytes),
+            bound: bound.map(|bound| Share::new(&bound, median(seconds))),
         })
     });
     records.collect()
 }
 
 fn cases(records: &[Record]) -> Table {
-    let header = ["mechanism", "batch", "tokens before", "ms a step", "tokens/s", "cache kB", "beside it in a step kB"];
+    let header = [
+        "mechanism",
+        "batch",
+        "tokens before",
+        "ms a step",
+        "tokens/s",
+        "of bound",
+        "cache kB",
+        "beside it in a step kB",
+    ];
     let mut table = table(&header, 1);
     for record in records {
         table.add_row([
@@ -197,6 +244,7 @@ fn cases(records: &[Record]) -> Table {
             record.length.to_string(),
             format!("{:.3}", record.median_ms),
             format!("{:.0}", record.tokens_per_s),
+            record.bound.as_ref().map_or("-".into(), Share::to_string),
             format!("{:.1}", record.cache_bytes as f64 / 1e3),
             record.step_bytes.map_or("-".into(), |bytes| format!("{:.1}", bytes as f64 / 1e3)),
         ]);

@@ -3,16 +3,19 @@
 //! ```sh
 //! cargo run --release --example embed -- --model FOLDER
 //! cargo run --release --example embed -- --model FOLDER --sentences mine.txt --mechanism performer,linear,diag
+//! cargo run --release --example embed -- --model FOLDER --bench
 //! ```
 //!
 //! FOLDER has config.json, model.safetensors and tokenizer.json, as sentence-embedding models of the BERT family are
 //! published (all-MiniLM-L6-v2, bge, e5 …). All sentences go through the model as one padded batch and are averaged over
 //! their tokens. Other mechanisms than softmax take its place in every layer without training: the second table says how
-//! far that moves the embeddings.
+//! far that moves the embeddings. With `--bench` it prints sentences per second, tokens at hand; `benches/peers/sentences.py`
+//! runs PyTorch in turn with it.
 
 mod common;
 mod embed {
     pub mod attention;
+    pub mod bench;
     pub mod bert;
     pub mod tokens;
 }
@@ -20,14 +23,17 @@ mod embed {
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use candle_core::{Device, Result, Tensor};
 use clap::Parser;
+use common::Mechanism;
+use common::arguments::{self, positive};
 use common::candle_device;
 use common::device::DeviceKind;
 use common::table::table;
-use common::{Mechanism, arguments};
 use embed::attention::Attention;
+use embed::bench;
 use embed::bert::{Bert, Config, mean_pool};
 use embed::tokens::{Batch, tokenize};
 
@@ -51,6 +57,9 @@ struct Options {
     mechanism: Vec<Mechanism>,
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
+    /// Times the passes of so many seconds instead [without a number: 3]
+    #[arg(long, value_parser = positive, num_args = 0..=1, default_missing_value = "3")]
+    bench: Option<usize>,
     /// Safetensors file for the embeddings, a tensor [sentences, width] per mechanism
     #[arg(long)]
     out: Option<PathBuf>,
@@ -68,6 +77,10 @@ fn run(options: &Options) -> std::result::Result<(), String> {
     let batch = tokenize(&tokens, &sentences, config.max_position_embeddings, &device)?;
     let bert = Bert::load(&options.model.join("model.safetensors"), &config, &device)?;
     let embed = |mechanism| embeddings(&bert, &config, &batch, mechanism, &device);
+    if let Some(seconds) = options.bench {
+        let time = |&mechanism| bench::run(mechanism, &batch, Duration::from_secs(seconds as u64), || embed(mechanism));
+        return options.mechanism.iter().try_for_each(time);
+    }
 
     let softmax = embed(Mechanism::Softmax)?;
     print_similarities(&sentences, &batch, &softmax).map_err(|error| error.to_string())?;

@@ -9,7 +9,9 @@
 //! On a GPU times are those of events on the device, over copies of the operands that exceed its cache, with all memory
 //! allocated before; the sum of FLASH's two branches is not in them.
 //!
-//! Prints a table and writes `length_scaling.svg` and `length_scaling.json` to `--out`.
+//! Prints a table and writes `length_scaling.svg` and `length_scaling.json` to `--out`. The bound of a case is the longer of
+//! two times: of its counted operations at the rate of multiply-adds in registers, and of a copy of as many bytes as its
+//! operands and results have. Both rates are measured first, on the same threads; those of a GPU are published ones.
 
 mod common;
 #[path = "length_scaling/plot.rs"]
@@ -25,12 +27,13 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use common::arguments::{self, positive};
+use common::bound::{Rates, Share};
 use common::check::{Expected, Scope};
 use common::device::{DeviceKind, Samples};
 use common::files::Output;
 use common::inputs::Shape;
 use common::measure::{CountingAllocator, median};
-use common::{Call, Device, Float, Inputs, Mechanism, Pass, bound, cost};
+use common::{Call, Device, Float, Inputs, Mechanism, Pass, cost};
 use indicatif::{ProgressBar, ProgressStyle};
 use scaling::Record;
 
@@ -126,16 +129,26 @@ fn run(options: &Options) -> Result<(), String> {
     let threads = options.threads.unwrap_or(0);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| format!("--threads {threads}: {error}"))?;
-    let records = pool.install(|| sweep(options, &device, &mechanisms))?;
+    let mut rates = pool.install(|| Rates::of(device.name(), options.dtype));
+    let records = pool.install(|| sweep(options, &device, &mechanisms, rates.as_mut()))?;
     let title = options.title(&device, pool.current_num_threads());
-    println!("{title}\n{}\n{}", table::cases(&records), table::growth(&records));
+    println!("{title}\n{}", table::cases(&records));
+    if let Some(rates) = &rates {
+        println!("Bound: {}", rates.describe());
+    }
+    println!("{}", table::growth(&records));
     let picture = plot::draw(&title, &records)?;
     let list = serde_json::to_string_pretty(&records).map_err(|error| error.to_string())?;
     svg.write(&picture)?;
     json.write(&list)
 }
 
-fn sweep(options: &Options, device: &Device, mechanisms: &[Mechanism]) -> Result<Vec<Record>, String> {
+fn sweep(
+    options: &Options,
+    device: &Device,
+    mechanisms: &[Mechanism],
+    mut rates: Option<&mut Rates>,
+) -> Result<Vec<Record>, String> {
     let lengths = options.lengths();
     let cases = lengths.len() * mechanisms.len();
     eprintln!("{cases} cases: each is checked against the f64 reference, then timed; long ones come last");
@@ -155,7 +168,8 @@ fn sweep(options: &Options, device: &Device, mechanisms: &[Mechanism]) -> Result
             let case = format!("{}, length {len}", mechanism.name());
             progress.set_message(case.clone());
             let call = Call::new(mechanism, options.causal, &inputs).map_err(|error| format!("{case}: {error}"))?;
-            records.push(measure(options, device, &call).map_err(|error| format!("{case}: {error}"))?);
+            let record = measure(options, device, &call, rates.as_deref_mut());
+            records.push(record.map_err(|error| format!("{case}: {error}"))?);
             progress.inc(1);
         }
     }
@@ -165,13 +179,14 @@ fn sweep(options: &Options, device: &Device, mechanisms: &[Mechanism]) -> Result
 }
 
 /// Checks one case, then times it.
-fn measure(options: &Options, device: &Device, call: &Call<'_>) -> Result<Record, String> {
+fn measure(options: &Options, device: &Device, call: &Call<'_>, rates: Option<&mut Rates>) -> Result<Record, String> {
     let pass = options.pass;
     let check = Expected::new(call, pass, Scope::Sample).check(device).map_err(|error| error.to_string())?;
     let check = check.into_result()?;
     let samples = device.timed(call, pass).and_then(|mut timed| timed.sample(options.samples, BUDGET));
     let Samples { seconds, extra_bytes, .. } = samples.map_err(|error| error.to_string())?;
     let (flops, bytes) = (cost::flops(call, pass), cost::bytes(call, pass));
+    let bound = rates.map(|rates| rates.bound(flops, bytes));
     let (median, shape) = (median(&seconds), &call.inputs.shape);
     Ok(Record {
         mechanism: call.mechanism.name(),
@@ -188,7 +203,7 @@ fn measure(options: &Options, device: &Device, call: &Call<'_>) -> Result<Record
         tokens_per_s: (shape.batch * shape.queries) as f64 / median,
         gflops: flops / median / 1e9,
         gbytes_per_s: bytes / median / 1e9,
-        share_of_bound: bound::seconds(device.name(), options.dtype, flops, bytes).map(|bound| bound / median),
+        bound: bound.map(|bound| Share::new(&bound, median)),
         peak_bytes: extra_bytes,
         max_rel_error: check.worst_row(),
     })

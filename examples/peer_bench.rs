@@ -18,8 +18,9 @@
 #[path = "peer_bench/case.rs"]
 mod case;
 mod common;
+#[path = "peer_bench/lines.rs"]
+mod lines;
 
-use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,7 @@ use common::check::{Expected, Scope};
 use common::gpu::Rotation;
 use common::run::Run;
 use common::{Call, Device, Inputs, Pass};
+use lines::{Next, answer, fail, read, reply};
 use plotters::prelude::SeriesLabelPosition;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Deserialize;
@@ -72,31 +74,6 @@ fn main() -> std::io::Result<()> {
     Ok(())
 }
 
-type Next = Option<Result<Request, String>>;
-
-fn read() -> std::io::Result<Next> {
-    let mut line = String::new();
-    if std::io::stdin().lock().read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    Ok(Some(serde_json::from_str(&line).map_err(|error| error.to_string())))
-}
-
-fn answer(value: &Value) -> std::io::Result<Next> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}")?;
-    out.flush()?;
-    read()
-}
-
-fn fail(message: &str) -> std::io::Result<Next> {
-    answer(&json!({ "error": message }))
-}
-
-fn reply(result: Result<Value, String>) -> Value {
-    result.unwrap_or_else(|message| json!({ "error": message }))
-}
-
 fn draw(picture: Plot) -> Result<Value, String> {
     let Plot { path, title, x, y, lines } = picture;
     let chart =
@@ -108,7 +85,7 @@ fn draw(picture: Plot) -> Result<Value, String> {
 }
 
 /// Answers the requests about a case; returns the first other request.
-fn serve(case: &Case) -> std::io::Result<Next> {
+fn serve(case: &Case) -> std::io::Result<Next<Request>> {
     let (pool, device, inputs) = match open(case) {
         Ok(opened) => opened,
         Err(message) => return fail(&message),

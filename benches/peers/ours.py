@@ -1,48 +1,55 @@
-"""Our side: the example program `peer_bench`, driven line by line."""
+"""Our side: the example programs `peer_bench`, the engines alone, and `peer_candle`, driven line by line."""
 
 import json
+import os
 import pathlib
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def built(features):
-    command = ["cargo", "build", "--release", "--no-default-features", "--example", "peer_bench"]
+def built(program, features=()):
+    """The path of an example; those that need no candle are built without it."""
+    command = ["cargo", "build", "--release", "--example", program]
+    if program == "peer_bench":
+        command += ["--no-default-features", "--features", ",".join(features)]
     messages = subprocess.run(
-        [*command, "--features", ",".join(features), "--message-format", "json-render-diagnostics"],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
+        [*command, "--message-format", "json-render-diagnostics"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     artifacts = [json.loads(line) for line in messages.splitlines()]
-    return [a["executable"] for a in artifacts if a.get("target", {}).get("name") == "peer_bench"][-1]
+    return [a["executable"] for a in artifacts if a.get("target", {}).get("name") == program][-1]
 
 
 class Ours:
-    def __init__(self, program=None, features=()):
-        """`program` is the example if it is built already."""
-        self.program = program or built(features)
-        self.process = subprocess.Popen([self.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, program=None, features=(), name="peer_bench", threads=None):
+        """`program` is the example if it is built already; `threads` is what candle's own operations take."""
+        self.name, self.program = name, program or built(name, features)
+        environment = os.environ if threads is None else {**os.environ, "RAYON_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [self.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ask(self, request):
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise RuntimeError("peer_bench ended") from None
+            raise RuntimeError(f"{self.name} ended") from None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("peer_bench ended")
+            raise RuntimeError(f"{self.name} ended")
         answer = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(f"peer_bench: {answer['error']}")
+            raise RuntimeError(f"{self.name}: {answer['error']}")
         return answer
 
     def prepare(self, **case):
         """Makes inputs and checks the results against the reference, or reads inputs from a file."""
         self.ask({"case": case})
+
+    def prepare_operations(self, **case):
+        """The same as operations of candle's tensors (`peer_candle`)."""
+        self.ask({"operations": case})
 
     def samples(self, count):
         """Seconds of each of at least so many runs on a GPU, and what the host is busy for with one."""

@@ -8,6 +8,7 @@ pub mod bound;
 pub mod call;
 #[cfg(feature = "candle")]
 pub mod candle_device;
+pub mod chains;
 pub mod chart;
 pub mod check;
 pub mod cost;
@@ -21,10 +22,13 @@ pub mod mechanism;
 #[cfg(feature = "candle")]
 pub mod optimizer;
 pub mod plain;
+pub mod rates;
 pub mod reference;
 pub mod run;
 pub mod table;
 pub mod tensor;
+#[cfg(feature = "candle")]
+pub mod tensor_operations;
 
 pub use call::Call;
 pub use device::Device;

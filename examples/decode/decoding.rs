@@ -7,18 +7,29 @@ use candle_nn::VarMap;
 /// Tokens that are read at once on the way to a length.
 const PIECE: usize = 512;
 
-/// Byte-level, with random weights: time and memory do not depend on them.
-pub fn model(mechanism: &str, width: usize, layers: usize, heads: usize, device: &Device) -> Result<LanguageModel> {
+/// Byte-level, with random weights: time and memory do not depend on them. Beside it how many numbers every step reads of
+/// the weights: all but the rows of an embedding of its own.
+pub fn model(
+    mechanism: &str,
+    width: usize,
+    layers: usize,
+    heads: usize,
+    device: &Device,
+) -> Result<(LanguageModel, usize)> {
     let config = LanguageModelConfig::named(mechanism, 256, width, layers, heads)?;
-    LanguageModel::new(&config, seeded_weights(&VarMap::new(), 0, DType::F32, device))
+    let variables = VarMap::new();
+    let model = LanguageModel::new(&config, seeded_weights(&variables, 0, DType::F32, device))?;
+    let all: usize = variables.all_vars().iter().map(|variable| variable.elem_count()).sum();
+    let embedding = if config.tied { 0 } else { config.vocabulary * width };
+    Ok((model, all - embedding))
 }
 
 /// A batch of sequences of the same length.
 pub struct Decoding<'m> {
-    model: &'m LanguageModel,
+    pub model: &'m LanguageModel,
     pub cache: ModelCache,
     /// u32 `[batch, 1]`: what was chosen last.
-    tokens: Tensor,
+    pub tokens: Tensor,
 }
 
 impl<'m> Decoding<'m> {
@@ -38,7 +49,7 @@ impl<'m> Decoding<'m> {
         Ok(())
     }
 
-    /// The same sequence `batch` times, in memory of its own.
+    /// The same sequence `batch` times, in memory of its own and without room to grow.
     pub fn repeated(&self, batch: usize) -> Result<Self> {
         let mut cache = self.cache.clone();
         cache.reorder(&vec![0; batch])?;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::common::Mechanism;
+use crate::common::bound::Share;
 
 /// One case. Times are those of the pass alone, into memory that is there.
 #[derive(Debug, Clone, Serialize)]
@@ -24,9 +25,9 @@ pub struct Record {
     pub gflops: f64,
     /// From operands and results, each moved once.
     pub gbytes_per_s: f64,
-    /// Time that counted work and bytes take at the published rates of the device, relative to the median.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub share_of_bound: Option<f64>,
+    /// None on a GPU whose rates are not known.
+    #[serde(flatten)]
+    pub bound: Option<Share>,
     /// Memory beyond operands and results; on a GPU that of the plans.
     pub peak_bytes: usize,
     /// Largest error of a row, relative to the largest row.

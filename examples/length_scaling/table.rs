@@ -3,25 +3,18 @@
 use comfy_table::Table;
 
 use crate::common::Mechanism;
+use crate::common::bound::Share;
 use crate::common::table::table;
 use crate::scaling::{Record, by_mechanism, crossover, growth_exponent};
 
 pub fn cases(records: &[Record]) -> Table {
     let is_cpu = records.iter().all(|record| record.device == "cpu");
     let (flops_name, flops_unit) = if is_cpu { ("GFLOP/s", 1.0) } else { ("TFLOP/s", 1e3) };
-    let mut header = vec![
-        "mechanism",
-        "length",
-        "median ms",
-        "tokens/s",
-        flops_name,
-        "GB/s",
-        "extra memory MB",
-        "worst row's error",
-    ];
-    let has_bound = records.iter().any(|record| record.share_of_bound.is_some());
+    let mut header =
+        vec!["mechanism", "length", "median ms", "tokens/s", flops_name, "GB/s", "extra MB", "worst error"];
+    let has_bound = records.iter().any(|record| record.bound.is_some());
     if has_bound {
-        header.push("share of bound");
+        header.push("of bound");
     }
     let mut table = table(&header, 1);
     for record in records {
@@ -36,7 +29,7 @@ pub fn cases(records: &[Record]) -> Table {
             format!("{:.1e}", record.max_rel_error),
         ];
         if has_bound {
-            row.push(record.share_of_bound.map_or("-".into(), |share| format!("{:.0} %", share * 100.0)));
+            row.push(record.bound.as_ref().map_or("-".into(), Share::to_string));
         }
         table.add_row(row);
     }

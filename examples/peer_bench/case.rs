@@ -39,7 +39,7 @@ pub struct Case {
     /// [default: head_dim]
     value_dim: Option<usize>,
     /// Linear attention of another kind than the mechanism of that name.
-    linear: Option<LinearForm>,
+    pub linear: Option<LinearForm>,
     /// The operands in a file, one after the other, little-endian, contiguous: q, k, v, d_out in `dtype`; then, in f32,
     /// log_decay, ω and S, z as far as there are. Otherwise they are random and results are checked here.
     pub inputs: Option<PathBuf>,
@@ -71,9 +71,19 @@ impl Passes {
 /// The map is φ = identity, or elu + 1.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LinearForm {
+pub struct LinearForm {
     identity: bool,
     normalized: bool,
+}
+
+impl LinearForm {
+    pub fn map(&self) -> FeatureMap {
+        if self.identity { FeatureMap::Identity } else { FeatureMap::EluPlusOne }
+    }
+
+    pub fn normalizer(&self) -> Option<f64> {
+        self.normalized.then_some(1e-6)
+    }
 }
 
 impl Case {
@@ -140,10 +150,7 @@ impl Case {
         let mechanism = self.mechanism()?;
         let call = match &self.linear {
             None => Call::new(mechanism, self.causal, inputs),
-            Some(form) => {
-                let map = if form.identity { FeatureMap::Identity } else { FeatureMap::EluPlusOne };
-                Call::linear(map, form.normalized.then_some(1e-6), inputs)
-            }
+            Some(form) => Call::linear(form.map(), form.normalizer(), inputs),
         };
         call.map_err(|error| error.to_string())
     }

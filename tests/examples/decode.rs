@@ -1,13 +1,22 @@
-use super::{folder, json, refuses, succeeds};
+use super::{folder, has_share, json, refuses, succeeds};
 
 #[test]
 fn states_stay_and_caches_grow() {
     let out = folder("decode");
     let run = ["--lengths", "64,256", "--batch", "1,3", "--width", "32", "--samples", "3", "--out"];
-    succeeds("decode", &[&run[..], &[out.to_str().unwrap()]].concat());
+    let printed = succeeds("decode", &[&run[..], &[out.to_str().unwrap()]].concat());
+    assert!(printed.contains("of bound") && printed.contains("Bound: the longer of"), "{printed}");
     let records = json(out.join("decode.json"));
     let records = records.as_array().unwrap();
     assert_eq!(records.len(), 5 * 2 * 2);
+    records.iter().for_each(has_share);
+    // A batch shares the weights: three sequences cost less than three times the bytes.
+    let bound = |batch: u64| {
+        let found = records.iter().find(|record| record["batch"] == batch && record["mechanism"] == "linear");
+        let number = |name: &str| found.unwrap()[name].as_f64().unwrap();
+        number("bound_ms") * number("bound_gbytes_per_s")
+    };
+    assert!(bound(3) < 3.0 * bound(1) && bound(3) > bound(1), "{} {}", bound(1), bound(3));
     for pair in records.chunks(2) {
         let bytes = |at: usize| pair[at]["cache_bytes"].as_u64().unwrap();
         let step = |at: usize| pair[at]["step_bytes"].as_u64().unwrap();

@@ -101,6 +101,11 @@ fn weights_that_do_not_fit_are_named() {
     let printed = succeeds("embed", &arguments);
     assert!(printed.contains("1 of 2") || printed.contains("2 of 2"), "{printed}");
 
+    let printed = succeeds("embed", &[&arguments[..4], &["--mechanism", "softmax,linear", "--bench", "1"]].concat());
+    for line in ["softmax: ", "linear: ", "sentences/s (2 sentences of 3 tokens at most", "1 threads"] {
+        assert!(printed.contains(line), "{printed}");
+    }
+
     for name in shapes.keys() {
         let mut without = shapes.clone();
         without.remove(name);

@@ -2,6 +2,8 @@
 
 mod decode;
 mod embed;
+mod length_scaling;
+mod peer_candle;
 mod recall;
 mod train_lm;
 
@@ -20,10 +22,14 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-fn run(program: &str, arguments: &[&str]) -> Output {
+fn path(program: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(program);
-    let path = path.with_extension(std::env::consts::EXE_EXTENSION);
+    path.with_extension(std::env::consts::EXE_EXTENSION)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let path = path(program);
     // Tests run beside each other, and candle's threads wait busily.
     let output = Command::new(&path).args(arguments).env("RAYON_NUM_THREADS", "1").output();
     output.unwrap_or_else(|error| panic!("{}: {error}; `cargo build --examples` makes it", path.display()))
@@ -50,4 +56,15 @@ fn refuses(program: &str, arguments: &[&str], words: &[&str]) {
 
 fn json(path: PathBuf) -> Value {
     serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap()
+}
+
+/// Asserts that a record has a bound on this machine, a time's share of it and the rates behind it.
+fn has_share(record: &Value) {
+    let number = |name: &str| record[name].as_f64().unwrap_or_else(|| panic!("{name} of {record}"));
+    let share = number("bound_ms") / number("median_ms");
+    assert!((number("share_of_bound") / share - 1.0).abs() < 1e-6, "{record}");
+    // Loose: other work on the machine may meet either measurement.
+    assert!(share > 0.0 && share < 10.0, "{record}");
+    assert!(number("bound_gflops") > 0.0 && number("bound_gbytes_per_s") > 0.0, "{record}");
+    assert!(record["bound_by"] == "flops" || record["bound_by"] == "bytes", "{record}");
 }
