@@ -122,7 +122,7 @@ impl<'c> Prepared<'c> {
             (Mechanism::Linear, Some(form), _) => {
                 let log_decay = self.log_decay.clone();
                 let (map, normalizer) = (form.map(), form.normalizer());
-                let options = LinearOptions { map, causal: self.causal, normalizer, log_decay, key_mask: None };
+                let options = LinearOptions { map, causal: self.causal, normalizer, log_decay, ..Default::default() };
                 linear_attention(q, k, v, &options)
             }
             (Mechanism::Linear, None, _) => linear_attention(q, k, v, &mechanism::linear(self.causal, None)),
