@@ -49,15 +49,12 @@ impl FavorFeatures {
 /// ωx̃ of rows `[B, H, N, D]`, x̃ = x/D^{1/4}: `[B, H, N, m]`. Gradients: x, not ω.
 fn projected(x: &Tensor, omega: &Tensor) -> Result<Tensor> {
     let (batch, heads, rows, width) = x.dims4()?;
+    let directions = omega.dim(0)?;
     let omega = (omega.detach() * (width as f64).powf(-0.25))?;
     let flat = x.reshape((batch * heads * rows, width))?;
     let result = flat.detach().matmul(&omega.t()?)?;
-    with_gradient("projection", &flat, result, move |gradient| gradient.contiguous()?.matmul(&omega))?.reshape((
-        batch,
-        heads,
-        rows,
-        (),
-    ))
+    let projection = with_gradient("projection", &flat, result, move |gradient| gradient.contiguous()?.matmul(&omega))?;
+    projection.reshape((batch, heads, rows, directions))
 }
 
 /// The exponents ±ωx̃ − ‖x̃‖²/2 of rows, in two parts.
