@@ -331,7 +331,7 @@ fn performer(
     let key_mask = options.key_mask.as_ref();
     let call = Call { problem, rotary, key_mask, log_decay: None, state, keeps_state };
     call.admit([q, k, v], Some(omega))?;
-    if options.sequences.as_ref().is_some_and(|sequences| sequences.count() > 0) {
+    if options.sequences.is_some() && q.dim(2)? > 0 {
         // The stabiliser runs through all rows that it is handed.
         let alone = |part: Part| -> Result<Tensor> {
             let key_mask = key_mask.map(|mask| rows(mask, &part.keys)).transpose()?;
@@ -339,8 +339,9 @@ fn performer(
             let operands = [&rows(q, &part.queries)?, &rows(k, &part.keys)?, &rows(v, &part.keys)?];
             performer(function, operands, omega, rotary, &options, None, false).map(|(out, _)| out)
         };
-        let parts = call.problem.parts().map(|(part, _)| alone(part));
-        return Ok((Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 2)?, None));
+        let parts = call.problem.parts().filter(|(part, _)| !part.queries.is_empty());
+        let outs: Vec<_> = parts.map(|(part, _)| alone(part)).collect::<Result<_>>()?;
+        return Ok((Tensor::cat(&outs, 2)?, None));
     }
     let keys = by_state_heads(&without_removed(k, key_mask)?, call.problem.shapes.state_heads())?;
     let phi = FavorFeatures::new(&widened(q)?, &widened(&keys)?, omega, options, state)?;
