@@ -107,6 +107,23 @@ void stmatrix(void* row, const uint32_t* registers, bool transpose) {
                [=](Operands* lanes) { store_matrices(lanes, transpose); });
 }
 
+// Whether all products are 0, as many are in tiles that are padded: one side is, and the other finite.
+static bool add_nothing(const float* a, const float* b, int count_of_a, int count_of_b) {
+    auto bits = [](float x) { return attn::ptx::bit_cast<int32_t>(x) & 0x7fffffff; };
+    auto are_zeros = [=](const float* x, int count) {
+        int32_t any = 0;
+        for (int i = 0; i < count; ++i) any |= bits(x[i]);
+        return any == 0;
+    };
+    auto are_finite = [=](const float* x, int count) {
+        int32_t infinite = 0;
+        for (int i = 0; i < count; ++i) infinite |= bits(x[i]) >= 0x7f800000;
+        return !infinite;
+    };
+    return (are_zeros(b, count_of_b) && are_finite(a, count_of_a)) ||
+           (are_zeros(a, count_of_a) && are_finite(b, count_of_b));
+}
+
 // Products are exact in float: operands have at most 11 significant bits.
 template <int depth, const Group& group>
 static void multiply(Operands* lanes, const float (&a)[depth][16], const Row (&b)[depth]) {
@@ -117,8 +134,9 @@ static void multiply(Operands* lanes, const float (&a)[depth][16], const Row (&b
         for (int i = 0; i < 2; ++i) memcpy(block(lane, i), accumulators(lane) + 2 * i, 8);
     }
     constexpr int count = group.products;
-    for (int row = 0; row < 16; ++row) {
-        for (int first = 0; first < depth; first += count) {
+    for (int first = 0; first < depth; first += count) {
+        if (add_nothing(a[first], reinterpret_cast<const float*>(b + first), 16 * count, 8 * count)) continue;
+        for (int row = 0; row < 16; ++row) {
             Row products[count];
             for (int k = 0; k < count; ++k) products[k] = a[first + k][row] * b[first + k];
             d[row] = add_products<count, group.extra_bits>(d[row], products);
