@@ -46,7 +46,7 @@ pub struct GauOptions<T> {
     pub key_mask: Option<T>,
     /// `[1 or H, 2R + 1]`, as in [`SoftmaxOptions`](crate::softmax::SoftmaxOptions::bias). Default: none.
     pub bias: Option<T>,
-    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
 
@@ -117,7 +117,7 @@ pub struct MixedChunkOptions<T> {
     pub key_mask: Option<T>,
     /// `[1 or H, 2R + 1]` with R ≥ C − 1, for the local branch. Default: none.
     pub bias: Option<T>,
-    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
 

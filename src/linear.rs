@@ -64,7 +64,7 @@ pub struct LinearOptions<T> {
     /// `[B, M]` of u8: 0 removes the token from S and z, and from the decay: the state passes it unchanged, whatever its
     /// g, whose gradient is 0. So padding on either side leaves the state as it is without. Default: none.
     pub key_mask: Option<T>,
-    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
 

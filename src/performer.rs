@@ -56,7 +56,7 @@ pub struct PerformerOptions<T> {
     pub epsilon: f64,
     /// `[B, M]` of u8: 0 removes the key from S, z and the stabiliser. Default: none.
     pub key_mask: Option<T>,
-    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
 

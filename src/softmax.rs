@@ -25,7 +25,7 @@ pub struct SoftmaxOptions<T> {
     /// `[1 or H, 2R + 1]`: added to the score of a key at distance d = j − p from the query's position p, from entry `R + d`.
     /// Every visible distance must be within R. Default: none.
     pub bias: Option<T>,
-    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
 

@@ -39,7 +39,7 @@ pub struct DiagOptions<T> {
     pub scale: Option<f64>,
     /// `[B, M]` of u8: 0 removes the key for every query. Default: none.
     pub key_mask: Option<T>,
-    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
 
@@ -103,7 +103,7 @@ pub struct NormOptions<T> {
     pub log_decay: Option<T>,
     /// `[B, M]` of u8: 0 removes the token for every query, and from the decay. Default: none.
     pub key_mask: Option<T>,
-    /// Sequences that are packed into one batch entry, see [`Sequences`](crate::Sequences). Default: none.
+    /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
 
