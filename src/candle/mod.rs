@@ -8,7 +8,7 @@
 //! | layout | any strides, offsets and broadcasts, read in place; only a last dimension that is not contiguous is copied. A `[B, N, H, D]` tensor is passed as `.transpose(1, 2)` |
 //! | dtypes | f32, f64, f16, bf16, the same for q, k, v and bias; key masks are u8; log-decay, ω and states have the dtype of sums |
 //! | sums | f32, f64 for f64 inputs; one rounding to the dtype of q at the end |
-//! | sequences | [packed](crate::Sequences) into one batch entry on demand, with a state for each: what a sequence gives, to the bit, is what it gives alone |
+//! | sequences | [packed](crate::Sequences) into one batch entry on demand, with a state for each: on the CPU outputs have the bits that a sequence has alone, without rotary embedding; gradients are the same but for roundings |
 //! | lengths | N ≠ M is causal from the bottom right: query i stands at key i + M − N |
 //! | gradients | first order, for q, k, v, a bias and a log-decay per token. Other inputs receive none and are refused when tracked ([`Error::NoGradient`](crate::Error::NoGradient)): detach them |
 //! | devices | the CPU, and CUDA with the feature `cuda`, on candle's stream; all tensors of a call on one device |
