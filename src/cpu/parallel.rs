@@ -2,6 +2,8 @@
 
 use std::sync::Mutex;
 
+use super::simd::Isa;
+
 /// Nanoseconds of work that is not worth waking another thread for.
 const WAKING: usize = 20_000;
 
@@ -54,17 +56,15 @@ pub fn run<Task: Send, Scratch>(
     });
 }
 
-/// Runs calls that are parallel in themselves, side by side; `work` tells how their lengths compare.
-pub fn run_calls<Call: Send>(mut calls: Vec<Call>, work: impl Fn(&Call) -> usize, run_one: impl Fn(Call) + Sync) {
-    match calls.pop() {
-        Some(call) if calls.is_empty() => run_one(call),
-        Some(call) => {
-            calls.push(call);
-            calls.sort_by_key(work);
-            run(calls, || (), |_, call| run_one(call));
-        }
-        None => {}
+/// Runs calls that are parallel in themselves, side by side, on the instruction set of the caller, which other threads need
+/// not be forced to; `work` tells how their lengths compare.
+pub fn run_calls<Call: Send>(mut calls: Vec<Call>, work: impl Fn(&Call) -> usize, run_one: impl Fn(Isa, Call) + Sync) {
+    let isa = Isa::current();
+    if calls.len() <= 1 {
+        return calls.into_iter().for_each(|call| run_one(isa, call));
     }
+    calls.sort_by_key(work);
+    run(calls, || (), |_, call| run_one(isa, call));
 }
 
 /// Into how many pieces to cut each of `units` equal pieces of work so that every thread has its share; 1 when

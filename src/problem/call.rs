@@ -15,7 +15,7 @@ pub(crate) fn ensure_whole_chunks(function: &'static str, position: usize, chunk
     ensure_value(position.is_multiple_of(chunk.max(1)), function, "state", got, &needs)
 }
 
-/// Refuses packed sequences where all of them would have to be at one position.
+/// Refuses packed sequences with a state, which has one position for all.
 pub(crate) fn ensure_unpacked(function: &'static str, sequences: Option<&Sequences>) -> Result<()> {
     let needs = "none with a state, which has one position for all";
     ensure_value(sequences.is_none(), function, "sequences", "given", needs)

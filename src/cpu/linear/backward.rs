@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use super::super::rooms::Rooms;
 use super::super::rows::Number;
-use super::super::simd::Isa;
 use super::super::tile::Verbs;
 use super::super::{dispatch, parallel};
 use super::d_states::d_states;
@@ -32,14 +31,12 @@ pub fn backward(
     check(problem, inputs)?;
     saved.check(problem)?;
     gradients.check(problem)?;
-    // Other threads need not be forced as this one.
-    let isa = Isa::current();
     let parts = problem.parts().zip(rooms(problem, gradients));
     let calls = parts.map(|((part, problem), rooms)| (problem, inputs.part(&part), saved.part(&part), rooms));
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| problem.shapes.keys,
-        |(problem, inputs, saved, rooms)| {
+        |isa, (problem, inputs, saved, rooms)| {
             dispatch!(problem.shapes.dtype, T => {
                 run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(isa)), &saved, rooms);
             });

@@ -6,7 +6,6 @@ use super::super::buffer::Buffer;
 use super::super::finish::{inverse, root_mean_square};
 use super::super::rooms::Rooms;
 use super::super::rows::{Number, store_rows};
-use super::super::simd::Isa;
 use super::super::tile::{Band, Left, Product, Verbs};
 use super::super::{dispatch, parallel};
 use super::carried::Carried;
@@ -25,14 +24,12 @@ use crate::transnormer::NormScope;
 pub fn forward(problem: &Linear, inputs: &LinearInputs<'_>, outputs: LinearOutputs<'_>) -> Result<()> {
     check(problem, inputs)?;
     outputs.check(problem)?;
-    // Other threads need not be forced as this one.
-    let isa = Isa::current();
     let calls = problem.parts().zip(rooms(problem, outputs));
     let calls = calls.map(|((part, problem), outputs)| (problem, inputs.part(&part), outputs));
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| problem.shapes.keys,
-        |(problem, inputs, outputs)| {
+        |isa, (problem, inputs, outputs)| {
             dispatch!(problem.shapes.dtype, T => {
                 run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(isa)), outputs);
             });

@@ -6,7 +6,6 @@ use super::super::buffer::Buffer;
 use super::super::finish::unfinish;
 use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number, store_rows};
-use super::super::simd::Isa;
 use super::super::tile::{Band, Bounds, Delta, Left, Product, Verbs};
 use super::super::{dispatch, parallel};
 use super::means::FEW;
@@ -48,13 +47,11 @@ pub fn backward(
         let rooms = [q.next()?, k.next()?, v.next()?];
         Some((problem, inputs.part(part), saved.part(part), rooms, d_bias))
     });
-    // Other threads need not be forced as this one.
-    let isa = Isa::current();
     let work = |problem: &Quadratic| problem.shapes.queries.saturating_mul(problem.shapes.keys);
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| work(problem),
-        |(problem, inputs, saved, rooms, d_bias)| {
+        |isa, (problem, inputs, saved, rooms, d_bias)| {
             dispatch!(problem.shapes.dtype, T => {
                 *d_bias = run::<T>(&Context::new(problem, &inputs, Verbs::<T>::get(isa)), &saved, rooms);
             });

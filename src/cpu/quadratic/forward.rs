@@ -46,13 +46,11 @@ pub fn forward(
         let statistic = statistics.as_mut().and_then(Iterator::next);
         (problem, inputs.part(part), out, statistic)
     });
-    // Other threads need not be forced as this one.
-    let isa = Isa::current();
     let work = |problem: &Quadratic| problem.shapes.queries.saturating_mul(problem.shapes.keys);
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| work(problem),
-        |(problem, inputs, out, statistic)| {
+        |isa, (problem, inputs, out, statistic)| {
             run_alone(problem, &inputs, isa, out, statistic);
         },
     );
