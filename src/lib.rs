@@ -36,6 +36,7 @@ mod activation;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+pub mod delta;
 mod error;
 pub mod gau;
 pub mod gpu;
@@ -59,6 +60,7 @@ pub use candle::{
     rotary_norm_attention_with_state, rotary_performer_attention, rotary_performer_attention_with_state,
     softmax_attention, softmax_attention_with_lse,
 };
+pub use delta::DeltaOptions;
 pub use error::{Error, Result};
 pub use gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
 pub use linear::{FeatureMap, LinearOptions};
