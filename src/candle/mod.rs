@@ -19,6 +19,7 @@
 //! Rows without a visible key give 0, log-sum-exp −∞ and no gradient. Keys and values that a key mask removes never
 //! reach an output, not even as NaN.
 
+mod delta;
 mod engine;
 mod favor;
 mod features;
@@ -34,6 +35,10 @@ mod state;
 mod storage;
 mod transnormer;
 
+pub use delta::{
+    delta_attention, delta_attention_with_state, gated_linear_attention, gated_linear_attention_with_state,
+    generalized_delta_attention, generalized_delta_attention_with_state,
+};
 use gau::mixed_chunk_local;
 pub use gau::{gau_attention, mixed_chunk_attention, mixed_chunk_attention_with_state};
 pub use linear::{linear_attention, linear_attention_with_state};

@@ -90,9 +90,10 @@ mod simd;
 mod tile;
 
 pub use calls::{
-    Attention, AttentionGradients, DeltaAttention, DeltaAttentionGradients, Element, LinearAttention, LinearAttentionGradients, LinearState, MixedChunk,
-    MixedChunkGradients, WithState, delta, diag, gated_linear, gau, generalized_delta, linear, linear_with_state, mixed_chunk, mixed_chunk_with_state, norm,
-    norm_with_state, performer, performer_with_state, softmax,
+    Attention, AttentionGradients, DeltaAttention, DeltaAttentionGradients, Element, LinearAttention,
+    LinearAttentionGradients, LinearState, MixedChunk, MixedChunkGradients, WithState, delta, diag, gated_linear, gau,
+    generalized_delta, linear, linear_with_state, mixed_chunk, mixed_chunk_with_state, norm, norm_with_state,
+    performer, performer_with_state, softmax,
 };
 pub use simd::Isa;
 

@@ -215,6 +215,10 @@ impl Delta {
             let holds = epsilon.is_finite() && epsilon > 0.0;
             ensure_value(holds, function, "normalize", epsilon, "a finite number above 0")?;
         }
+        let holds = shapes.rank_one != RankOne::None || shapes.decay == DeltaDecay::Channel;
+        let got = format!("{:?}", shapes.decay).to_lowercase();
+        let needs = "one per channel (linear attention has the others)";
+        ensure_value(holds, function, "log_decay", got, needs)?;
         Ok(Self { function, shapes, scale, normalize })
     }
 
@@ -300,8 +304,7 @@ impl<V: Operand> DeltaInputs<V> {
         let (function, shapes) = (problem.function, &problem.shapes);
         let operands = [&self.q, &self.k, &self.v];
         let (decay, mask) = (self.log_decay.as_ref(), self.key_mask.as_ref());
-        let own =
-            DeltaShapes::new(function, operands, self.rank_one.as_ref(), decay, mask, shapes.sequences.as_ref())?;
+        let own = DeltaShapes::new(function, operands, self.rank_one.as_ref(), decay, mask, shapes.sequences.as_ref())?;
         super::operands::check_shapes(function, &own, shapes)?;
         self.state.as_ref().map_or(Ok(()), |state| check_state(problem, "state", state))
     }

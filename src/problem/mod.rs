@@ -16,9 +16,7 @@ mod view;
 #[cfg(feature = "gpu")]
 pub(crate) use call::ensure_alone;
 pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
-pub use delta::{
-    Delta, DeltaDecay, DeltaGradients, DeltaInputs, DeltaOutputs, DeltaSaved, DeltaShapes, RankOne,
-};
+pub use delta::{Delta, DeltaDecay, DeltaGradients, DeltaInputs, DeltaOutputs, DeltaSaved, DeltaShapes, RankOne};
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
 pub use operands::{

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{DeltaInputs, DeltaSaved, LinearInputs, LinearSaved, Operand, QuadraticInputs, QuadraticSaved, Sequences, StateView, View};
+use super::{
+    DeltaInputs, DeltaSaved, LinearInputs, LinearSaved, Operand, QuadraticInputs, QuadraticSaved, Sequences, StateView,
+    View,
+};
 
 /// What is computed alone: a sequence, or all batch entries where nothing is packed.
 #[derive(Debug, Clone)]

@@ -257,8 +257,7 @@ impl<'a> Call<'a> {
                 RankOne::None => self.add_outer(&mut s, &k, v),
                 RankOne::Rule { beta } => {
                     let beta = self.beta(beta, b, head, t);
-                    let change: Vec<f64> =
-                        v.iter().zip(self.read(&s, &k)).map(|(v, held)| beta * (v - held)).collect();
+                    let change: Vec<f64> = v.iter().zip(self.read(&s, &k)).map(|(v, held)| beta * (v - held)).collect();
                     self.add_outer(&mut s, &k, &change);
                 }
                 RankOne::Free { a, b: reading } => {

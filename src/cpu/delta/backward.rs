@@ -228,12 +228,7 @@ impl<T: Number> Worker<T> {
     }
 
     /// The states at the start of each segment.
-    fn segment_starts(
-        &mut self,
-        context: &Context<'_, T>,
-        at: StateHead,
-        segments: &[Range<usize>],
-    ) -> Vec<Buffer<T>> {
+    fn segment_starts(&mut self, context: &Context<'_, T>, at: StateHead, segments: &[Range<usize>]) -> Vec<Buffer<T>> {
         let mut state = Buffer::zeros(context.state_len());
         context.load_state(context.inputs.state.as_ref(), at, &mut state);
         let mut starts = vec![state.clone()];
@@ -296,7 +291,13 @@ impl<T: Number> Worker<T> {
         let at = tokens.start - first..tokens.end - first;
         for reader in 0..readers {
             let d_rows = &mut gradient.reads[reader][..len];
-            normalized(context, &chunk.reads[reader].rows[..len], d_rows, &chunk.factors[reader], context.problem.scale);
+            normalized(
+                context,
+                &chunk.reads[reader].rows[..len],
+                d_rows,
+                &chunk.factors[reader],
+                context.problem.scale,
+            );
             add(verbs, q.rows(own * readers + reader, heads * readers, at.clone()), d_rows);
         }
         let mut kept = [T::ONE; CHUNK];

@@ -138,7 +138,8 @@ impl<T: Number> Chunk<T> {
         for read in &mut self.reads[first..] {
             self.fade.reading(context, &read.rows[..len], read.reach, &mut read.faded[..len]);
         }
-        let reads: Vec<(&[T], Reach)> = self.reads[first..].iter().map(|read| (&read.rows[..len], read.reach)).collect();
+        let reads: Vec<(&[T], Reach)> =
+            self.reads[first..].iter().map(|read| (&read.rows[..len], read.reach)).collect();
         let count = self.sources.len();
         for (index, source) in self.sources.iter_mut().enumerate() {
             self.fade.added(context, &source.rows[..len], &mut source.faded[..len]);
@@ -220,4 +221,3 @@ fn normalize<T: Number>(context: &Context<'_, T>, rows: &mut [T], factor: T) -> 
     context.verbs.scale_rows(rows, d, &factors);
     factors
 }
-

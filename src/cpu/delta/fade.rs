@@ -209,7 +209,13 @@ impl<T: Number> Fade<T> {
         context.verbs.fade(&mut self.faded[..len], d, &self.factors[j * d..][..len]);
     }
 
-    fn channel_products(&mut self, context: &Context<'_, T>, reads: &[(&[T], Reach)], added: &[T], into: &mut [&mut [T]]) {
+    fn channel_products(
+        &mut self,
+        context: &Context<'_, T>,
+        reads: &[(&[T], Reach)],
+        added: &[T],
+        into: &mut [&mut [T]],
+    ) {
         let (verbs, (d, _)) = (context.verbs, context.padded());
         let width = verbs.padded(CHUNK);
         for j in 0..self.rows {

@@ -39,9 +39,7 @@ fn rooms<'o>(problem: &Delta, outputs: DeltaOutputs<'o>) -> Vec<problem::DeltaOu
     let states = |state| Rooms::of(state, shapes.states() * shapes.state_heads()).share(lens.len());
     let mut states = state.map(states);
     let outs = Rooms::of(out, shapes.batch * shapes.heads()).cut(lens.iter().copied());
-    outs.into_iter()
-        .map(|out| problem::DeltaOutputs { out, state: states.as_mut().and_then(Iterator::next) })
-        .collect()
+    outs.into_iter().map(|out| problem::DeltaOutputs { out, state: states.as_mut().and_then(Iterator::next) }).collect()
 }
 
 /// A state head with the output heads that read it.

@@ -137,12 +137,8 @@ impl<T: Number> ChunkGradient<T> {
             .collect();
         let products = chunk.products.iter().zip(&mut self.products);
         let mut products: Vec<_> = products.map(|(product, d_product)| (&product[..], &mut d_product[..])).collect();
-        let gradient = FadeGradient {
-            reads: &mut reads,
-            sources: &mut sources,
-            state: &self.state,
-            products: &mut products,
-        };
+        let gradient =
+            FadeGradient { reads: &mut reads, sources: &mut sources, state: &self.state, products: &mut products };
         chunk.fade.gradient(context, gradient, &mut self.log_decay);
     }
 }
