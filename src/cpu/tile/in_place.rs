@@ -232,7 +232,8 @@ impl<T: Real, S: Simd<T>, X: Stored<T>> Lying<T, S, X> {
             }
             let to = out.data.add(r * out.row + j);
             if ROWS * KEYS < 4 {
-                *to = S::sum(sums[0][0]);
+                // In the order of four at once: a product is the same wherever it is computed.
+                *to = S::sum_each([sums[0][0]; 4])[0];
             }
             for i in 0..ROWS * KEYS / 4 {
                 // Four of one row where it has them, else the rows of one column.
