@@ -1,7 +1,9 @@
 //! Sequences of any lengths with a cache each: what one gives does not depend on the others, to the bit.
 
 use attn_kernels::Sequences;
-use attn_kernels::nn::{Attention, Cache, LanguageModel, LanguageModelConfig, ModelCache, Norm, NormConfig, seeded_weights};
+use attn_kernels::nn::{
+    Attention, Cache, LanguageModel, LanguageModelConfig, ModelCache, Norm, NormConfig, seeded_weights,
+};
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarMap;
 
@@ -96,7 +98,9 @@ fn gradients_reach_the_weights_of_cached_rows() -> Result<()> {
         let (variables, layer) = layer(&config)?;
         let whole = layer.forward(&x)?.sqr()?.sum_all()?.backward()?;
         let cached = layer.forward_cached(&x, &mut layer.cache()?)?.sqr()?.sum_all()?.backward()?;
-        for (name, variable) in variables.data().lock().unwrap().iter().filter(|(name, _)| name.ends_with("o_proj.weight")) {
+        for (name, variable) in
+            variables.data().lock().unwrap().iter().filter(|(name, _)| name.ends_with("o_proj.weight"))
+        {
             let [whole, cached] = [&whole, &cached].map(|gradients| gradients.get(variable).unwrap());
             let scale = 1.0 + whole.abs()?.max_all()?.to_scalar::<f64>()?;
             assert_close(whole, cached, 1e-10 * scale, &format!("{config:?}: {name}"))?;
@@ -107,7 +111,11 @@ fn gradients_reach_the_weights_of_cached_rows() -> Result<()> {
 
 /// `[3, 12]`: padding on the left, on the right, and in between.
 fn key_mask() -> Result<Tensor> {
-    let rows = [[0u8, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 0]];
+    let rows = [
+        [0u8, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 0],
+    ];
     Tensor::new(&rows, &Device::Cpu)
 }
 
@@ -171,7 +179,9 @@ fn padded_prompts_of_models() -> Result<()> {
 fn logits_do_not_depend_on_neighbours_and_threads() -> Result<()> {
     let prompt = |index: usize| (0..1 + index * 37 % 90).map(|i| (i * i + index) as u32 % 300).collect::<Vec<_>>();
     let prompts: Vec<_> = (0..9).map(prompt).collect();
-    for (name, dtype) in [("softmax", DType::F32), ("retention", DType::F32), ("gau", DType::F32), ("norm", DType::BF16)] {
+    for (name, dtype) in
+        [("softmax", DType::F32), ("retention", DType::F32), ("gau", DType::F32), ("norm", DType::BF16)]
+    {
         let config = LanguageModelConfig::named(name, 300, 96, 2, 4)?;
         let variables = VarMap::new();
         let model = LanguageModel::new(&config, seeded_weights(&variables, 1, dtype, &Device::Cpu))?;
@@ -262,7 +272,10 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     };
     let function = "LanguageModel::forward_sequences_cached";
     let each = "LanguageModel::next_logits_each";
-    assert_refused(packed(3, Sequences::of_lengths([1, 1]), &mut caches), &[function, "`sequences`", "end with 2", "3"]);
+    assert_refused(
+        packed(3, Sequences::of_lengths([1, 1]), &mut caches),
+        &[function, "`sequences`", "end with 2", "3"],
+    );
     assert_refused(packed(3, Sequences::new(&[0, 2, 1, 3]), &mut caches), &[function, "fall from 2 to 1"]);
     assert_refused(packed(3, Sequences::new(&[1, 3]), &mut caches), &[function, "begin with 1"]);
     assert_refused(packed(3, Sequences::new(&[]), &mut caches), &[function, "no token offsets"]);
@@ -309,7 +322,8 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     let wide = random("x", &[1, 3, 17])?;
     let refused = layer.attention().forward_sequences_cached(&wide, &Sequences::of_lengths([3]), &mut [&mut cache]);
     assert_refused(refused, &["Attention::forward_sequences_cached", "`x`", "[1, 3, 17]"]);
-    let refused = layer.attention().forward_sequences_cached(&x.get(0)?, &Sequences::of_lengths([3]), &mut [&mut cache]);
+    let refused =
+        layer.attention().forward_sequences_cached(&x.get(0)?, &Sequences::of_lengths([3]), &mut [&mut cache]);
     assert_refused(refused, &["Attention::forward_sequences_cached", "`x`", "1 first"]);
     assert!(cache.is_empty());
     Ok(())

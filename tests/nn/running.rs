@@ -71,13 +71,14 @@ fn many_prompts_of_any_length() -> Result<()> {
 #[test]
 fn sequences_have_choices_of_their_own() -> Result<()> {
     let random = |seed| {
-        let config = SamplerConfig { temperature: 1.0, top_p: Some(0.9), repetition_penalty: 1.1, seed, ..Default::default() };
+        let config =
+            SamplerConfig { temperature: 1.0, top_p: Some(0.9), repetition_penalty: 1.1, seed, ..Default::default() };
         Sampler::new(config).unwrap()
     };
     for name in ["softmax", "retention", "flash"] {
         let (_, model) = model(name, DType::F32)?;
         let mut begun = model.cache()?;
-        model.next_logits(&Tensor::new(&[prompt(9, 20)], &Device::Cpu)?, &mut begun)?;
+        model.next_logits_each(&[prompt(9, 20)], std::slice::from_mut(&mut begun))?;
         let requests = (0..6).map(|row| {
             let request = Request::new(&prompt(row as usize, 3 + row as usize), random(row / 2));
             match row {

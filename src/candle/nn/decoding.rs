@@ -162,16 +162,10 @@ impl LanguageModel {
     }
 
     /// The rows before the head.
-    fn rows(
-        &self,
-        function: &'static str,
-        tokens: &Tensor,
-        mut pieces: Vec<Piece<&mut ModelCache>>,
-    ) -> Result<Tensor> {
+    fn rows(&self, function: &'static str, tokens: &Tensor, mut pieces: Vec<Piece<&mut ModelCache>>) -> Result<Tensor> {
         pieces.iter().try_for_each(|piece| self.check_cache(function, piece.cache))?;
-        let snapshot = |piece: &Piece<&mut ModelCache>| -> Vec<_> {
-            piece.cache.layers().iter().map(Cache::snapshot).collect()
-        };
+        let snapshot =
+            |piece: &Piece<&mut ModelCache>| -> Vec<_> { piece.cache.layers().iter().map(Cache::snapshot).collect() };
         let before: Vec<_> = pieces.iter().map(snapshot).collect();
         let rows = self.embed(function, tokens).and_then(|x| {
             let mut blocks = self.blocks.iter().enumerate();

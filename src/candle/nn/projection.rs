@@ -51,7 +51,13 @@ impl CustomOp2 for RowByRow {
         "projection"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, w: &CpuStorage, w_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (output, input) = w_layout.shape().dims2()?;
         let Some((&width, outer)) = x_layout.dims().split_last().filter(|(width, _)| **width == input) else {
             candle_core::bail!("projection of rows {:?} by weights {:?}", x_layout.shape(), w_layout.shape())
@@ -75,11 +81,7 @@ impl CustomOp2 for RowByRow {
 }
 
 /// `count` products of elements of type X.
-fn compute<X: WithDType>(
-    [x, weights]: [(&CpuStorage, &Layout); 2],
-    width: usize,
-    count: usize,
-) -> Result<CpuStorage>
+fn compute<X: WithDType>([x, weights]: [(&CpuStorage, &Layout); 2], width: usize, count: usize) -> Result<CpuStorage>
 where
     for<'a> Slice<'a>: From<&'a [X]>,
     for<'a> SliceMut<'a>: From<&'a mut [X]>,

@@ -178,7 +178,11 @@ impl Cache {
         for cache in &caches {
             let is_alike = (&cache.config, cache.dtype, cache.redraws) == (&first.config, first.dtype, first.redraws);
             let [got, needs] = [cache, first].map(|cache| format!("of a {} layer", cache.config.mechanism.name()));
-            check(is_alike, format!("{got}, {:?}", cache.config), &format!("those of one layer, {needs}, {:?}", first.config))?;
+            check(
+                is_alike,
+                format!("{got}, {:?}", cache.config),
+                &format!("those of one layer, {needs}, {:?}", first.config),
+            )?;
             let (len, needs) = (cache.position, format!("as many as in the first, {}", first.position));
             check(len == first.position, format!("of {len} tokens"), &needs)?;
             check(len > 0, "empty".into(), "caches that have seen tokens")?;

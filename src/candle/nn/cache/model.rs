@@ -57,9 +57,8 @@ impl ModelCache {
         let needs = "at least one cache, all of as many layers";
         let is_alike = !counts.is_empty() && counts.iter().all(|count| *count == counts[0]);
         ensure_value(is_alike, "ModelCache::cat", "caches", got, needs)?;
-        let layer = |layer: usize| {
-            Cache::cat(&caches.iter().map(|cache| &cache.borrow().layers[layer]).collect::<Vec<_>>())
-        };
+        let layer =
+            |layer: usize| Cache::cat(&caches.iter().map(|cache| &cache.borrow().layers[layer]).collect::<Vec<_>>());
         Ok(Self { layers: (0..counts[0]).map(layer).collect::<Result<_>>()? })
     }
 

@@ -93,7 +93,8 @@ impl Rows {
         }
         let parts: Vec<_> = all.iter().map(|rows| rows.tensors()).collect::<Result<_>>()?;
         let count = parts.first().map_or(0, Vec::len);
-        let joined = (0..count).map(|tensor| Tensor::cat(&parts.iter().map(|part| &part[tensor]).collect::<Vec<_>>(), 0));
+        let joined =
+            (0..count).map(|tensor| Tensor::cat(&parts.iter().map(|part| &part[tensor]).collect::<Vec<_>>(), 0));
         Self::new(joined.collect::<Result<_>>()?)
     }
 
