@@ -160,9 +160,6 @@ impl Attention {
     /// The sequences of a batch have the same length: [`Self::forward_sequences_cached`] is for others.
     /// For inference: gradients reach the weights through the rows of this call alone.
     ///
-    /// On the CPU the projections compute each row on its own, so that what a sequence gives has the same bits in any batch
-    /// and on any number of threads.
-    ///
     /// # Errors
     /// As [`Self::forward_masked`]; a cache of a layer of another configuration, or of another batch size; a GAU or
     /// FLASH norm that depends on the length of the whole sequence. The cache is then as before.
@@ -173,7 +170,7 @@ impl Attention {
 
     /// The outputs of the next rows of sequences of any lengths, which have a cache each: x `[1, T, width]` holds the rows of
     /// all of them, one sequence behind another, as `sequences` says. Every sequence gives what [`Self::forward_cached`]
-    /// gives for it alone, on the CPU to the bit; those without rows stay as they are.
+    /// gives for it alone, on the CPU to the bit and on any number of threads; those without rows stay as they are.
     ///
     /// # Errors
     /// As [`Self::forward_cached`]; sequences that do not cut x or have other offsets for keys, another number of caches, a

@@ -59,7 +59,11 @@ pub(super) fn side_by_side(
     }
     let run = |(operands, cache, out): Call<'_>| *out = attend(&operands, cache);
     if is_cpu {
-        run_calls(calls, |(_, cache, _)| cache.position, |isa, call| isa.force(|| run(call)).unwrap_or(()));
+        let work = |(operands, cache, _): &Call<'_>| {
+            let rows = operands.first().map_or(0, |operand| operand.dims()[2]);
+            rows.saturating_mul(cache.position + rows)
+        };
+        run_calls(calls, work, |isa, call| isa.force(|| run(call)).unwrap_or(()));
     } else {
         calls.into_iter().for_each(run);
     }

@@ -197,11 +197,12 @@ impl Iterator for RunningBatch<'_> {
     type Item = Result<(usize, u32)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.waiting.is_empty() && !self.has_failed {
-            if let Err(error) = self.advance() {
-                self.has_failed = true;
-                return Some(Err(error));
-            }
+        if self.waiting.is_empty()
+            && !self.has_failed
+            && let Err(error) = self.advance()
+        {
+            self.has_failed = true;
+            return Some(Err(error));
         }
         let (number, token) = self.waiting.pop_front()?;
         Some(token.map(|token| (number, token)).map_err(|error| Error::msg(format!("sequence {number}: {error}"))))
