@@ -10,73 +10,71 @@ use crate::problem::{Slice, SliceMut};
 
 /// Rows of W of a task; whole groups of the inner products.
 const COLUMNS: usize = 64;
-/// Numbers of the rows of x that a task keeps in the cache.
-const KEPT: usize = 1 << 15;
+/// Numbers of the rows of x that a task keeps in the second-level cache, while it goes once over its rows of W.
+const KEPT: usize = 1 << 17;
 
 /// y `[rows, columns]` of x `[rows, width]` and W `[columns, width]`, all contiguous and of one dtype. Both are read in
 /// place, W once for every [`KEPT`] numbers of x.
 ///
 /// # Panics
 /// Lengths that are no such matrices.
-pub(crate) fn products(x: Slice<'_>, weights: Slice<'_>, width: usize, mut y: SliceMut<'_>) {
+pub(crate) fn products(x: Slice<'_>, weights: Slice<'_>, width: usize, y: SliceMut<'_>) {
     assert!(width > 0 && x.len().is_multiple_of(width) && weights.len().is_multiple_of(width));
     let (rows, columns) = (x.len() / width, weights.len() / width);
     assert!(y.len() == rows * columns);
-    dispatch!(x.dtype(), T => { run(Verbs::<T>::get(Isa::current()), x, T::stored(weights), width, &mut y) });
+    dispatch!(x.dtype(), T => { run(Verbs::<T>::get(Isa::current()), x, T::stored(weights), width, y) });
 }
 
 /// The products of some rows of x with some of W.
-struct Task<'a, T> {
+struct Task<'a, 'y, T> {
     left: &'a [T],
-    columns: std::ops::Range<usize>,
-    /// `[rows, COLUMNS]`
-    out: &'a mut [T],
+    first_column: usize,
+    /// Of every row of x.
+    rooms: Vec<SliceMut<'y>>,
 }
 
-fn run<T: Number>(verbs: &Verbs<T>, x: Slice<'_>, weights: Elements<'_, T>, width: usize, y: &mut SliceMut<'_>)
+fn run<T: Number>(verbs: &Verbs<T>, x: Slice<'_>, weights: Elements<'_, T>, width: usize, mut y: SliceMut<'_>)
 where
     Verbs<T>: Sync,
 {
     let (rows, padded) = (x.len() / width, verbs.padded(width));
     let columns = y.len().checked_div(rows).unwrap_or(0);
-    let mut loaded = Buffer::zeros(0);
+    let loaded;
     let left = match T::stored(x) {
         Elements::Own(x) if width == padded => x,
         _ => {
-            loaded = Buffer::zeros(rows * padded);
-            let rows = loaded.chunks_exact_mut(padded).enumerate();
+            let mut whole = Buffer::zeros(rows * padded);
+            let rows = whole.chunks_exact_mut(padded).enumerate();
             rows.for_each(|(row, into)| T::load(x, row * width, &mut into[..width]));
+            loaded = whole;
             &loaded[..]
         }
     };
-    let block = (KEPT / padded).clamp(4, 64) / 4 * 4;
-    let mut out = Buffer::zeros(rows * columns.next_multiple_of(COLUMNS));
-    let mut rest = &mut out[..];
+    // Whole register tiles of 6 and 4 rows.
+    let block = (KEPT / padded).clamp(12, 252) / 12 * 12;
     let mut tasks = Vec::new();
     for left in left.chunks(block * padded) {
-        for start in (0..columns).step_by(COLUMNS) {
-            let (out, behind) = std::mem::take(&mut rest).split_at_mut(left.len() / padded * COLUMNS);
-            tasks.push(Task { left, columns: start..(start + COLUMNS).min(columns), out });
-            rest = behind;
-        }
-    }
-    let work = |(): &mut (), task: Task<'_, T>| {
-        let (start, count) = (task.columns.start * width, task.columns.len());
-        let weights = StoredRows { elements: weights, start, stride: width, count, width };
-        verbs.inner_products(task.out, COLUMNS, task.left, weights);
-    };
-    let nanoseconds = rows.saturating_mul(columns).saturating_mul(width) / 16;
-    parallel::run_brief(nanoseconds, tasks, || (), work);
-    let mut tiles = out.chunks_exact(COLUMNS);
-    for first in (0..rows).step_by(block) {
-        for start in (0..columns).step_by(COLUMNS) {
-            for row in first..(first + block).min(rows) {
-                let tile = tiles.next().unwrap_or_default();
-                T::store(&tile[..COLUMNS.min(columns - start)], y, row * columns + start);
+        let first = tasks.len();
+        let room = || Vec::with_capacity(left.len() / padded);
+        let starts = (0..columns).step_by(COLUMNS);
+        tasks.extend(starts.map(|first_column| Task { left, first_column, rooms: room() }));
+        for _ in 0..left.len() / padded {
+            for task in &mut tasks[first..] {
+                task.rooms.push(y.take(COLUMNS.min(columns - task.first_column)));
             }
         }
     }
-    drop(loaded);
+    let work = |tile: &mut Buffer<T>, task: Task<'_, '_, T>| {
+        let count = task.rooms.first().map_or(0, SliceMut::len);
+        let start = task.first_column * width;
+        let weights = StoredRows { elements: weights, start, stride: width, count, width };
+        verbs.inner_products(tile, COLUMNS, task.left, weights);
+        for (row, mut room) in tile.chunks_exact(COLUMNS).zip(task.rooms) {
+            T::store(&row[..count], &mut room, 0);
+        }
+    };
+    let nanoseconds = rows.saturating_mul(columns).saturating_mul(width) / 16;
+    parallel::run_brief(nanoseconds, tasks, || Buffer::zeros(block.min(rows) * COLUMNS), work);
 }
 
 #[cfg(test)]

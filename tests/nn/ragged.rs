@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarMap;
 
 use super::models::model;
-use super::{WIDTH, assert_close, assert_refused, distance, enlarge, layer, layers, random};
+use super::{Scratch, WIDTH, assert_close, assert_refused, distance, enlarge, layer, layers, random};
 
 /// Steps of five sequences: how many rows each reads.
 const STEPS: [[u32; 5]; 4] = [[7, 1, 0, 40, 23], [1, 1, 1, 1, 1], [0, 3, 9, 1, 0], [1, 1, 1, 1, 1]];
@@ -83,7 +83,7 @@ fn in_every_dtype() -> Result<()> {
             if dtype == DType::F32 {
                 let gradients = together[3].sqr()?.sum_all()?.backward()?;
                 let count = variables.all_vars().iter().filter(|variable| gradients.get(variable).is_some()).count();
-                assert!(count >= 3, "{config:?}: {count} weights with a gradient");
+                assert!(count >= 2, "{config:?}: {count} weights with a gradient");
             }
         }
     }
@@ -177,7 +177,7 @@ fn padded_prompts_of_models() -> Result<()> {
 /// Models of every width that products are cut at, on every number of threads.
 #[test]
 fn logits_do_not_depend_on_neighbours_and_threads() -> Result<()> {
-    let prompt = |index: usize| (0..1 + index * 37 % 90).map(|i| (i * i + index) as u32 % 300).collect::<Vec<_>>();
+    let prompt = |index: usize| (0..1 + index * 97 % 290).map(|i| (i * i + index) as u32 % 300).collect::<Vec<_>>();
     let prompts: Vec<_> = (0..9).map(prompt).collect();
     for (name, dtype) in
         [("softmax", DType::F32), ("retention", DType::F32), ("gau", DType::F32), ("norm", DType::BF16)]
@@ -204,6 +204,38 @@ fn logits_do_not_depend_on_neighbours_and_threads() -> Result<()> {
             }
         }
         assert!(distance(&all[0], &all[1])? > 1e-3, "{name} ignores its prompt");
+    }
+    Ok(())
+}
+
+/// What can be done with a cache can be done with those of a list.
+#[test]
+fn caches_of_a_list_are_picked_stored_and_cut() -> Result<()> {
+    let prompts = [&[1u32, 2, 3, 4, 5, 6, 7][..], &[8, 9], &[10, 0, 5, 5]];
+    for name in ["softmax", "retention", "flash", "gau"] {
+        let (_, model) = model(name, DType::F32)?;
+        let mut caches = vec![model.cache()?; 3];
+        model.next_logits_each(&prompts, &mut caches)?;
+        // Two of the third, the second from a file, the first one token shorter where it can be.
+        let file = Scratch::new(&format!("ragged-{name}"));
+        caches[1].save(&file.0)?;
+        let mut stored = model.cache()?;
+        stored.load(&file.0)?;
+        let mut picked = vec![caches[2].clone(), stored, caches[2].clone(), caches[0].clone()];
+        let is_cut = picked[3].truncate(6).is_ok();
+        let tokens = [[1u32, 2], [3, 4], [5, 6], [7, 8]];
+        let logits = model.next_logits_each(&tokens, &mut picked)?;
+        let read = [prompts[2], prompts[1], prompts[2], &prompts[0][..if is_cut { 6 } else { 7 }]];
+        for (row, (prompt, tokens)) in read.into_iter().zip(&tokens).enumerate() {
+            let mut cache = model.cache()?;
+            // As it was read: a token less is another call.
+            let whole = if row == 3 { prompts[0] } else { prompt };
+            model.next_logits_each(&[whole], std::slice::from_mut(&mut cache))?;
+            cache.truncate(prompt.len())?;
+            let alone = model.next_logits(&Tensor::new(&tokens[..], &Device::Cpu)?.unsqueeze(0)?, &mut cache)?;
+            assert_eq!(distance(&logits.narrow(0, row, 1)?, &alone)?, 0.0, "{name} {row}");
+        }
+        assert_eq!(is_cut, matches!(name, "softmax" | "gau" | "flash"), "{name}");
     }
     Ok(())
 }
@@ -303,7 +335,7 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     for name in ["linear", "diag", "transnormer"] {
         let other = super::models::model(name, DType::F64)?.1.cache()?;
         let refused = model.next_logits_each(&[[1], [1]], &mut [caches[0].clone(), other]);
-        assert_refused(refused, &[each, "`cache`", "softmax"]);
+        assert_refused(refused, &[each, "`cache`", "needs one of this layer"]);
     }
     let shallow = LanguageModelConfig::named("softmax", 11, 16, 1, 2)?;
     let shallow = LanguageModel::new(&shallow, seeded_weights(&VarMap::new(), 0, DType::F64, &Device::Cpu))?;

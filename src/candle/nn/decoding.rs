@@ -16,6 +16,9 @@ use super::sampler::Sampler;
 use crate::problem::ensure_value;
 use crate::{Result as CoreResult, Sequences};
 
+/// Rows that pass through the blocks at a time, so that what is between operations stays in the cache.
+const GROUP: usize = 256;
+
 impl LanguageModel {
     /// An empty cache for decoding.
     ///
@@ -168,15 +171,14 @@ impl LanguageModel {
             |piece: &Piece<&mut ModelCache>| -> Vec<_> { piece.cache.layers().iter().map(Cache::snapshot).collect() };
         let before: Vec<_> = pieces.iter().map(snapshot).collect();
         let rows = self.embed(function, tokens).and_then(|x| {
-            let mut blocks = self.blocks.iter().enumerate();
-            let x = blocks.try_fold(x, |x, (layer, block)| {
-                let pieces = pieces.iter_mut().map(|piece| {
-                    let cache = &mut piece.cache.layers_mut()[layer];
-                    Piece { rows: piece.rows.clone(), cache }
-                });
-                block.forward_pieces(function, &x, pieces.collect())
-            })?;
-            self.norm.forward(&x)
+            let (mut rest, mut outs) = (&mut pieces[..], Vec::new());
+            while outs.is_empty() || !rest.is_empty() {
+                let count = group_len(rest);
+                let (group, behind) = std::mem::take(&mut rest).split_at_mut(count);
+                outs.push(self.group_rows(function, &x, group)?);
+                rest = behind;
+            }
+            self.norm.forward(&if outs.len() == 1 { outs[0].clone() } else { Tensor::cat(&outs, 1)? })
         });
         if rows.is_err() {
             for (piece, before) in pieces.iter_mut().zip(before) {
@@ -185,6 +187,27 @@ impl LanguageModel {
         }
         rows
     }
+
+    /// What the blocks make of the rows of pieces that lie one behind another in x.
+    fn group_rows(&self, function: &'static str, x: &Tensor, pieces: &mut [Piece<&mut ModelCache>]) -> Result<Tensor> {
+        let start = pieces.first().map_or(0, |piece| piece.rows.start);
+        let end = pieces.last().map_or(0, |piece| piece.rows.end);
+        let mut blocks = self.blocks.iter().enumerate();
+        blocks.try_fold(x.narrow(1, start, end - start)?, |x, (layer, block)| {
+            let pieces = pieces.iter_mut().map(|piece| {
+                let (rows, cache) = (piece.rows.start - start..piece.rows.end - start, &mut *piece.cache);
+                Piece { rows, cache: &mut cache.layers_mut()[layer] }
+            });
+            block.forward_pieces(function, &x, pieces.collect())
+        })
+    }
+}
+
+/// How many of the pieces have [`GROUP`] rows together, the first in any case.
+fn group_len<C>(pieces: &[Piece<C>]) -> usize {
+    let start = pieces.first().map_or(0, |piece| piece.rows.start);
+    let fitting = pieces.iter().take_while(|piece| piece.rows.end - start <= GROUP).count();
+    fitting.max(1).min(pieces.len())
 }
 
 /// All tokens `[B, N]` for one cache.

@@ -36,7 +36,7 @@ pub(super) fn positions(pieces: &[Piece<&mut Cache>]) -> Vec<(usize, usize)> {
 }
 
 /// A piece's call: operands, cache, and room for what it gives.
-type Call<'p> = (Vec<Tensor>, &'p mut Cache, &'p mut Result<Tensor>);
+type Call<'p> = (Vec<Tensor>, &'p mut Cache, &'p mut Option<Result<Tensor>>);
 
 /// `attend` of the rows `[B, H, rows, …]` of each piece of the operands, one behind another; on the CPU side by side. What
 /// a piece gives does not depend on the others.
@@ -52,12 +52,12 @@ pub(super) fn side_by_side(
         return attend(&rows_of(&piece.rows)?, piece.cache);
     }
     let is_cpu = operands.iter().all(|operand| operand.device().is_cpu());
-    let mut outs: Vec<Result<Tensor>> = pieces.iter().map(|_| Err(candle_core::Error::msg("not computed"))).collect();
+    let mut outs: Vec<Option<Result<Tensor>>> = pieces.iter().map(|_| None).collect();
     let mut calls: Vec<Call<'_>> = Vec::with_capacity(pieces.len());
     for (piece, out) in pieces.iter_mut().zip(&mut outs) {
         calls.push((rows_of(&piece.rows)?, piece.cache, out));
     }
-    let run = |(operands, cache, out): Call<'_>| *out = attend(&operands, cache);
+    let run = |(operands, cache, out): Call<'_>| *out = Some(attend(&operands, cache));
     if is_cpu {
         let work = |(operands, cache, _): &Call<'_>| {
             let rows = operands.first().map_or(0, |operand| operand.dims()[2]);
@@ -67,5 +67,5 @@ pub(super) fn side_by_side(
     } else {
         calls.into_iter().for_each(run);
     }
-    Tensor::cat(&outs.into_iter().collect::<Result<Vec<_>>>()?, 2)
+    Tensor::cat(&outs.into_iter().flatten().collect::<Result<Vec<_>>>()?, 2)
 }

@@ -35,8 +35,12 @@ impl Projection {
 
     /// Gradients: x, weight and bias.
     pub fn forward(&self, x: &Tensor, products: Products) -> Result<Tensor> {
-        if products == Products::Joint || !x.device().is_cpu() || x.elem_count() == 0 {
+        if products == Products::Joint || !x.device().is_cpu() {
             return self.0.forward(x);
+        }
+        if x.elem_count() == 0 {
+            let outer = &x.dims()[..x.rank().saturating_sub(1)];
+            return Tensor::zeros([outer, &[self.0.weight().dim(0)?]].concat(), x.dtype(), x.device());
         }
         let y = x.contiguous()?.apply_op2(&self.0.weight().contiguous()?, RowByRow)?;
         self.0.bias().map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
