@@ -36,7 +36,7 @@ impl LanguageModel {
     /// As [`Self::forward_masked`] and [`Attention::forward_cached`](super::Attention::forward_cached). No layer's cache is
     /// changed then.
     pub fn forward_cached(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
-        let rows = self.rows("LanguageModel::forward_cached", tokens, all_of(tokens, cache))?;
+        let rows = self.rows("LanguageModel::forward_cached", tokens, all_of(tokens, cache), Tensor::clone)?;
         self.head.forward(&rows, Products::Alone)
     }
 
@@ -55,7 +55,7 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let function = "LanguageModel::forward_sequences_cached";
         let pieces = cut(function, packed_tokens(function, "tokens", tokens)?, sequences, caches)?;
-        self.head.forward(&self.rows(function, tokens, pieces)?, Products::Alone)
+        self.head.forward(&self.rows(function, tokens, pieces, Tensor::clone)?, Products::Alone)
     }
 
     /// The logits `[B, N, vocabulary]` after the next tokens of sequences that are padded to one length, `tokens` `[B, N]`:
@@ -74,19 +74,21 @@ impl LanguageModel {
         packing.unpacked(&self.forward_sequences_cached(&packing.packed(tokens)?, &packing.sequences, caches)?)
     }
 
-    /// The logits `[B, vocabulary]` after the last of the next tokens, without the head's work for those before.
+    /// The logits `[B, vocabulary]` after the last of the next tokens, without the head's work for those before; they carry no
+    /// gradient.
     ///
     /// # Errors
     /// As [`Self::forward_cached`]; no tokens.
     pub fn next_logits(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
         let (function, count) = ("LanguageModel::next_logits", tokens.dims().last().copied().unwrap_or(0));
         ensure_value(count > 0, function, "tokens", "empty", "at least one token")?;
-        let rows = self.rows(function, tokens, all_of(tokens, cache))?;
-        self.head.forward(&rows.narrow(1, count - 1, 1)?.squeeze(1)?, Products::Alone)
+        let rows = self.rows(function, tokens, all_of(tokens, cache), Tensor::detach)?;
+        Ok(self.head.forward(&rows.narrow(1, count - 1, 1)?.squeeze(1)?, Products::Alone)?.detach())
     }
 
     /// The logits `[sequences, vocabulary]` after the last of the next tokens of each sequence, of any number from 1 on, with a
-    /// cache each. Every sequence gives what [`Self::next_logits`] gives for it alone, on the CPU to the bit.
+    /// cache each. Every sequence gives what [`Self::next_logits`] gives for it alone, on the CPU to the bit. They carry no
+    /// gradient.
     ///
     /// # Errors
     /// As [`Self::forward_sequences_cached`]; no sequences, one without tokens.
@@ -120,9 +122,10 @@ impl LanguageModel {
         let (count, device) = (all.len(), self.embedding.device());
         let pieces = cut(function, count, &sequences, caches)?;
         let last: Vec<u32> = pieces.iter().map(|piece| piece.rows.end as u32 - 1).collect();
-        let rows = self.rows(function, &Tensor::from_vec(all, (1, count), device)?, pieces)?.squeeze(0)?;
+        let tokens = Tensor::from_vec(all, (1, count), device)?;
+        let rows = self.rows(function, &tokens, pieces, Tensor::detach)?.squeeze(0)?;
         let rows = if last.len() == count { rows } else { rows.index_select(&Tensor::new(last, device)?, 0)? };
-        self.head.forward(&rows, Products::Alone)
+        Ok(self.head.forward(&rows, Products::Alone)?.detach())
     }
 
     /// Continues one sequence token by token: what the cache has seen, then `prompt`, then what the iterator returns.
@@ -164,18 +167,24 @@ impl LanguageModel {
         layers.try_for_each(|(block, cache)| block.attention.check_cache(function, cache))
     }
 
-    /// The rows before the head.
-    fn rows(&self, function: &'static str, tokens: &Tensor, mut pieces: Vec<Piece<&mut ModelCache>>) -> Result<Tensor> {
+    /// The rows before the head; `between` makes of a block's rows what the next one takes.
+    fn rows(
+        &self,
+        function: &'static str,
+        tokens: &Tensor,
+        mut pieces: Vec<Piece<&mut ModelCache>>,
+        between: fn(&Tensor) -> Tensor,
+    ) -> Result<Tensor> {
         pieces.iter().try_for_each(|piece| self.check_cache(function, piece.cache))?;
         let snapshot =
             |piece: &Piece<&mut ModelCache>| -> Vec<_> { piece.cache.layers().iter().map(Cache::snapshot).collect() };
         let before: Vec<_> = pieces.iter().map(snapshot).collect();
-        let rows = self.embed(function, tokens).and_then(|x| {
+        let rows = self.embed(function, tokens).map(|x| between(&x)).and_then(|x| {
             let (mut rest, mut outs) = (&mut pieces[..], Vec::new());
             while outs.is_empty() || !rest.is_empty() {
                 let count = group_len(rest);
                 let (group, behind) = std::mem::take(&mut rest).split_at_mut(count);
-                outs.push(self.group_rows(function, &x, group)?);
+                outs.push(self.group_rows(function, &x, group, between)?);
                 rest = behind;
             }
             self.norm.forward(&if outs.len() == 1 { outs[0].clone() } else { Tensor::cat(&outs, 1)? })
@@ -189,7 +198,13 @@ impl LanguageModel {
     }
 
     /// What the blocks make of the rows of pieces that lie one behind another in x.
-    fn group_rows(&self, function: &'static str, x: &Tensor, pieces: &mut [Piece<&mut ModelCache>]) -> Result<Tensor> {
+    fn group_rows(
+        &self,
+        function: &'static str,
+        x: &Tensor,
+        pieces: &mut [Piece<&mut ModelCache>],
+        between: fn(&Tensor) -> Tensor,
+    ) -> Result<Tensor> {
         let start = pieces.first().map_or(0, |piece| piece.rows.start);
         let end = pieces.last().map_or(0, |piece| piece.rows.end);
         let mut blocks = self.blocks.iter().enumerate();
@@ -198,7 +213,7 @@ impl LanguageModel {
                 let (rows, cache) = (piece.rows.start - start..piece.rows.end - start, &mut *piece.cache);
                 Piece { rows, cache: &mut cache.layers_mut()[layer] }
             });
-            block.forward_pieces(function, &x, pieces.collect())
+            block.forward_pieces(function, &x, pieces.collect()).map(|x| between(&x))
         })
     }
 }
