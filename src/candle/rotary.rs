@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -75,41 +75,93 @@ impl Rotary {
     /// # Errors
     /// Another rank or width; positions beyond 2³² − 1.
     pub fn apply(&self, x: &Tensor, position: usize) -> Result<Tensor> {
+        self.apply_to_pieces(x, &[(position, x.dims4()?.2)])
+    }
+
+    /// Rotates x `[B, H, N, D]`, row n of batch entry b as at position `positions[b, n]`, u32 `[B, N]`: for rows that are
+    /// padded, packed or picked from several places. The positions are read on the host.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; positions of another shape or dtype.
+    ///
+    /// ```
+    /// use attn_kernels::nn::Rotary;
+    /// use candle_core::{Device, Tensor};
+    ///
+    /// let rotary = Rotary::new(8, 10000.0)?;
+    /// let x = Tensor::randn(0f32, 1.0, (2, 1, 3, 8), &Device::Cpu)?;
+    /// let y = rotary.apply_at(&x, &Tensor::new(&[[0u32, 1, 2], [7, 8, 0]], &Device::Cpu)?)?;
+    /// let of = |x: &Tensor, row| x.get(1)?.unsqueeze(0)?.narrow(2, row, 1);
+    /// let alone = rotary.apply(&of(&x, 1)?, 8)?;
+    /// assert_eq!((alone - of(&y, 1)?)?.abs()?.max_all()?.to_scalar::<f32>()?, 0.0);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn apply_at(&self, x: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let (batch, _, rows, _) = x.dims4()?;
+        let (function, argument) = ("Rotary::apply_at", "positions");
+        if positions.dims() != [batch, rows] {
+            let (got, needs) = (format!("shape {:?}", positions.dims()), format!("[{batch}, {rows}]"));
+            return Err(crate::Error::Shape { function, argument, got, needs }.into());
+        }
+        if positions.dtype() != DType::U32 {
+            let got = positions.dtype().as_str().into();
+            return Err(crate::Error::DType { function, argument, got, needs: "u32".into() }.into());
+        }
+        // Rows that follow each other are a piece.
+        let mut pieces: Vec<(usize, usize)> = Vec::new();
+        for position in positions.flatten_all()?.to_vec1::<u32>()? {
+            match pieces.last_mut() {
+                Some((first, count)) if *first + *count == position as usize => *count += 1,
+                _ => pieces.push((position as usize, 1)),
+            }
+        }
+        // Every row of every entry in a line, each under its heads.
+        let line = x.transpose(0, 1)?.flatten(1, 2)?.unsqueeze(0)?;
+        let (_, heads, _, width) = x.dims4()?;
+        self.apply_to_pieces(&line, &pieces)?.reshape((heads, batch, rows, width))?.transpose(0, 1)
+    }
+
+    /// Rotates x `[B, H, N, D]`, whose rows are pieces of so many rows from a position on.
+    pub(super) fn apply_to_pieces(&self, x: &Tensor, pieces: &[(usize, usize)]) -> Result<Tensor> {
         let (_, _, rows, width) = x.dims4()?;
         let function = "Rotary::apply";
         let needs = format!("width {}", self.width);
         ensure_value(width == self.width, function, "x", format!("{width} wide"), &needs)?;
-        let in_range = position.checked_add(rows).is_some_and(|end| end <= LIMIT);
-        ensure_value(in_range, function, "position", position, &format!("its {rows} rows to end within {LIMIT}"))?;
+        let beyond = pieces.iter().find(|(position, rows)| position.checked_add(*rows).is_none_or(|end| end > LIMIT));
+        let (position, count) = beyond.copied().unwrap_or_default();
+        let needs = format!("its {count} rows to end within {LIMIT}");
+        ensure_value(beyond.is_none(), function, "position", position, &needs)?;
         let sums = accumulator(x.dtype());
         let wide = x.to_dtype(sums)?.contiguous()?;
         if rows == 0 {
             return wide.to_dtype(x.dtype());
         }
-        let [cos, sin] = self.angles(position, rows, sums, x.device())?;
+        let [cos, sin] = self.angles(pieces, sums, x.device())?;
         let rotated = rope(&wide.detach(), &cos, &sin)?;
         // The rotation of candle-nn has no gradient: it is the rotation back.
         let back = move |gradient: &Tensor| rope(&gradient.contiguous()?, &cos, &sin.neg()?);
         with_gradient("rotary", &wide, rotated, back)?.to_dtype(x.dtype())
     }
 
-    /// cos and sin `[rows, D/2]` from `position` on.
-    fn angles(&self, position: usize, rows: usize, dtype: DType, device: &Device) -> Result<[Tensor; 2]> {
+    /// cos and sin `[rows, D/2]` of pieces of so many rows from a position on.
+    fn angles(&self, pieces: &[(usize, usize)], dtype: DType, device: &Device) -> Result<[Tensor; 2]> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        let needed = position / ROWS..(position + rows).div_ceil(ROWS);
-        let mut parts = [Vec::new(), Vec::new()];
-        for index in needed.clone() {
-            let fits = |pair: &&[Tensor; 2]| pair[0].dtype() == dtype && pair[0].device().same_device(device);
-            let pair = match blocks.get(&index).filter(fits) {
-                Some(pair) => pair.clone(),
-                None => self.block(index, dtype, device)?,
-            };
-            // The rows of the block that are asked for.
-            let (start, end) = (position.max(index * ROWS), (position + rows).min((index + 1) * ROWS));
-            for (parts, table) in parts.iter_mut().zip(&pair) {
-                parts.push(table.narrow(0, start - index * ROWS, end - start)?);
+        let (mut parts, mut needed) = ([Vec::new(), Vec::new()], BTreeSet::new());
+        for &(position, rows) in pieces.iter().filter(|(_, rows)| *rows > 0) {
+            for index in position / ROWS..(position + rows).div_ceil(ROWS) {
+                let fits = |pair: &&[Tensor; 2]| pair[0].dtype() == dtype && pair[0].device().same_device(device);
+                let pair = match blocks.get(&index).filter(fits) {
+                    Some(pair) => pair.clone(),
+                    None => self.block(index, dtype, device)?,
+                };
+                // The rows of the block that are asked for.
+                let (start, end) = (position.max(index * ROWS), (position + rows).min((index + 1) * ROWS));
+                for (parts, table) in parts.iter_mut().zip(&pair) {
+                    parts.push(table.narrow(0, start - index * ROWS, end - start)?);
+                }
+                blocks.insert(index, pair);
+                needed.insert(index);
             }
-            blocks.insert(index, pair);
         }
         if blocks.len() > KEPT {
             blocks.retain(|index, _| needed.contains(index));

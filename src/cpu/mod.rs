@@ -82,7 +82,9 @@ pub mod delta;
 pub(crate) mod elementwise;
 mod finish;
 pub mod linear;
-mod parallel;
+pub(crate) mod parallel;
+#[cfg(feature = "candle")]
+pub(crate) mod products;
 pub mod quadratic;
 mod rooms;
 mod rows;

@@ -56,6 +56,15 @@ impl Sequences {
         self.queries == self.keys
     }
 
+    /// The tokens of each sequence, where queries and keys are the same.
+    #[cfg(feature = "candle")]
+    pub(crate) fn aligned(&self, function: &'static str, tokens: usize) -> Result<Vec<Range<usize>>> {
+        let needs = "those of queries and keys in one";
+        ensure_value(self.are_aligned(), function, "sequences", "of two kinds of offsets", needs)?;
+        check_offsets(function, "token", &self.queries, tokens)?;
+        Ok(self.ranges().map(|[tokens, _]| tokens).collect())
+    }
+
     /// Queries and keys of each sequence.
     pub(super) fn ranges(&self) -> impl Iterator<Item = [Range<usize>; 2]> {
         let range = |ends: &[u32]| ends[0] as usize..ends[1] as usize;

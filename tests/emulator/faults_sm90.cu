@@ -97,7 +97,7 @@ DEVICE void consume(const Params& params, const Stages& stages) {
         if (fault != no_full_wait) {
             mbarrier_try_wait_parity(stages.full + stage, fault == wrong_phase ? use % 2 ^ 1 : use % 2);
         }
-        if (fault == missing_warp && i == 2 && warp() == 7) return;
+        if (fault == missing_warp && i == 2 && warp() == 3) return;
         char* tile = stages.tiles + stage * kTileBytes;
         if (fault == rewrite || fault == rewrite_unfenced) {
             rewrite_tile(tile);
@@ -106,7 +106,7 @@ DEVICE void consume(const Params& params, const Stages& stages) {
         }
         if (fault != no_fence || i == 0) wgmma_fence();
         for (int k = 0; k < 4; ++k) {
-            int b = fault == own_descriptor && warp() == 6 ? 0 : 32 * k;
+            int b = fault == own_descriptor && warp() == 2 ? 0 : 32 * k;
             wgmma_m64k16<f16, Major::inner, Major::inner>(
                 d, matrix_descriptor(tile + 32 * k, 1024, 0),
                 matrix_descriptor(tile + b, fault == wrong_stride ? 512 : 1024, 0), true);
@@ -142,9 +142,9 @@ DEVICE void pipeline(const Params& params) {
         fence_mbarrier_init();
     }
     if (fault != no_barrier) barrier_sync();
-    if (warpgroup() == 0) {
+    if (warpgroup() == 1) {
         setmaxnreg_dec<40>();
-        if (warp() == 0 && elect()) produce<fault>(params, stages);
+        if (elect()) produce<fault>(params, stages);
     } else {
         consume<fault>(params, stages);
     }
@@ -155,31 +155,31 @@ DEVICE void taken_registers(const Params&) {
     if (warpgroup() > 0) setmaxnreg_inc<240>();
 }
 
-ATTN_KERNEL(sound_pipeline, pipeline<none>, Params, 256)
-ATTN_KERNEL(sound_read_tile, pipeline<read_tile>, Params, 256)
-ATTN_KERNEL(fault_released_by_one, pipeline<released_by_one>, Params, 256)
-ATTN_KERNEL(fault_released_unsynced, pipeline<released_unsynced>, Params, 256)
-ATTN_KERNEL(sound_rewrite, pipeline<rewrite>, Params, 256)
-ATTN_KERNEL(fault_rewrite_unfenced, pipeline<rewrite_unfenced>, Params, 256)
-ATTN_KERNEL(fault_rewrite_behind, pipeline<rewrite_behind>, Params, 256)
-ATTN_KERNEL(fault_no_barrier, pipeline<no_barrier>, Params, 256)
-ATTN_KERNEL(fault_no_full_wait, pipeline<no_full_wait>, Params, 256)
-ATTN_KERNEL(fault_no_empty_wait, pipeline<no_empty_wait>, Params, 256)
-ATTN_KERNEL(fault_wrong_phase, pipeline<wrong_phase>, Params, 256)
-ATTN_KERNEL(fault_more_bytes, pipeline<more_bytes>, Params, 256)
-ATTN_KERNEL(fault_fewer_bytes, pipeline<fewer_bytes>, Params, 256)
-ATTN_KERNEL(fault_no_bytes, pipeline<no_bytes>, Params, 256)
-ATTN_KERNEL(fault_early_release, pipeline<early_release>, Params, 256)
-ATTN_KERNEL(fault_more_arrivals, pipeline<more_arrivals>, Params, 256)
-ATTN_KERNEL(fault_no_product_wait, pipeline<no_product_wait>, Params, 256)
-ATTN_KERNEL(fault_no_fence, pipeline<no_fence>, Params, 256)
-ATTN_KERNEL(fault_touched_sums, pipeline<touched_sums>, Params, 256)
-ATTN_KERNEL(fault_wrong_stride, pipeline<wrong_stride>, Params, 256)
-ATTN_KERNEL(fault_own_descriptor, pipeline<own_descriptor>, Params, 256)
-ATTN_KERNEL(fault_missing_warp, pipeline<missing_warp>, Params, 256)
-ATTN_KERNEL(fault_copy_at_exit, pipeline<copy_at_exit>, Params, 256)
+ATTN_KERNEL(sound_pipeline, pipeline<none>, Params, 160)
+ATTN_KERNEL(sound_read_tile, pipeline<read_tile>, Params, 160)
+ATTN_KERNEL(fault_released_by_one, pipeline<released_by_one>, Params, 160)
+ATTN_KERNEL(fault_released_unsynced, pipeline<released_unsynced>, Params, 160)
+ATTN_KERNEL(sound_rewrite, pipeline<rewrite>, Params, 160)
+ATTN_KERNEL(fault_rewrite_unfenced, pipeline<rewrite_unfenced>, Params, 160)
+ATTN_KERNEL(fault_rewrite_behind, pipeline<rewrite_behind>, Params, 160)
+ATTN_KERNEL(fault_no_barrier, pipeline<no_barrier>, Params, 160)
+ATTN_KERNEL(fault_no_full_wait, pipeline<no_full_wait>, Params, 160)
+ATTN_KERNEL(fault_no_empty_wait, pipeline<no_empty_wait>, Params, 160)
+ATTN_KERNEL(fault_wrong_phase, pipeline<wrong_phase>, Params, 160)
+ATTN_KERNEL(fault_more_bytes, pipeline<more_bytes>, Params, 160)
+ATTN_KERNEL(fault_fewer_bytes, pipeline<fewer_bytes>, Params, 160)
+ATTN_KERNEL(fault_no_bytes, pipeline<no_bytes>, Params, 160)
+ATTN_KERNEL(fault_early_release, pipeline<early_release>, Params, 160)
+ATTN_KERNEL(fault_more_arrivals, pipeline<more_arrivals>, Params, 160)
+ATTN_KERNEL(fault_no_product_wait, pipeline<no_product_wait>, Params, 160)
+ATTN_KERNEL(fault_no_fence, pipeline<no_fence>, Params, 160)
+ATTN_KERNEL(fault_touched_sums, pipeline<touched_sums>, Params, 160)
+ATTN_KERNEL(fault_wrong_stride, pipeline<wrong_stride>, Params, 160)
+ATTN_KERNEL(fault_own_descriptor, pipeline<own_descriptor>, Params, 160)
+ATTN_KERNEL(fault_missing_warp, pipeline<missing_warp>, Params, 160)
+ATTN_KERNEL(fault_copy_at_exit, pipeline<copy_at_exit>, Params, 160)
 ATTN_KERNEL(fault_no_registers, taken_registers, Params, 384)
-ATTN_KERNEL(fault_tensor_copy_outside, pipeline<copy_outside>, Params, 256)
-ATTN_KERNEL(fault_misaligned_copy, pipeline<misaligned_copy>, Params, 256)
+ATTN_KERNEL(fault_tensor_copy_outside, pipeline<copy_outside>, Params, 160)
+ATTN_KERNEL(fault_misaligned_copy, pipeline<misaligned_copy>, Params, 160)
 
 }  // namespace attn::faults

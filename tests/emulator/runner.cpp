@@ -59,6 +59,8 @@ static int main(int count, char** arguments) {
         answer(read_request(arguments[2]), arguments[3], true);
     } else if (count == 3 && first == "--dump-primitives") {
         dump_primitives(arguments[2]);
+    } else if (count == 3 && first == "--fault") {
+        return run_fault(arguments[2]);
     } else if (count == 3) {
         answer(read_request(first), arguments[2]);
     } else if (first == "--list") {

@@ -5,6 +5,7 @@ mod embed;
 mod length_scaling;
 mod peer_candle;
 mod recall;
+mod serve_batch;
 mod train_lm;
 
 use std::path::PathBuf;

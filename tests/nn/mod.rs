@@ -11,8 +11,10 @@ mod gradients;
 mod models;
 mod norms;
 mod padding;
+mod ragged;
 mod refusals;
 mod rotary;
+mod running;
 mod sampling;
 mod sequences;
 

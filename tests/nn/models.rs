@@ -6,7 +6,7 @@ use super::{Scratch, assert_close, assert_refused, distance, enlarge, is_trained
 
 const VOCABULARY: usize = 11;
 
-fn model(name: &str, dtype: DType) -> Result<(VarMap, LanguageModel)> {
+pub fn model(name: &str, dtype: DType) -> Result<(VarMap, LanguageModel)> {
     let mut config = LanguageModelConfig::named(name, VOCABULARY, 16, 3, 2)?;
     // Blocks and chunks that a short sequence crosses.
     for mechanism in std::iter::once(&mut config.attention.mechanism).chain(&mut config.second_half) {

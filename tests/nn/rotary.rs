@@ -332,3 +332,29 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     );
     Ok(())
 }
+
+/// Rows at positions in any order are the rows at these positions, gradients too.
+#[test]
+fn positions_of_every_row() -> Result<()> {
+    let rotary = Rotary::new(WIDTH, BASE)?;
+    let positions = [[0u32, 1, 2, 3, 3000], [1023, 1024, 5, 5, 4]];
+    let x = Var::from_tensor(&random("x", &[2, 3, 5, WIDTH])?)?;
+    let y = rotary.apply_at(&x, &Tensor::new(&positions, &Device::Cpu)?)?;
+    let row = |x: &Tensor, entry, row| x.narrow(0, entry, 1)?.narrow(2, row, 1);
+    for (entry, positions) in positions.iter().enumerate() {
+        for (index, position) in positions.iter().enumerate() {
+            let alone = rotary.apply(&row(&x, entry, index)?, *position as usize)?;
+            assert_close(&row(&y, entry, index)?, &alone, 0.0, &format!("at {position}"))?;
+        }
+    }
+    let gradient = (&y * random("d_y", y.dims())?)?.sum_all()?.backward()?.remove(&x).unwrap();
+    // A rotation: ⟨R x, d⟩ = ⟨x, Rᵀ d⟩.
+    let expected = (y * random("d_y", &[2, 3, 5, WIDTH])?)?.sum_all()?.to_scalar::<f64>()?;
+    let along = (gradient * x.as_tensor())?.sum_all()?.to_scalar::<f64>()?;
+    assert!((along - expected).abs() < 1e-10, "{along} {expected}");
+    let at = |positions: Tensor| rotary.apply_at(&x, &positions);
+    assert_refused(at(Tensor::zeros((2, 4), DType::U32, &Device::Cpu)?), &["Rotary::apply_at", "[2, 4]", "[2, 5]"]);
+    assert_refused(at(Tensor::zeros((2, 5), DType::F32, &Device::Cpu)?), &["Rotary::apply_at", "f32", "u32"]);
+    assert_refused(at(Tensor::full(u32::MAX, (2, 5), &Device::Cpu)?), &["`position` is 4294967295"]);
+    Ok(())
+}

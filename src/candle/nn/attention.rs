@@ -1,13 +1,16 @@
+use std::borrow::BorrowMut;
+
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::batch::{Batch, gathered};
+use super::batch::{Batch, Packing, gathered, packed_tokens};
 use super::cache::Cache;
 use super::config::AttentionConfig;
 use super::gated::GatedUnit;
 use super::heads::Heads;
 use super::mark::check_mark;
 use super::mechanism::Mechanism;
+use super::pieces::{Piece, cut};
 use super::siblings::ensure_absent;
 use crate::problem::ensure_value;
 use crate::{Error, Result as CoreResult, Sequences};
@@ -128,9 +131,10 @@ impl Attention {
 
     pub(super) fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
         self.check_input("Attention::forward", x)?;
-        let is_aligned = batch.sequences.is_none_or(Sequences::are_aligned);
-        let needs = "those of queries and keys in one";
-        ensure_value(is_aligned, "Attention::forward_sequences", "sequences", "of two kinds of offsets", needs)?;
+        if let Some(sequences) = batch.sequences {
+            let function = "Attention::forward_sequences";
+            sequences.aligned(function, packed_tokens(function, "x", x)?)?;
+        }
         match &self.inner {
             Inner::Heads(heads) => heads.forward(x, batch),
             Inner::Gated(unit) => unit.forward(x, batch),
@@ -150,39 +154,102 @@ impl Attention {
         Ok(Cache::new(config, self.dtype, &self.device, self.redraws))
     }
 
-    /// The outputs of the next rows of the sequence whose beginning is in the cache, which takes them in. One call with
+    /// The outputs of the next rows of the sequences whose beginning is in the cache, which takes them in. One call with
     /// a prompt, then one call per token, or any other cut, give the outputs of `forward` over the whole.
     ///
-    /// The sequences of a batch have the same length: there is no key mask for a cache.
+    /// The sequences of a batch have the same length: [`Self::forward_sequences_cached`] is for others.
     /// For inference: gradients reach the weights through the rows of this call alone.
     ///
     /// # Errors
     /// As [`Self::forward_masked`]; a cache of a layer of another configuration, or of another batch size; a GAU or
     /// FLASH norm that depends on the length of the whole sequence. The cache is then as before.
     pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let function = "Attention::forward_cached";
+        let rows = 0..x.dims().get(1).copied().unwrap_or(0);
+        self.forward_pieces("Attention::forward_cached", x, vec![Piece { rows, cache }])
+    }
+
+    /// The outputs of the next rows of sequences of any lengths, which have a cache each: x `[1, T, width]` holds the rows of
+    /// all of them, one sequence behind another, as `sequences` says. Every sequence gives what [`Self::forward_cached`]
+    /// gives for it alone, on the CPU to the bit and on any number of threads; those without rows stay as they are.
+    ///
+    /// # Errors
+    /// As [`Self::forward_cached`]; sequences that do not cut x or have other offsets for keys, another number of caches, a
+    /// cache of several sequences. All caches are then as before.
+    ///
+    /// # Example
+    /// ```
+    /// use attn_kernels::Sequences;
+    /// use attn_kernels::nn::{Attention, AttentionConfig, Mechanism};
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{VarBuilder, VarMap};
+    ///
+    /// let variables = VarMap::new();
+    /// let weights = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+    /// let layer = Attention::new(&AttentionConfig::new(16, 2, Mechanism::default()), weights)?;
+    /// let mut caches = vec![layer.cache()?; 3];
+    /// for lengths in [[5, 2, 9], [1, 1, 0], [1, 1, 4]] {
+    ///     let x = Tensor::randn(0f32, 1.0, (1, lengths.iter().sum::<u32>() as usize, 16), &Device::Cpu)?;
+    ///     layer.forward_sequences_cached(&x, &Sequences::of_lengths(lengths), &mut caches)?;
+    /// }
+    /// assert_eq!(caches.iter().map(|cache| cache.len()).collect::<Vec<_>>(), [7, 4, 13]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn forward_sequences_cached<C: BorrowMut<Cache>>(
+        &self,
+        x: &Tensor,
+        sequences: &Sequences,
+        caches: &mut [C],
+    ) -> Result<Tensor> {
+        let function = "Attention::forward_sequences_cached";
+        let tokens = packed_tokens(function, "x", x)?;
+        self.forward_pieces(function, x, cut(function, tokens, sequences, caches)?)
+    }
+
+    /// As [`Self::forward_sequences_cached`], for sequences that are padded to one length, x `[B, N, width]`: the caches take
+    /// in the rows whose entry of `key_mask` `[B, N]` (u8) is not 0, wherever these stand, and are then those of the sequences
+    /// without padding. The rows of removed tokens are 0. The mask is read on the host.
+    ///
+    /// # Errors
+    /// As [`Self::forward_sequences_cached`]; a mask of another shape or dtype.
+    pub fn forward_masked_cached<C: BorrowMut<Cache>>(
+        &self,
+        x: &Tensor,
+        key_mask: &Tensor,
+        caches: &mut [C],
+    ) -> Result<Tensor> {
+        let packing = Packing::new("Attention::forward_masked_cached", x, key_mask)?;
+        packing.unpacked(&self.forward_sequences_cached(&packing.packed(x)?, &packing.sequences, caches)?)
+    }
+
+    /// The outputs of the rows of the pieces, whose caches take them in.
+    pub(super) fn forward_pieces(
+        &self,
+        function: &'static str,
+        x: &Tensor,
+        mut pieces: Vec<Piece<&mut Cache>>,
+    ) -> Result<Tensor> {
         self.check_input(function, x)?;
-        self.check_cache(function, cache)?;
-        let (batch, rows, _) = x.dims3()?;
-        let expected = cache.batch.unwrap_or(batch);
-        ensure_value(
-            batch == expected,
-            function,
-            "x",
-            format!("a batch of {batch}"),
-            &format!("{expected}, as in the cache"),
-        )?;
-        if rows == 0 {
+        let batch = x.dim(0)?;
+        for Piece { cache, .. } in &pieces {
+            self.check_cache(function, cache)?;
+            let expected = cache.batch.unwrap_or(batch);
+            let needs = format!("{expected}, as in the cache");
+            ensure_value(batch == expected, function, "x", format!("a batch of {batch}"), &needs)?;
+        }
+        pieces.retain(|piece| !piece.rows.is_empty());
+        if pieces.is_empty() {
             return Ok(x.clone());
         }
-        let before = cache.snapshot();
+        let before: Vec<_> = pieces.iter().map(|piece| piece.cache.snapshot()).collect();
         let out = match &self.inner {
-            Inner::Heads(heads) => heads.forward_cached(x, cache),
-            Inner::Gated(unit) => unit.forward_cached(x, cache),
+            Inner::Heads(heads) => heads.forward_cached(x, &mut pieces),
+            Inner::Gated(unit) => unit.forward_cached(x, &mut pieces),
         };
-        match &out {
-            Ok(_) => (cache.position, cache.batch) = (cache.position + rows, Some(batch)),
-            Err(_) => cache.restore(before),
+        for (Piece { rows, cache }, before) in pieces.into_iter().zip(before) {
+            match &out {
+                Ok(_) => (cache.position, cache.batch) = (cache.position + rows.len(), Some(batch)),
+                Err(_) => cache.restore(before),
+            }
         }
         out
     }
@@ -233,7 +300,7 @@ impl Attention {
         Ok(())
     }
 
-    fn check_cache(&self, function: &'static str, cache: &Cache) -> CoreResult<()> {
+    pub(super) fn check_cache(&self, function: &'static str, cache: &Cache) -> CoreResult<()> {
         let fits = cache.config == self.config || with_seed(&cache.config, 0) == with_seed(&self.config, 0);
         if !fits || cache.dtype != self.dtype {
             let theirs = &cache.config;

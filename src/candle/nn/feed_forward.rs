@@ -1,8 +1,8 @@
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::projection::projection;
+use super::projection::{Products, Projection};
 use super::siblings::ensure_absent;
 use crate::activation::Activation;
 use crate::problem::ensure_value;
@@ -50,9 +50,9 @@ pub struct FeedForwardConfig {
 /// ```
 #[derive(Debug, Clone)]
 pub struct FeedForward {
-    gate: Option<Linear>,
-    up: Linear,
-    down: Linear,
+    gate: Option<Projection>,
+    up: Projection,
+    down: Projection,
     activation: Activation,
 }
 
@@ -69,23 +69,27 @@ impl FeedForward {
         let unused = [("gate_proj.weight", !gated), ("gate_proj.bias", !gated || !bias)];
         let unused = unused.into_iter().chain(["up_proj.bias", "down_proj.bias"].map(|name| (name, !bias)));
         ensure_absent(&weights, unused.filter_map(|(name, is_unused)| is_unused.then_some(name)), why)?;
-        let inward = |name: &str| projection(width, hidden, bias, weights.pp(name));
+        let inward = |name: &str| Projection::new(width, hidden, bias, weights.pp(name));
         Ok(Self {
             gate: if gated { Some(inward("gate_proj")?) } else { None },
             up: inward("up_proj")?,
-            down: projection(hidden, width, bias, weights.pp("down_proj"))?,
+            down: Projection::new(hidden, width, bias, weights.pp("down_proj"))?,
             activation,
         })
+    }
+
+    pub(super) fn forward_by(&self, x: &Tensor, products: Products) -> Result<Tensor> {
+        let up = self.up.forward(x, products)?;
+        let inner = match &self.gate {
+            None => self.activation.forward(&up)?,
+            Some(gate) => self.activation.gate(&gate.forward(x, products)?, &up)?,
+        };
+        self.down.forward(&inner, products)
     }
 }
 
 impl Module for FeedForward {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
-        let inner = match &self.gate {
-            None => self.activation.forward(&up)?,
-            Some(gate) => self.activation.gate(&gate.forward(x)?, &up)?,
-        };
-        self.down.forward(&inner)
+        self.forward_by(x, Products::Joint)
     }
 }

@@ -1,13 +1,14 @@
 //! The gated units GAU and FLASH.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Init, Linear, VarBuilder};
+use candle_nn::{Init, VarBuilder};
 
 use super::batch::Batch;
-use super::cache::{Cache, Contents, Rows};
+use super::cache::{Cache, Contents, Rows, detached};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
-use super::projection::projection;
+use super::pieces::{Piece, positions, side_by_side};
+use super::projection::{Products, Projection};
 use crate::activation::Activation;
 use crate::candle::engine::accumulator;
 use crate::candle::rotary::Rotary;
@@ -19,10 +20,10 @@ use crate::problem::{Mask, ensure_value};
 
 #[derive(Debug, Clone)]
 pub(super) struct GatedUnit {
-    z: Linear,
-    u: Linear,
-    v: Linear,
-    o: Linear,
+    z: Projection,
+    u: Projection,
+    v: Projection,
+    o: Projection,
     /// [heads, s]: q, k of GAU; local q, k and global q, k of FLASH
     gamma: Tensor,
     beta: Tensor,
@@ -53,13 +54,13 @@ impl GatedUnit {
             _ => candle_core::bail!("{} is no gated unit", config.mechanism.name()),
         };
         let values = expansion * width;
-        let inward = |name: &str, output| projection(width, output, config.has_bias(name), weights.pp(name));
+        let inward = |name: &str, output| Projection::new(width, output, config.has_bias(name), weights.pp(name));
         let init = Init::Randn { mean: 0.0, stdev: 0.02 };
         Ok(Self {
             z: inward("z_proj", key_width)?,
             u: inward("u_proj", values)?,
             v: inward("v_proj", values)?,
-            o: projection(values, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
+            o: Projection::new(values, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
             gamma: weights.get_with_hints((heads, key_width), "gamma", init)?,
             beta: weights.get_with_hints((heads, key_width), "beta", Init::Const(0.0))?,
             rotary: config.rotary.map(|base| Rotary::new(key_width, base)).transpose()?,
@@ -70,7 +71,7 @@ impl GatedUnit {
 
     pub fn forward(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
         let rows = x.dim(1)?;
-        let (affine, v) = self.project(x, 0)?;
+        let (affine, v) = self.project(x, &[(0, rows)], Products::Joint)?;
         let (key_mask, sequences) = (batch.key_mask.cloned(), batch.sequences.cloned());
         let out = match (&self.kernel, &affine[..]) {
             (Kernel::Gau(options), [q, k]) => {
@@ -84,26 +85,32 @@ impl GatedUnit {
             }
             _ => candle_core::bail!("another number of affine heads"),
         };
-        self.finish(x, &out)
+        self.finish(x, &out, Products::Joint)
     }
 
-    /// The rows after those of the cache, which takes them in.
-    pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+    /// The rows after those of the caches, which take them in.
+    pub fn forward_cached(&self, x: &Tensor, pieces: &mut [Piece<&mut Cache>]) -> Result<Tensor> {
         self.ensure_streamable()?;
-        let (affine, v) = self.project(x, cache.position)?;
-        let out = match (&self.kernel, &affine[..], &mut cache.contents) {
-            (Kernel::Gau(options), [q, k], Contents::Rows(rows)) => {
+        let (affine, v) = self.project(x, &positions(pieces), Products::Alone)?;
+        let operands: Vec<&Tensor> = affine.iter().chain([&v]).collect();
+        let out = side_by_side(&operands, pieces, |operands, cache| self.next(operands, cache))?;
+        self.finish(x, &out, Products::Alone)
+    }
+
+    /// Attention of the next rows, affine heads and values, of the sequences of a cache, which takes them in.
+    fn next(&self, operands: &[Tensor], cache: &mut Cache) -> Result<Tensor> {
+        match (&self.kernel, operands, &mut cache.contents) {
+            (Kernel::Gau(options), [q, k, v], Contents::Rows(rows)) => {
                 let options = GauOptions { bias: self.bias(rows.len() + v.dim(2)?)?, ..options.clone() };
-                let seen = rows.append(&[k, &v])?;
-                gau_attention(q, &seen[0], &seen[1], &options)?
+                let seen = rows.append(&[k, v])?;
+                gau_attention(q, &seen[0], &seen[1], &options)
             }
-            (Kernel::Flash(options), [q, k, q_global, k_global], Contents::Chunk(rows, state)) => {
+            (Kernel::Flash(options), [q, k, q_global, k_global, v], Contents::Chunk(rows, state)) => {
                 let options = MixedChunkOptions { bias: self.bias(options.chunk_size)?, ..options.clone() };
-                Stream { options: &options, rows, state }.advance([q, k, q_global, k_global, &v])?
+                Stream { options: &options, rows, state }.advance([q, k, q_global, k_global, v])
             }
             _ => candle_core::bail!("the cache is not one of this kind of layer"),
-        };
-        self.finish(x, &out)
+        }
     }
 
     /// Refuses weights that change with the length of the sequence.
@@ -125,22 +132,23 @@ impl GatedUnit {
         self.bias.as_ref().map(|bias| bias.table(rows.saturating_sub(1))).transpose()
     }
 
-    /// The affine heads and the values, each `[B, 1, N, ·]`, of rows that begin at `position`.
-    fn project(&self, x: &Tensor, position: usize) -> Result<(Vec<Tensor>, Tensor)> {
-        let z = Activation::Silu.forward(&self.z.forward(x)?)?;
+    /// The affine heads and the values, each `[B, 1, N, ·]`, of rows in pieces of so many from a position on.
+    fn project(&self, x: &Tensor, pieces: &[(usize, usize)], products: Products) -> Result<(Vec<Tensor>, Tensor)> {
+        let z = Activation::Silu.forward(&self.z.forward(x, products)?)?;
         let affine = (0..self.gamma.dim(0)?).map(|head| {
             let rows = z.broadcast_mul(&self.gamma.get(head)?)?.broadcast_add(&self.beta.get(head)?)?.unsqueeze(1)?;
             match &self.rotary {
-                Some(rotary) => rotary.apply(&rows, position),
+                Some(rotary) => rotary.apply_to_pieces(&rows, pieces),
                 None => Ok(rows),
             }
         });
-        Ok((affine.collect::<Result<_>>()?, Activation::Silu.forward(&self.v.forward(x)?)?.unsqueeze(1)?))
+        let v = Activation::Silu.forward(&self.v.forward(x, products)?)?.unsqueeze(1)?;
+        Ok((affine.collect::<Result<_>>()?, v))
     }
 
     /// Passes `out` `[B, 1, N, e]` through the gate and projects.
-    fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
-        self.o.forward(&Activation::Silu.gate(&self.u.forward(x)?, &out.squeeze(1)?)?)
+    fn finish(&self, x: &Tensor, out: &Tensor, products: Products) -> Result<Tensor> {
+        self.o.forward(&Activation::Silu.gate(&self.u.forward(x, products)?, &out.squeeze(1)?)?, products)
     }
 }
 
@@ -208,7 +216,7 @@ impl Stream<'_> {
     fn whole_chunks(&mut self, [q, k, q_global, k_global, v]: &[Tensor; 5]) -> Result<Tensor> {
         let state = self.state.as_ref();
         let (out, next) = mixed_chunk_attention_with_state(q, k, q_global, k_global, v, self.options, state)?;
-        *self.state = Some(next);
+        *self.state = Some(detached(&next));
         Ok(out)
     }
 

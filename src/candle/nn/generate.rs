@@ -29,31 +29,24 @@ use crate::problem::ensure_value;
 /// assert_eq!(tokens, [2, 3]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn generate<F>(next: F, prompt: &[u32], mut sampler: Sampler) -> Result<Generation<F>>
+pub fn generate<F>(next: F, prompt: &[u32], sampler: Sampler) -> Result<Generation<F>>
 where
     F: FnMut(&[u32]) -> Result<Tensor>,
 {
-    ensure_value(!prompt.is_empty(), "generate", "prompt", "empty", "at least one token")?;
-    sampler.observe(prompt);
-    Ok(Generation { next, sampler, new: prompt.to_vec(), last: Vec::new(), has_ended: false })
+    Ok(Generation { next, writer: Writer::new("generate", prompt, sampler)? })
 }
 
 /// The iterator of [`generate`].
 #[derive(Debug, Clone)]
 pub struct Generation<F> {
     next: F,
-    sampler: Sampler,
-    /// Tokens that the model has not seen.
-    new: Vec<u32>,
-    /// Tokens that end it.
-    last: Vec<u32>,
-    has_ended: bool,
+    writer: Writer,
 }
 
 impl<F> Generation<F> {
     /// The same, ending with the first of these tokens, which is returned.
     pub fn until(self, tokens: &[u32]) -> Self {
-        Self { last: tokens.to_vec(), ..self }
+        Self { writer: self.writer.until(tokens), ..self }
     }
 }
 
@@ -61,14 +54,67 @@ impl<F: FnMut(&[u32]) -> Result<Tensor>> Iterator for Generation<F> {
     type Item = Result<u32>;
 
     fn next(&mut self) -> Option<Result<u32>> {
-        if self.has_ended {
+        if self.writer.has_ended {
             return None;
         }
-        let token = (self.next)(&self.new).and_then(|logits| self.sampler.sample(&logits));
+        Some(match (self.next)(&self.writer.new) {
+            Ok(logits) => self.writer.write(&logits),
+            Err(error) => {
+                self.writer.has_ended = true;
+                Err(error)
+            }
+        })
+    }
+}
+
+/// What a sequence needs of the logits after its tokens.
+#[derive(Debug, Clone)]
+pub(super) struct Writer {
+    sampler: Sampler,
+    /// Tokens that the model has not seen.
+    new: Vec<u32>,
+    /// Tokens that end it.
+    last: Vec<u32>,
+    /// Tokens until its end.
+    left: Option<usize>,
+    has_ended: bool,
+}
+
+impl Writer {
+    pub fn new(function: &'static str, prompt: &[u32], mut sampler: Sampler) -> Result<Self> {
+        ensure_value(!prompt.is_empty(), function, "prompt", "empty", "at least one token")?;
+        sampler.observe(prompt);
+        Ok(Self { sampler, new: prompt.to_vec(), last: Vec::new(), left: None, has_ended: false })
+    }
+
+    /// The same, ending with the first of these tokens.
+    pub fn until(self, tokens: &[u32]) -> Self {
+        Self { last: tokens.to_vec(), ..self }
+    }
+
+    /// The same, ending after so many tokens.
+    pub fn at_most(self, count: Option<usize>) -> Self {
+        Self { left: count, ..self }
+    }
+
+    pub fn new_tokens(&self) -> &[u32] {
+        &self.new
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Chooses the next token; an error ends the sequence.
+    pub fn write(&mut self, logits: &Tensor) -> Result<u32> {
+        let token = self.sampler.sample(logits);
+        self.left = self.left.map(|left| left.saturating_sub(1));
         match &token {
-            Ok(token) => (self.new, self.has_ended) = (vec![*token], self.last.contains(token)),
+            Ok(token) => {
+                (self.new, self.has_ended) = (vec![*token], self.last.contains(token) || self.left == Some(0));
+            }
             Err(_) => self.has_ended = true,
         }
-        Some(token)
+        token
     }
 }

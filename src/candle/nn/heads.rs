@@ -1,14 +1,15 @@
 //! Multi-head attention between projections.
 
-use candle_core::{Device, Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder};
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
 
 use super::batch::Batch;
-use super::cache::{Cache, Contents, kept_rows};
+use super::cache::{Cache, Contents, detached, kept_rows};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::omega::Omega;
-use super::projection::projection;
+use super::pieces::{Piece, positions, side_by_side};
+use super::projection::{Products, Projection};
 use crate::activation::Activation;
 use crate::candle::engine::accumulator;
 use crate::candle::rotary::Rotary;
@@ -29,11 +30,11 @@ const NORMALIZER: f64 = 1e-6;
 
 #[derive(Debug, Clone)]
 pub(super) struct Heads {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    gate: Option<Linear>,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
+    gate: Option<Projection>,
     /// Of rows of q and k, or of their features where there is a φ.
     rotary: Option<Rotary>,
     kernel: Kernel,
@@ -55,14 +56,15 @@ impl Heads {
     pub fn new(config: &AttentionConfig, weights: &VarBuilder) -> Result<Self> {
         let (width, head_width) = (config.width, config.head_width());
         let (query_heads, key_heads) = (config.heads, config.key_heads());
-        let inward =
-            |name: &str, heads: usize| projection(width, heads * head_width, config.has_bias(name), weights.pp(name));
+        let inward = |name: &str, heads: usize| {
+            Projection::new(width, heads * head_width, config.has_bias(name), weights.pp(name))
+        };
         let has_gate = matches!(config.mechanism, Mechanism::Retention { gate: true, .. });
         Ok(Self {
             q: inward("q_proj", query_heads)?,
             k: inward("k_proj", key_heads)?,
             v: inward("v_proj", key_heads)?,
-            o: projection(query_heads * head_width, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
+            o: Projection::new(query_heads * head_width, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
             gate: if has_gate { Some(inward("g_proj", query_heads)?) } else { None },
             rotary: config.rotary.map(|base| Rotary::new(config.rotated_width().1, base)).transpose()?,
             kernel: Kernel::new(config, weights)?,
@@ -86,7 +88,7 @@ impl Heads {
     }
 
     pub fn forward(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, 0)?;
+        let [q, k, v] = self.project(x, &[(0, x.dim(1)?)], Products::Joint)?;
         let (key_mask, sequences) = (batch.key_mask.cloned(), batch.sequences.cloned());
         let out = match &self.kernel {
             Kernel::Softmax(options) => {
@@ -117,37 +119,27 @@ impl Heads {
                 }
             }
         }?;
-        self.finish(x, &out)
+        self.finish(x, &out, Products::Joint)
     }
 
-    /// The rows after those of the cache, which takes them in.
-    pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, cache.position)?;
-        let out = match &mut cache.contents {
-            Contents::Rows(rows) => {
-                let seen = rows.append(&[&k, &v])?;
-                let out = self.kernel.attend(&q, &seen[0], &seen[1])?;
-                if let Some(kept) = kept_rows(&cache.config, cache.position + x.dim(1)?) {
-                    rows.keep_last(kept)?;
-                }
-                out
-            }
-            Contents::Sums(state) => {
-                let (out, next) = self.kernel.advance([&q, &k, &v], self.rotary.as_ref(), state.as_ref())?;
-                *state = Some(next);
-                out
-            }
-            Contents::Chunk(..) => candle_core::bail!("the cache is one of gated units"),
-        };
-        self.finish(x, &out)
+    /// The rows after those of the caches, which take them in.
+    pub fn forward_cached(&self, x: &Tensor, pieces: &mut [Piece<&mut Cache>]) -> Result<Tensor> {
+        let [q, k, v] = self.project(x, &positions(pieces), Products::Alone)?;
+        let out = side_by_side(&[&q, &k, &v], pieces, |operands, cache| {
+            let [q, k, v] = operands else { candle_core::bail!("another number of operands") };
+            self.kernel.next([q, k, v], self.rotary.as_ref(), cache)
+        })?;
+        self.finish(x, &out, Products::Alone)
     }
 
-    /// q, k, v `[B, H, N, D]` of rows that begin at `position`; q and k rotated where there is no φ.
-    fn project(&self, x: &Tensor, position: usize) -> Result<[Tensor; 3]> {
+    /// q, k, v `[B, H, N, D]` of rows in pieces of so many from a position on; q and k rotated where there is no φ.
+    fn project(&self, x: &Tensor, pieces: &[(usize, usize)], products: Products) -> Result<[Tensor; 3]> {
         let (batch, rows, _) = x.dims3()?;
-        let split = |layer: &Linear, heads: usize| layer.forward(x)?.reshape((batch, rows, heads, ()))?.transpose(1, 2);
+        let split = |layer: &Projection, heads: usize| {
+            layer.forward(x, products)?.reshape((batch, rows, heads, ()))?.transpose(1, 2)
+        };
         let rotate = |rows: Tensor| match (&self.kernel, &self.rotary) {
-            (Kernel::Softmax(_) | Kernel::Diag(_), Some(rotary)) => rotary.apply(&rows, position),
+            (Kernel::Softmax(_) | Kernel::Diag(_), Some(rotary)) => rotary.apply_to_pieces(&rows, pieces),
             _ => Ok(rows),
         };
         let q = rotate(split(&self.q, self.query_heads)?)?;
@@ -156,13 +148,13 @@ impl Heads {
     }
 
     /// Joins the heads of `out` `[B, H, N, D]`, applies the gate and projects.
-    fn finish(&self, x: &Tensor, out: &Tensor) -> Result<Tensor> {
+    fn finish(&self, x: &Tensor, out: &Tensor, products: Products) -> Result<Tensor> {
         let joined = out.transpose(1, 2)?.flatten_from(2)?;
         let joined = match &self.gate {
-            Some(gate) => Activation::Silu.gate(&gate.forward(x)?, &joined)?,
+            Some(gate) => Activation::Silu.gate(&gate.forward(x, products)?, &joined)?,
             None => joined,
         };
-        self.o.forward(&joined)
+        self.o.forward(&joined, products)
     }
 }
 
@@ -204,6 +196,26 @@ impl Kernel {
             }
             Mechanism::Gau { .. } | Mechanism::Flash { .. } => candle_core::bail!("gated units are no heads"),
         })
+    }
+
+    /// Attention of the next rows of the sequences of a cache, which takes them in.
+    fn next(&self, [q, k, v]: [&Tensor; 3], rotary: Option<&Rotary>, cache: &mut Cache) -> Result<Tensor> {
+        match &mut cache.contents {
+            Contents::Rows(rows) => {
+                let seen = rows.append(&[k, v])?;
+                let out = self.attend(q, &seen[0], &seen[1])?;
+                if let Some(kept) = kept_rows(&cache.config, cache.position + q.dim(2)?) {
+                    rows.keep_last(kept)?;
+                }
+                Ok(out)
+            }
+            Contents::Sums(state) => {
+                let (out, next) = self.advance([q, k, v], rotary, state.as_ref())?;
+                *state = Some(detached(&next));
+                Ok(out)
+            }
+            Contents::Chunk(..) => candle_core::bail!("the cache is one of gated units"),
+        }
     }
 
     /// Quadratic attention over keys that end where the queries do.

@@ -6,6 +6,7 @@
 //! | [`Cache`] | what a layer keeps of the tokens it has seen, for decoding |
 //! | [`LanguageModel`] | embedding, blocks, norm and head, by [`LanguageModelConfig`] |
 //! | [`generate`] | tokens one by one, by a [`Sampler`] |
+//! | [`RunningBatch`] | sequences of any lengths that are continued side by side, joining and leaving |
 //! | [`FeedForward`], [`Norm`], [`Rotary`] | the other parts of a block |
 //! | [`Activation`], [`cross_entropy`] | activations, gates and the loss in one pass each |
 //!
@@ -27,6 +28,7 @@ mod cache;
 mod check;
 mod config;
 mod cross_entropy;
+mod decoding;
 mod feed_forward;
 mod gated;
 mod generate;
@@ -37,7 +39,9 @@ mod model;
 mod model_config;
 mod norm;
 mod omega;
+mod pieces;
 mod projection;
+mod running;
 mod sampler;
 mod seeded;
 mod siblings;
@@ -57,5 +61,6 @@ pub use mechanism::Mechanism;
 pub use model::{Block, LanguageModel};
 pub use model_config::LanguageModelConfig;
 pub use norm::{Norm, NormConfig, NormKind};
+pub use running::{Request, RunningBatch};
 pub use sampler::{Sampler, SamplerConfig};
 pub use seeded::seeded_weights;

@@ -1,14 +1,16 @@
+use std::borrow::BorrowMut;
+
 use candle_core::{DType, Module, Result, Tensor};
-use candle_nn::{Init, Linear, VarBuilder};
+use candle_nn::{Init, VarBuilder};
 
 use super::attention::Attention;
-use super::batch::{Batch, gathered};
-use super::cache::{Cache, ModelCache};
+use super::batch::{Batch, gathered, packed_tokens};
+use super::cache::Cache;
 use super::feed_forward::FeedForward;
-use super::generate::{Generation, generate};
 use super::model_config::LanguageModelConfig;
 use super::norm::Norm;
-use super::sampler::Sampler;
+use super::pieces::{Piece, cut};
+use super::projection::{Products, Projection};
 use super::siblings::ensure_absent;
 use crate::Sequences;
 use crate::problem::ensure_value;
@@ -24,7 +26,7 @@ use crate::problem::ensure_value;
 #[derive(Debug, Clone)]
 pub struct Block {
     attention_norm: Norm,
-    attention: Attention,
+    pub(super) attention: Attention,
     feed_forward: Option<(Norm, FeedForward)>,
 }
 
@@ -78,22 +80,47 @@ impl Block {
 
     fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
         let attended = self.attention.forward_batch(&self.attention_norm.forward(x)?, batch)?;
-        self.finish(x, attended)
+        self.finish(x, attended, Products::Joint)
     }
 
-    /// The next rows of a sequence, as [`Attention::forward_cached`].
+    /// The next rows of the sequences in a cache, as [`Attention::forward_cached`].
     ///
     /// # Errors
     /// As [`Attention::forward_cached`].
     pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
-        let attended = self.attention.forward_cached(&self.attention_norm.forward(x)?, cache)?;
-        self.finish(x, attended)
+        let rows = 0..x.dims().get(1).copied().unwrap_or(0);
+        self.forward_pieces("Block::forward_cached", x, vec![Piece { rows, cache }])
     }
 
-    fn finish(&self, x: &Tensor, attended: Tensor) -> Result<Tensor> {
+    /// The next rows of sequences of any lengths, as [`Attention::forward_sequences_cached`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_sequences_cached<C: BorrowMut<Cache>>(
+        &self,
+        x: &Tensor,
+        sequences: &Sequences,
+        caches: &mut [C],
+    ) -> Result<Tensor> {
+        let function = "Block::forward_sequences_cached";
+        let tokens = packed_tokens(function, "x", x)?;
+        self.forward_pieces(function, x, cut(function, tokens, sequences, caches)?)
+    }
+
+    pub(super) fn forward_pieces(
+        &self,
+        function: &'static str,
+        x: &Tensor,
+        pieces: Vec<Piece<&mut Cache>>,
+    ) -> Result<Tensor> {
+        let attended = self.attention.forward_pieces(function, &self.attention_norm.forward(x)?, pieces)?;
+        self.finish(x, attended, Products::Alone)
+    }
+
+    fn finish(&self, x: &Tensor, attended: Tensor, products: Products) -> Result<Tensor> {
         let x = (x + attended)?;
         match &self.feed_forward {
-            Some((norm, feed_forward)) => &x + feed_forward.forward(&norm.forward(&x)?)?,
+            Some((norm, feed_forward)) => &x + feed_forward.forward_by(&norm.forward(&x)?, products)?,
             None => Ok(x),
         }
     }
@@ -138,10 +165,10 @@ impl Module for Block {
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
     config: LanguageModelConfig,
-    embedding: Tensor,
-    blocks: Vec<Block>,
-    norm: Norm,
-    head: Linear,
+    pub(super) embedding: Tensor,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: Norm,
+    pub(super) head: Projection,
 }
 
 impl LanguageModel {
@@ -170,7 +197,7 @@ impl LanguageModel {
         let blocks = blocks.collect::<Result<_>>()?;
         let head = if config.tied { embedding.clone() } else { matrix("lm_head")? };
         let norm = Norm::new(width, &config.norm, weights.pp("norm"))?;
-        Ok(Self { config: config.clone(), embedding, blocks, norm, head: Linear::new(head, None) })
+        Ok(Self { config: config.clone(), embedding, blocks, norm, head: Projection::of(head) })
     }
 
     /// The configuration.
@@ -204,7 +231,7 @@ impl LanguageModel {
     pub fn forward_masked(&self, tokens: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
         let x = self.embed("LanguageModel::forward", tokens)?;
         let x = gathered(&x, key_mask, |x, batch| self.forward_batch(x, batch))?;
-        self.head.forward(&self.norm.forward(&x)?)
+        self.head.forward(&self.norm.forward(&x)?, Products::Joint)
     }
 
     /// The logits `[1, T, vocabulary]` after every token of packed sequences, `tokens` `[1, T]`, each as if it were alone:
@@ -215,75 +242,11 @@ impl LanguageModel {
     pub fn forward_sequences(&self, tokens: &Tensor, sequences: &Sequences) -> Result<Tensor> {
         let x = self.embed("LanguageModel::forward_sequences", tokens)?;
         let x = self.forward_batch(&x, Batch { sequences: Some(sequences), key_mask: None })?;
-        self.head.forward(&self.norm.forward(&x)?)
+        self.head.forward(&self.norm.forward(&x)?, Products::Joint)
     }
 
     fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
         self.blocks.iter().try_fold(x.clone(), |x, block| block.forward_batch(&x, batch))
-    }
-
-    /// An empty cache for decoding.
-    ///
-    /// # Errors
-    /// A model that is not causal.
-    pub fn cache(&self) -> Result<ModelCache> {
-        let layers = self.blocks.iter().map(|block| block.attention.cache());
-        Ok(ModelCache::new(layers.collect::<Result<_>>()?))
-    }
-
-    /// The logits `[B, N, vocabulary]` after each of the next tokens of the sequences in the cache, which takes them
-    /// in; see [`Attention::forward_cached`].
-    ///
-    /// # Errors
-    /// As [`Self::forward_masked`] and [`Attention::forward_cached`]. No layer's cache is changed then.
-    pub fn forward_cached(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
-        self.head.forward(&self.rows(tokens, cache)?)
-    }
-
-    /// The logits `[B, vocabulary]` after the last of the next tokens, without the head's work for those before.
-    ///
-    /// # Errors
-    /// As [`Self::forward_cached`]; no tokens.
-    pub fn next_logits(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
-        let count = tokens.dims().last().copied().unwrap_or(0);
-        ensure_value(count > 0, "LanguageModel::next_logits", "tokens", "empty", "at least one token")?;
-        let rows = self.rows(tokens, cache)?;
-        self.head.forward(&rows.narrow(1, count - 1, 1)?.squeeze(1)?)
-    }
-
-    /// Continues one sequence token by token: what the cache has seen, then `prompt`, then what the iterator returns.
-    /// It does not end by itself; the last token returned is not in the cache yet.
-    ///
-    /// # Errors
-    /// An empty prompt.
-    pub fn generate<'a>(
-        &'a self,
-        prompt: &[u32],
-        sampler: Sampler,
-        cache: &'a mut ModelCache,
-    ) -> Result<Generation<impl FnMut(&[u32]) -> Result<Tensor> + 'a>> {
-        let device = self.embedding.device().clone();
-        let next = move |tokens: &[u32]| {
-            let tokens = Tensor::new(tokens, &device)?.unsqueeze(0)?;
-            self.next_logits(&tokens, cache)?.squeeze(0)
-        };
-        generate(next, prompt, sampler)
-    }
-
-    /// The rows before the head.
-    fn rows(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
-        let function = "LanguageModel::forward_cached";
-        let (got, needs) = (cache.layers().len(), self.blocks.len());
-        ensure_value(got == needs, function, "cache", format!("of {got} layers"), &format!("of {needs} layers"))?;
-        let before: Vec<_> = cache.layers().iter().map(Cache::snapshot).collect();
-        let rows = self.embed(function, tokens).and_then(|x| {
-            let mut blocks = self.blocks.iter().zip(cache.layers_mut());
-            self.norm.forward(&blocks.try_fold(x, |x, (block, cache)| block.forward_cached(&x, cache))?)
-        });
-        if rows.is_err() {
-            cache.layers_mut().iter_mut().zip(before).for_each(|(cache, before)| cache.restore(before));
-        }
-        rows
     }
 
     /// Words what a device says of a token that is not in the vocabulary; other errors stay.
@@ -296,7 +259,7 @@ impl LanguageModel {
     }
 
     /// [B, N] → [B, N, width]
-    fn embed(&self, function: &'static str, tokens: &Tensor) -> Result<Tensor> {
+    pub(super) fn embed(&self, function: &'static str, tokens: &Tensor) -> Result<Tensor> {
         let (batch, count) = match *tokens.dims() {
             [batch, count] => (batch, count),
             ref dims => {

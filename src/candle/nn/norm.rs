@@ -105,17 +105,29 @@ impl Module for Norm {
 
 impl Norm {
     /// Squares go beyond their dtype where x does not. So rows that may be too large are divided by their largest element
-    /// m first, and ε by m²; the others, on the CPU where asking costs nothing, are taken as they are.
+    /// m first, and ε by m²; the others, on the CPU where asking costs nothing, are taken as they are. That is each row's own.
     fn normalized(&self, x: &Tensor) -> Result<Normalized> {
-        if x.device().is_cpu() {
-            let (centred, squares) = self.centred(x)?;
-            let largest =
-                if squares.elem_count() == 0 { 0.0 } else { squares.max_all()?.to_dtype(DType::F64)?.to_scalar()? };
-            if largest < LARGEST && self.epsilon > 1.0 / LARGEST {
-                let inverse = (squares + self.epsilon)?.sqrt()?.recip()?;
-                return Ok(Normalized { rows: centred.broadcast_mul(&inverse)?, inverse });
-            }
+        if !x.device().is_cpu() || self.epsilon <= 1.0 / LARGEST {
+            return self.normalized_in_range(x);
         }
+        let (centred, squares) = self.centred(x)?;
+        let largest =
+            if squares.elem_count() == 0 { 0.0 } else { squares.max_all()?.to_dtype(DType::F64)?.to_scalar()? };
+        let inverse = (&squares + self.epsilon)?.sqrt()?.recip()?;
+        let plain = Normalized { rows: centred.broadcast_mul(&inverse)?, inverse };
+        if largest < LARGEST {
+            return Ok(plain);
+        }
+        let is_plain = squares.lt(LARGEST)?;
+        let scaled = self.normalized_in_range(x)?;
+        Ok(Normalized {
+            rows: is_plain.broadcast_as(x.shape())?.where_cond(&plain.rows, &scaled.rows)?,
+            inverse: is_plain.where_cond(&plain.inverse, &scaled.inverse)?,
+        })
+    }
+
+    /// The same by way of rows whose largest element is 1.
+    fn normalized_in_range(&self, x: &Tensor) -> Result<Normalized> {
         // At least √ε, so that neither x/m nor √ε/m is above 1.
         let smallest = if x.dtype() == DType::F64 { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
         let root = self.epsilon.sqrt().max(smallest);

@@ -63,8 +63,9 @@ impl<T: Number> State<T> {
             (Some(rows), Order::Transposed) => context.verbs.transpose(&mut state.s, &rows, e, count, value_width),
             (Some(rows), Order::Plain) => {
                 for (f, row) in rows.chunks_exact(e).enumerate() {
-                    for (c, &x) in row.iter().enumerate() {
-                        state.s[panel_index(context, count, (f, c))] = x;
+                    for (p, part) in row.chunks(context.verbs.panel).enumerate() {
+                        let at = panel_index(context, count, (f, p * context.verbs.panel));
+                        state.s[at..at + part.len()].copy_from_slice(part);
                     }
                 }
             }
@@ -163,8 +164,9 @@ impl<T: Number> State<T> {
         let (count, value_width) = (context.features.count, context.shapes().value_width);
         let mut row = vec![T::ZERO; value_width];
         for f in 0..count {
-            for (c, x) in row.iter_mut().enumerate() {
-                *x = self.s[panel_index(context, count, (f, c))];
+            for (p, part) in row.chunks_mut(context.verbs.panel).enumerate() {
+                let at = panel_index(context, count, (f, p * context.verbs.panel));
+                part.copy_from_slice(&self.s[at..at + part.len()]);
             }
             T::store(&row, &mut into.s, f * value_width);
         }

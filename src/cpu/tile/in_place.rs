@@ -191,12 +191,21 @@ impl<T: Real, S: Simd<T>, X: Stored<T>> Lying<T, S, X> {
     unsafe fn products<const KEYS: usize>(&self, out: Out<T>, left: Left<T>, count: usize, j: usize) {
         unsafe {
             let mut r = 0;
+            // Where there are 32 registers.
+            while S::ROWS >= 8 && KEYS == 4 && count - r >= 6 {
+                self.products_tile::<6, KEYS>(out, left, r, j);
+                r += 6;
+            }
             while count - r >= 4 {
-                for pair in 0..KEYS / 2 {
-                    self.products_tile::<4, 2>(out, left, r, j + 2 * pair);
-                }
-                if KEYS % 2 == 1 {
-                    self.products_tile::<4, 1>(out, left, r, j + KEYS - 1);
+                if S::ROWS >= 8 {
+                    self.products_tile::<4, KEYS>(out, left, r, j);
+                } else {
+                    for pair in 0..KEYS / 2 {
+                        self.products_tile::<4, 2>(out, left, r, j + 2 * pair);
+                    }
+                    if KEYS % 2 == 1 {
+                        self.products_tile::<4, 1>(out, left, r, j + KEYS - 1);
+                    }
                 }
                 r += 4;
             }
@@ -232,7 +241,8 @@ impl<T: Real, S: Simd<T>, X: Stored<T>> Lying<T, S, X> {
             }
             let to = out.data.add(r * out.row + j);
             if ROWS * KEYS < 4 {
-                *to = S::sum(sums[0][0]);
+                // In the order of four at once: a product is the same wherever it is computed.
+                *to = S::sum_each([sums[0][0]; 4])[0];
             }
             for i in 0..ROWS * KEYS / 4 {
                 // Four of one row where it has them, else the rows of one column.

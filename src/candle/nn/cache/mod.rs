@@ -2,12 +2,14 @@ mod file;
 mod model;
 mod rows;
 
+use std::borrow::Borrow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
+use crate::Error;
 use crate::candle::LinearState;
 use crate::problem::ensure_value;
 
@@ -87,6 +89,28 @@ impl Contents {
     }
 }
 
+impl Contents {
+    fn rows(&self) -> Option<&Rows> {
+        match self {
+            Self::Rows(rows) | Self::Chunk(rows, _) => Some(rows),
+            Self::Sums(_) => None,
+        }
+    }
+
+    fn sums(&self) -> Option<&LinearState> {
+        match self {
+            Self::Sums(state) | Self::Chunk(_, state) => state.as_ref(),
+            Self::Rows(_) => None,
+        }
+    }
+}
+
+/// A state for a cache: its tensors outside of any graph.
+pub(super) fn detached(state: &LinearState) -> LinearState {
+    let stabilizer = state.stabilizer().map(Tensor::detach);
+    LinearState::new(state.s().detach(), state.z().detach(), stabilizer, state.position())
+}
+
 /// Rows and sums to go back to.
 pub(super) struct Snapshot {
     position: usize,
@@ -131,6 +155,58 @@ impl Cache {
             Contents::Sums(state) => sums(state),
             Contents::Chunk(rows, state) => rows.bytes() + sums(state),
         }
+    }
+
+    /// Sequences of the batch; none before the first token.
+    pub fn sequences(&self) -> Option<usize> {
+        self.batch
+    }
+
+    /// The caches as one, of all their sequences in a batch: to go on together what was begun apart.
+    /// ([`Attention::forward_sequences_cached`](super::Attention::forward_sequences_cached) takes them as they are, of any
+    /// lengths.)
+    ///
+    /// # Errors
+    /// No caches, empty ones, some of different layers or lengths.
+    pub fn cat<C: Borrow<Self>>(caches: &[C]) -> Result<Self> {
+        let function = "Cache::cat";
+        let Some(first) = caches.first().map(Borrow::borrow) else {
+            return Err(Error::Value {
+                function,
+                argument: "caches",
+                got: "empty".into(),
+                needs: "at least one cache".into(),
+            }
+            .into());
+        };
+        let caches: Vec<&Self> = caches.iter().map(Borrow::borrow).collect();
+        let check = |holds, got: String, needs: &str| ensure_value(holds, function, "caches", got, needs);
+        for cache in &caches {
+            let is_alike = (&cache.config, cache.dtype, cache.redraws) == (&first.config, first.dtype, first.redraws);
+            let [got, needs] = [cache, first].map(|cache| format!("of a {} layer", cache.config.mechanism.name()));
+            check(
+                is_alike,
+                format!("{got}, {:?}", cache.config),
+                &format!("those of one layer, {needs}, {:?}", first.config),
+            )?;
+            let (len, needs) = (cache.position, format!("as many as in the first, {}", first.position));
+            check(len == first.position, format!("of {len} tokens"), &needs)?;
+            check(len > 0, "empty".into(), "caches that have seen tokens")?;
+        }
+        let rows = |of: fn(&Contents) -> Option<&Rows>| {
+            Rows::cat(&caches.iter().filter_map(|cache| of(&cache.contents)).collect::<Vec<_>>())
+        };
+        let sums = |of: fn(&Contents) -> Option<&LinearState>| -> Result<Option<LinearState>> {
+            let states: Vec<_> = caches.iter().filter_map(|cache| of(&cache.contents)).cloned().collect();
+            if states.is_empty() { Ok(None) } else { LinearState::cat(&states).map(Some) }
+        };
+        let contents = match &first.contents {
+            Contents::Rows(_) => Contents::Rows(rows(Contents::rows)?),
+            Contents::Sums(_) => Contents::Sums(sums(Contents::sums)?),
+            Contents::Chunk(..) => Contents::Chunk(rows(Contents::rows)?, sums(Contents::sums)?),
+        };
+        let batch = caches.iter().filter_map(|cache| cache.batch).sum();
+        Ok(Self { contents, batch: Some(batch), ..first.clone() })
     }
 
     /// Forgets everything.

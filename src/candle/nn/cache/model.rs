@@ -1,9 +1,11 @@
+use std::borrow::Borrow;
 use std::path::Path;
 
 use candle_core::Result;
 
 use super::Cache;
 use super::file::{load, save};
+use crate::problem::ensure_value;
 
 /// The [caches](Cache) of all layers of a [`LanguageModel`](crate::nn::LanguageModel), which agree about the tokens seen.
 #[derive(Debug, Clone)]
@@ -38,6 +40,26 @@ impl ModelCache {
     /// Bytes that all tensors take.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(Cache::bytes).sum()
+    }
+
+    /// Sequences of the batch; none before the first token.
+    pub fn sequences(&self) -> Option<usize> {
+        self.layers.first().and_then(Cache::sequences)
+    }
+
+    /// As [`Cache::cat`].
+    ///
+    /// # Errors
+    /// As there; caches of different numbers of layers.
+    pub fn cat<C: Borrow<Self>>(caches: &[C]) -> Result<Self> {
+        let counts: Vec<_> = caches.iter().map(|cache| cache.borrow().layers.len()).collect();
+        let got = format!("of {counts:?} layers");
+        let needs = "at least one cache, all of as many layers";
+        let is_alike = !counts.is_empty() && counts.iter().all(|count| *count == counts[0]);
+        ensure_value(is_alike, "ModelCache::cat", "caches", got, needs)?;
+        let layer =
+            |layer: usize| Cache::cat(&caches.iter().map(|cache| &cache.borrow().layers[layer]).collect::<Vec<_>>());
+        Ok(Self { layers: (0..counts[0]).map(layer).collect::<Result<_>>()? })
     }
 
     /// Forgets everything.

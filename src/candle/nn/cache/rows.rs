@@ -86,6 +86,18 @@ impl Rows {
         Ok(())
     }
 
+    /// As many rows of several batches as those of one.
+    pub fn cat(all: &[&Self]) -> Result<Self> {
+        if all.iter().all(|rows| rows.len == 0) {
+            return Ok(Self::default());
+        }
+        let parts: Vec<_> = all.iter().map(|rows| rows.tensors()).collect::<Result<_>>()?;
+        let count = parts.first().map_or(0, Vec::len);
+        let joined =
+            (0..count).map(|tensor| Tensor::cat(&parts.iter().map(|part| &part[tensor]).collect::<Vec<_>>(), 0));
+        Self::new(joined.collect::<Result<_>>()?)
+    }
+
     /// Moves the rows in use to buffers of `capacity` rows like those of `like`.
     fn resize(&mut self, like: &[&Tensor], capacity: usize) -> Result<()> {
         let mut buffers = Vec::with_capacity(like.len());
