@@ -11,7 +11,7 @@ static constexpr size_t alignment = 256;
 #ifdef ATTN_ADDRESS_SANITIZER
 static constexpr size_t guard = 0;
 #else
-static constexpr size_t guard = 256;
+static constexpr size_t guard = 1024;
 #endif
 // NaN as f16, bf16, float and double, and no pattern that poison() writes.
 static constexpr uint8_t pattern[2] = {0xda, 0xff};
