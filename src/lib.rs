@@ -9,6 +9,9 @@
 //! | `diag_attention` | TransNormer: attention inside blocks | [`DiagOptions`] |
 //! | `gau_attention` | gated attention unit: squared ReLU | [`GauOptions`] |
 //! | `mixed_chunk_attention` | FLASH: squared ReLU inside chunks, linear across | [`MixedChunkOptions`] |
+//! | `gated_linear_attention` | linear with a decay per channel (GLA) | [`DeltaOptions`] |
+//! | `delta_attention` | delta rules: DeltaNet, Gated DeltaNet, Kimi Delta Attention | [`DeltaOptions`] |
+//! | `generalized_delta_attention` | any transition of a diagonal and rank one: RWKV-7 | [`DeltaOptions`] |
 //! | `rotary_linear_attention`, `…_performer_…`, `…_norm_…` | the same with rotary embedding behind the features | as without |
 //!
 //! With the feature `candle` (default) the operations take and return candle tensors and give gradients to every
@@ -36,6 +39,7 @@ mod activation;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+pub mod delta;
 mod error;
 pub mod gau;
 pub mod gpu;
@@ -53,12 +57,15 @@ pub mod transnormer;
 pub use candle::nn;
 #[cfg(feature = "candle")]
 pub use candle::{
-    LinearState, diag_attention, gau_attention, linear_attention, linear_attention_with_state, mixed_chunk_attention,
+    LinearState, delta_attention, delta_attention_with_state, diag_attention, gated_linear_attention,
+    gated_linear_attention_with_state, gau_attention, generalized_delta_attention,
+    generalized_delta_attention_with_state, linear_attention, linear_attention_with_state, mixed_chunk_attention,
     mixed_chunk_attention_with_state, norm_attention, norm_attention_with_state, performer_attention,
     performer_attention_with_state, rotary_linear_attention, rotary_linear_attention_with_state, rotary_norm_attention,
     rotary_norm_attention_with_state, rotary_performer_attention, rotary_performer_attention_with_state,
     softmax_attention, softmax_attention_with_lse,
 };
+pub use delta::DeltaOptions;
 pub use error::{Error, Result};
 pub use gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
 pub use linear::{FeatureMap, LinearOptions};

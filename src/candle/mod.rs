@@ -10,8 +10,8 @@
 //! | sums | f32, f64 for f64 inputs; one rounding to the dtype of q at the end |
 //! | sequences | [packed](crate::Sequences) into one batch entry on demand, with a state for each: on the CPU outputs have the bits that a sequence has alone, without rotary embedding; gradients are the same but for roundings |
 //! | lengths | N ≠ M is causal from the bottom right: query i stands at key i + M − N |
-//! | gradients | first order, for q, k, v, a bias and a log-decay per token. Other inputs receive none and are refused when tracked ([`Error::NoGradient`](crate::Error::NoGradient)): detach them |
-//! | devices | the CPU, and CUDA with the feature `cuda`, on candle's stream; all tensors of a call on one device |
+//! | gradients | first order, for q, k, v, a bias, a log-decay per token or channel, and what the delta rules have beside (β, a, b, states). Other inputs receive none and are refused when tracked ([`Error::NoGradient`](crate::Error::NoGradient)): detach them |
+//! | devices | the CPU, and CUDA with the feature `cuda`, on candle's stream (gated linear attention and the delta rules: the CPU alone); all tensors of a call on one device |
 //! | memory | O(N) beside inputs and outputs, forward and backward: no N×M matrix exists |
 //! | results | bit-identical from run to run with the same number of threads |
 //! | errors | a [`crate::Error`] in a [`candle_core::Error`], which names the function and the argument; checked before anything is computed (on CUDA the numbers of a log-decay are not looked at) |
@@ -19,6 +19,7 @@
 //! Rows without a visible key give 0, log-sum-exp −∞ and no gradient. Keys and values that a key mask removes never
 //! reach an output, not even as NaN.
 
+mod delta;
 mod engine;
 mod favor;
 mod features;
@@ -34,6 +35,10 @@ mod state;
 mod storage;
 mod transnormer;
 
+pub use delta::{
+    delta_attention, delta_attention_with_state, gated_linear_attention, gated_linear_attention_with_state,
+    generalized_delta_attention, generalized_delta_attention_with_state,
+};
 use gau::mixed_chunk_local;
 pub use gau::{gau_attention, mixed_chunk_attention, mixed_chunk_attention_with_state};
 pub use linear::{linear_attention, linear_attention_with_state};

@@ -1,4 +1,4 @@
-//! The CPU backend: both engines on slices, forward and backward, over the threads of the current rayon pool.
+//! The CPU backend: the engines on slices, forward and backward, over the threads of the current rayon pool.
 //!
 //! For every operation there is a call that takes views of slices and the options of the operation, and returns what it has
 //! allocated: the output, and from it the gradients. A whole call, q, k and v lying as `[batch, tokens, heads, width]`:
@@ -41,9 +41,10 @@
 //! | [`softmax`], [`diag`], [`gau`] | [`Attention`] | of the quadratic engine |
 //! | [`linear()`], [`performer`], [`norm`] | [`LinearAttention`] | of the linear engine |
 //! | [`linear_with_state`], [`performer_with_state`], [`norm_with_state`] | and a [`LinearState`] | causal, a piece of a sequence |
+//! | [`gated_linear`], [`delta()`], [`generalized_delta`] | [`DeltaAttention`], its state with it | of the delta engine |
 //! | [`mixed_chunk`], [`mixed_chunk_with_state`] | [`MixedChunk`] | of both |
 //!
-//! Beneath them are the engines, [`quadratic`] and [`mod@linear`], which write to memory of the caller: a problem of the
+//! Beneath them are the engines, [`quadratic`], [`mod@linear`] and [`mod@delta`], which write to memory of the caller: a problem of the
 //! options' `problem`, operands as [`View`](crate::problem::View)s, outputs as contiguous slices.
 //!
 //! Results are the same on every run with the same number of threads and the same [`Isa`].
@@ -76,6 +77,7 @@
 
 mod buffer;
 mod calls;
+pub mod delta;
 #[cfg(feature = "candle")]
 pub(crate) mod elementwise;
 mod finish;
@@ -90,9 +92,10 @@ mod simd;
 mod tile;
 
 pub use calls::{
-    Attention, AttentionGradients, Element, LinearAttention, LinearAttentionGradients, LinearState, MixedChunk,
-    MixedChunkGradients, WithState, diag, gau, linear, linear_with_state, mixed_chunk, mixed_chunk_with_state, norm,
-    norm_with_state, performer, performer_with_state, softmax,
+    Attention, AttentionGradients, DeltaAttention, DeltaAttentionGradients, Element, LinearAttention,
+    LinearAttentionGradients, LinearState, MixedChunk, MixedChunkGradients, WithState, delta, diag, gated_linear, gau,
+    generalized_delta, linear, linear_with_state, mixed_chunk, mixed_chunk_with_state, norm, norm_with_state,
+    performer, performer_with_state, softmax,
 };
 pub use simd::Isa;
 

@@ -1,9 +1,10 @@
 //! What an engine is asked to compute: validated shapes, dtypes and choices.
 //!
-//! Every error about an argument is worded here, once for all backends; a [`Quadratic`] or [`Linear`] that
+//! Every error about an argument is worded here, once for all backends; a [`Quadratic`], [`Linear`] or [`Delta`] that
 //! exists can be computed.
 
 mod call;
+mod delta;
 mod linear;
 mod mask;
 mod operands;
@@ -15,6 +16,7 @@ mod view;
 #[cfg(feature = "gpu")]
 pub(crate) use call::ensure_alone;
 pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
+pub use delta::{Delta, DeltaDecay, DeltaGradients, DeltaInputs, DeltaOutputs, DeltaSaved, DeltaShapes, RankOne};
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
 pub use operands::{

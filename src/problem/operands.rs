@@ -128,7 +128,7 @@ pub struct LinearGradients<O> {
 }
 
 /// Refuses room for a result that has the wrong length or dtype.
-fn check_output(
+pub(super) fn check_output(
     function: &'static str,
     argument: &'static str,
     room: &impl Elements,
@@ -147,7 +147,7 @@ fn check_output(
 }
 
 /// Refuses operands of other shapes than the problem's.
-fn check_shapes<S: PartialEq + std::fmt::Debug>(function: &'static str, got: &S, needs: &S) -> Result<()> {
+pub(super) fn check_shapes<S: PartialEq + std::fmt::Debug>(function: &'static str, got: &S, needs: &S) -> Result<()> {
     if got == needs {
         return Ok(());
     }

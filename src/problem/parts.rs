@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{LinearInputs, LinearSaved, Operand, QuadraticInputs, QuadraticSaved, Sequences, StateView, View};
+use super::{
+    DeltaInputs, DeltaSaved, LinearInputs, LinearSaved, Operand, QuadraticInputs, QuadraticSaved, Sequences, StateView,
+    View,
+};
 
 /// What is computed alone: a sequence, or all batch entries where nothing is packed.
 #[derive(Debug, Clone)]
@@ -90,5 +93,28 @@ impl LinearSaved<View<'_>> {
             statistic: self.statistic.as_ref().map(|statistic| statistic.rows(&part.queries)),
             d_out: self.d_out.rows(&part.queries),
         }
+    }
+}
+
+impl<'a> DeltaInputs<View<'a>> {
+    pub(crate) fn part(&self, part: &Part) -> Self {
+        let rows = |view: View<'a>| view.narrow(2, &part.queries);
+        let state = |state: View<'a>| part.sequence.map_or(state, |index| state.narrow(0, &(index..index + 1)));
+        Self {
+            q: rows(self.q),
+            k: rows(self.k),
+            v: rows(self.v),
+            rank_one: self.rank_one.map(rows),
+            log_decay: self.log_decay.map(|decay| if decay.dims().len() > 1 { rows(decay) } else { decay }),
+            key_mask: self.key_mask.map(|mask| mask.rows(&part.keys)),
+            state: self.state.map(state),
+        }
+    }
+}
+
+impl<'a> DeltaSaved<View<'a>> {
+    pub(crate) fn part(&self, part: &Part) -> Self {
+        let state = |state: View<'a>| part.sequence.map_or(state, |index| state.narrow(0, &(index..index + 1)));
+        Self { d_out: self.d_out.rows(&part.queries), d_state: self.d_state.map(state) }
     }
 }

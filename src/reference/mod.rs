@@ -17,6 +17,7 @@
 //! measured from p. With H output heads, head h reads head h·Hx/H of an operand with Hx heads.
 
 mod array;
+mod delta;
 mod dense;
 mod features;
 mod finish;
@@ -34,6 +35,7 @@ mod tests;
 mod transnormer;
 
 pub use array::Array;
+pub use delta::{DeltaGradients, delta_attention, delta_attention_backward};
 pub use gau::{gau_attention, gau_attention_backward};
 pub use linear::{linear_attention, linear_attention_backward, linear_attention_with_state};
 pub use mixed_chunk::{

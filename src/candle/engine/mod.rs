@@ -6,12 +6,14 @@
 mod backend;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod delta;
 mod graph;
 mod linear;
 mod quadratic;
 mod reading;
 mod tensors;
 
+pub use delta::{DeltaCall, DeltaTensors};
 pub use linear::{LinearCall, LinearTensors};
 pub use quadratic::QuadraticCall;
 pub use tensors::{accumulator, rows};

@@ -1,6 +1,7 @@
 //! What belongs to this layer: views of tensors, the plumbing of gradients against candle's own autograd of the plain
 //! formulas, refusals, states.
 
+mod delta;
 mod formulas;
 mod gradients;
 mod locks;

@@ -6,6 +6,7 @@
 #[cfg(feature = "candle")]
 mod activations;
 pub mod bf16;
+mod decayed;
 mod in_place;
 #[cfg(feature = "candle")]
 mod loss;
@@ -125,6 +126,9 @@ verbs! {
     scale_rows = maps::scale_rows(tile: &mut [T], width: usize, factors: &[T]);
     scaled_rows = maps::scaled_rows(into: &mut [T], tile: &[T], width: usize, factors: &[T]);
     combine = maps::combine(into: &mut [T], a: &[T], factor: T, b: &[T]);
+    fade = decayed::fade(tile: &mut [T], width: usize, factors: &[T]);
+    gather_faded = decayed::gather_faded(tile: &mut [T], width: usize, factors: &[T]);
+    add_products = decayed::add_products(into: &mut [T], a: &[T], b: &[T]);
     causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<Decays<'_>>, sums: &mut [T]);
     #[cfg(feature = "candle")]
     activate = activations::activate(into: &mut [T], x: &[T], gated: Option<&[T]>, activation: Activation);
@@ -335,6 +339,23 @@ impl<T: Real> Verbs<T> {
     /// into ← factor·a + b, for lengths of whole vectors.
     pub fn combine(&self, into: &mut [T], a: &[T], factor: T, b: &[T]) {
         unsafe { (self.combine)(into, a, factor, b) }
+    }
+
+    /// See [`decayed::fade`].
+    pub fn fade(&self, tile: &mut [T], width: usize, factors: &[T]) {
+        assert!(width.is_multiple_of(self.lanes) && tile.len() == factors.len() && tile.len().is_multiple_of(width));
+        unsafe { (self.fade)(tile, width, factors) }
+    }
+
+    /// See [`decayed::gather_faded`].
+    pub fn gather_faded(&self, tile: &mut [T], width: usize, factors: &[T]) {
+        assert!(width.is_multiple_of(self.lanes) && tile.len() == factors.len() && tile.len().is_multiple_of(width));
+        unsafe { (self.gather_faded)(tile, width, factors) }
+    }
+
+    /// into ← into + a ⊙ b
+    pub fn add_products(&self, into: &mut [T], a: &[T], b: &[T]) {
+        unsafe { (self.add_products)(into, a, b) }
     }
 
     /// See [`maps::causal_weights`].

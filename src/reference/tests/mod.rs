@@ -1,3 +1,4 @@
+mod delta;
 mod diag;
 mod gau;
 mod linear;

@@ -1,0 +1,277 @@
+//! The delta engine on tensors.
+//!
+//! A candle operation has at most three inputs. Here inputs of one dtype enter through a token: a tensor of one element,
+//! with the shape of all their gradients end to end, which hands these on.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{CpuStorage, CustomOp2, Device, Error, Layout, Result, Shape, Storage, Tensor};
+
+use super::backend::{Backend, Cpu};
+use super::reading::{Readings, read};
+use super::tensors::{Admission, Buffer, accumulator, buffer, tensor, viewable};
+use crate::cpu::delta;
+use crate::problem::{
+    Delta, DeltaDecay, DeltaGradients, DeltaInputs, DeltaOutputs, DeltaSaved, RankOne, SliceMut, View,
+};
+
+/// A problem with its tensors.
+pub struct DeltaCall {
+    problem: Delta,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rank_one: RankOne<Tensor>,
+    log_decay: Option<Tensor>,
+    key_mask: Option<Tensor>,
+    state: Option<Tensor>,
+}
+
+/// The tensors of a call that may be absent.
+#[derive(Clone, Copy)]
+pub struct DeltaTensors<'a> {
+    pub log_decay: Option<&'a Tensor>,
+    pub key_mask: Option<&'a Tensor>,
+    pub state: Option<&'a Tensor>,
+}
+
+impl DeltaCall {
+    pub fn new(
+        problem: Delta,
+        [q, k, v]: [&Tensor; 3],
+        rank_one: RankOne<&Tensor>,
+        tensors: DeltaTensors<'_>,
+    ) -> Result<Self> {
+        let admission = Admission::new(problem.function, q);
+        if !matches!(q.device(), Device::Cpu) {
+            let got = format!("{:?}", q.device().location());
+            let (function, argument) = (problem.function, "q");
+            return Err(crate::Error::Device { function, argument, got, needs: "the CPU".into() }.into());
+        }
+        let differentiable = |argument, tensor| admission.differentiable(argument, tensor);
+        let DeltaTensors { log_decay, key_mask, state } = tensors;
+        Ok(Self {
+            q: differentiable("q", q)?,
+            k: differentiable("k", k)?,
+            v: differentiable("v", v)?,
+            rank_one: match rank_one {
+                RankOne::None => RankOne::None,
+                RankOne::Rule { beta } => RankOne::Rule { beta: differentiable("beta", beta)? },
+                RankOne::Free { a, b } => RankOne::Free { a: differentiable("a", a)?, b: differentiable("b", b)? },
+            },
+            log_decay: match problem.shapes.decay {
+                DeltaDecay::Head => log_decay.map(|decay| admission.constant("log_decay", decay)).transpose()?,
+                _ => log_decay.map(|decay| differentiable("log_decay", decay)).transpose()?,
+            },
+            key_mask: key_mask.map(|mask| admission.constant("key_mask", mask)).transpose()?,
+            state: state.map(|state| differentiable("state", state)).transpose()?,
+            problem,
+        })
+    }
+
+    /// The output in the dtype of q.
+    pub fn output(self) -> Result<Tensor> {
+        let mut out = buffer(&Device::Cpu, self.q.dtype(), self.problem.output_len())?;
+        self.forward(DeltaOutputs { out: Cpu.room(&mut out)?, state: None })?;
+        let shape = self.output_shape();
+        self.attach(out, &shape)
+    }
+
+    /// The output in the dtype of q, and the state after the last token.
+    pub fn output_and_state(self) -> Result<(Tensor, Tensor)> {
+        let (dtype, sums) = (self.q.dtype(), accumulator(self.q.dtype()));
+        let (out_len, states) = (self.problem.output_len(), self.problem.state_shape());
+        let state_len = states.iter().product::<usize>();
+        let shape = self.output_shape();
+        if self.q.elem_count() == 0 || !self.inputs().any(Tensor::track_op) {
+            let mut out = buffer(&Device::Cpu, dtype, out_len)?;
+            let mut state = buffer(&Device::Cpu, sums, state_len)?;
+            let rooms = DeltaOutputs { out: Cpu.room(&mut out)?, state: Some(Cpu.room(&mut state)?) };
+            self.forward(rooms)?;
+            // Without a token the state is that handed in, with its gradient.
+            let state = match self.state.filter(|state| state.track_op()) {
+                Some(given) => given,
+                None => tensor(state, &states[..]),
+            };
+            return Ok((tensor(out, &shape[..]), state));
+        }
+        // Both in one tensor of the graph.
+        let mut both = buffer(&Device::Cpu, sums, out_len + state_len)?;
+        let [out, state] = Cpu.rooms(&mut both, out_len)?;
+        self.forward(DeltaOutputs { out, state: Some(state) })?;
+        let both = self.attach(both, &[out_len + state_len])?;
+        let out = both.narrow(0, 0, out_len)?.reshape(&shape[..])?.to_dtype(dtype)?;
+        Ok((out, both.narrow(0, out_len, state_len)?.reshape(&states[..])?))
+    }
+
+    fn output_shape(&self) -> [usize; 4] {
+        let shapes = &self.problem.shapes;
+        [shapes.batch, shapes.heads(), shapes.tokens, shapes.value_width]
+    }
+
+    /// The inputs that have a gradient in the dtype of q, always, and those in the dtype of sums.
+    fn rows(&self) -> Vec<&Tensor> {
+        let mut rows = vec![&self.q, &self.k, &self.v];
+        if let RankOne::Free { a, b } = &self.rank_one {
+            rows.extend([a, b]);
+        }
+        rows
+    }
+
+    fn sums(&self) -> Vec<&Tensor> {
+        let tracked = [&self.log_decay, &self.state].into_iter().flatten().filter(|input| input.track_op());
+        let beta = if let RankOne::Rule { beta } = &self.rank_one { Some(beta) } else { None };
+        beta.into_iter().chain(tracked).collect()
+    }
+
+    fn inputs(&self) -> impl Iterator<Item = &Tensor> {
+        self.rows().into_iter().chain(self.sums())
+    }
+
+    /// Calls the engine with the operands, while `saved` can be read, too.
+    fn compute(
+        &self,
+        saved: &[&Tensor],
+        engine: impl FnOnce(&DeltaInputs<View<'_>>, Readings<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let rank_one = match &self.rank_one {
+            RankOne::None => vec![],
+            RankOne::Rule { beta } => vec![beta],
+            RankOne::Free { a, b } => vec![a, b],
+        };
+        let optional = [&self.log_decay, &self.key_mask, &self.state].into_iter().flatten();
+        let operands = [&self.q, &self.k, &self.v].into_iter().chain(rank_one).chain(optional);
+        let tensors: Vec<&Tensor> = operands.chain(saved.iter().copied()).collect();
+        read(&tensors, |readings| {
+            let view = |tensor: &Tensor| readings.view(&Cpu, tensor);
+            let optional = |tensor: &Option<Tensor>| readings.optional(&Cpu, tensor.as_ref());
+            let inputs = DeltaInputs {
+                q: view(&self.q)?,
+                k: view(&self.k)?,
+                v: view(&self.v)?,
+                rank_one: match &self.rank_one {
+                    RankOne::None => RankOne::None,
+                    RankOne::Rule { beta } => RankOne::Rule { beta: view(beta)? },
+                    RankOne::Free { a, b } => RankOne::Free { a: view(a)?, b: view(b)? },
+                },
+                log_decay: optional(&self.log_decay)?,
+                key_mask: optional(&self.key_mask)?,
+                state: optional(&self.state)?,
+            };
+            engine(&inputs, readings)
+        })
+    }
+
+    fn forward(&self, outputs: DeltaOutputs<SliceMut<'_>>) -> Result<()> {
+        self.compute(&[], |inputs, _| Ok(delta::forward(&self.problem, inputs, outputs)?))
+    }
+
+    /// Puts a result into the graph: the output, or with it the state.
+    fn attach(self, result: Buffer, shape: &[usize]) -> Result<Tensor> {
+        if self.q.elem_count() == 0 || !self.inputs().any(Tensor::track_op) {
+            return Ok(tensor(result, shape));
+        }
+        let rows = token(&self.rows())?;
+        let sums = match &self.sums()[..] {
+            [] => Tensor::zeros(1, accumulator(self.q.dtype()), &Device::Cpu)?,
+            sums => token(sums)?,
+        };
+        rows.apply_op2(&sums, Join { result: Mutex::new(Some(result.storage)), shape: shape.into(), call: self })
+    }
+
+    /// The gradients of the inputs in the dtype of q, and of those in the dtype of sums, end to end.
+    fn backward(&self, gradient: &Tensor) -> Result<[Buffer; 2]> {
+        let len = |inputs: &[&Tensor]| inputs.iter().map(|input| input.elem_count()).sum::<usize>();
+        let (rows, sums) = (self.rows(), self.sums());
+        let mut rows_room = buffer(&Device::Cpu, self.q.dtype(), len(&rows))?;
+        let mut sums_room = buffer(&Device::Cpu, accumulator(self.q.dtype()), len(&sums))?;
+        let (mut of_rows, mut of_sums) = (Cpu.room(&mut rows_room)?, Cpu.room(&mut sums_room)?);
+        let mut row = |input: &Tensor| of_rows.take(input.elem_count());
+        let mut sum = |input: &Tensor| of_sums.take(input.elem_count());
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(&mut row);
+        let rank_one = match &self.rank_one {
+            RankOne::None => RankOne::None,
+            RankOne::Rule { beta } => RankOne::Rule { beta: sum(beta) },
+            RankOne::Free { a, b } => RankOne::Free { a: row(a), b: row(b) },
+        };
+        let [log_decay, state] =
+            [&self.log_decay, &self.state].map(|input| input.as_ref().filter(|input| input.track_op()).map(&mut sum));
+        let rooms = DeltaGradients { q, k, v, rank_one, log_decay, state };
+        let (d_out, d_state) = if gradient.rank() == 1 {
+            let (out_len, states) = (self.problem.output_len(), self.problem.state_shape());
+            let state = gradient.narrow(0, out_len, states.iter().product())?.reshape(&states[..])?;
+            (gradient.narrow(0, 0, out_len)?.reshape(&self.output_shape()[..])?, Some(state))
+        } else {
+            (viewable(gradient)?, None)
+        };
+        let saved: Vec<&Tensor> = [&d_out].into_iter().chain(&d_state).collect();
+        self.compute(&saved, |inputs, readings| {
+            let saved =
+                DeltaSaved { d_out: readings.view(&Cpu, &d_out)?, d_state: readings.optional(&Cpu, d_state.as_ref())? };
+            Ok(delta::backward(&self.problem, inputs, &saved, rooms)?)
+        })?;
+        Ok([rows_room, sums_room])
+    }
+}
+
+/// Inputs of one dtype as one.
+fn token(inputs: &[&Tensor]) -> Result<Tensor> {
+    let (first, others) = inputs.split_first().ok_or_else(|| Error::msg("a token of nothing"))?;
+    others.iter().try_fold((*first).clone(), |token, input| token.apply_op2(input, Pair))
+}
+
+/// Two inputs as one.
+struct Pair;
+
+impl CustomOp2 for Pair {
+    fn name(&self) -> &'static str {
+        "token"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, _: &CpuStorage, ly: &Layout) -> Result<(CpuStorage, Shape)> {
+        let len = lx.shape().elem_count() + ly.shape().elem_count();
+        Ok((x.device().zeros_impl(&Shape::from(1), x.dtype())?, Shape::from(len)))
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, both: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (x_len, y_len) = (x.elem_count(), y.elem_count());
+        let part = |input: &Tensor, start, len| -> Result<Option<Tensor>> {
+            input.track_op().then(|| both.narrow(0, start, len)?.reshape(input.shape())).transpose()
+        };
+        Ok((part(x, 0, x_len)?, part(y, x_len, y_len)?))
+    }
+}
+
+/// The operation on the token of the inputs in the dtype of q and that of the others.
+struct Join {
+    call: DeltaCall,
+    /// Until candle asks for it.
+    result: Mutex<Option<Storage>>,
+    shape: Shape,
+}
+
+impl CustomOp2 for Join {
+    fn name(&self) -> &'static str {
+        self.call.problem.function
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        match self.result.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(Storage::Cpu(result)) => Ok((result, self.shape.clone())),
+            _ => Err(Error::msg(format!("{}: asked twice for its result", self.name()))),
+        }
+    }
+
+    fn bwd(
+        &self,
+        rows: &Tensor,
+        sums: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [of_rows, of_sums] = self.call.backward(gradient)?;
+        let of = |input: &Tensor, gradient| input.track_op().then(|| tensor(gradient, input.shape()));
+        Ok((of(rows, of_rows), of(sums, of_sums)))
+    }
+}
