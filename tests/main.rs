@@ -9,6 +9,7 @@ mod calls;
 mod causality;
 mod common;
 mod decays;
+mod delta;
 mod differences;
 mod emulated;
 mod emulated_linear;

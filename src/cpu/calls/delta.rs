@@ -126,17 +126,19 @@ impl<'a, T: Element> DeltaAttention<'a, T> {
 ///
 /// let x: Vec<f32> = (0..30 * 8).map(|i| (i as f32).sin()).collect();
 /// let g: Vec<f32> = x.iter().map(|x| -x.abs()).collect();
-/// let rows = |x, rows: std::ops::Range<usize>| View::contiguous(&x[rows.start * 8..rows.end * 8], &[1, 1, rows.len(), 8]);
-/// let call = |tokens: std::ops::Range<usize>, state| {
-///     let options = DeltaOptions { log_decay: Some(rows(&g[..], tokens.clone())?), ..Default::default() };
-///     let x = rows(&x[..], tokens)?;
-///     cpu::gated_linear::<f32>(x, x, x, &options, state)
-/// };
-/// let whole = call(0..30, None)?;
-/// // A prompt and a token.
-/// let prompt = call(0..29, None)?;
-/// let token = call(29..30, Some(&prompt.state[..]))?;
-/// assert!(token.out.iter().zip(&whole.out[29 * 8..]).all(|(x, y)| (x - y).abs() < 1e-5));
+/// let whole = View::contiguous(&x[..], &[1, 1, 30, 8])?;
+/// let options = DeltaOptions { log_decay: Some(View::contiguous(&g[..], &[1, 1, 30, 8])?), ..Default::default() };
+/// let all = cpu::gated_linear::<f32>(whole, whole, whole, &options, None)?;
+///
+/// // The same as a prompt and a token.
+/// let ((x, last), (g, last_g)) = (x.split_at(29 * 8), g.split_at(29 * 8));
+/// let prompt = View::contiguous(x, &[1, 1, 29, 8])?;
+/// let options = DeltaOptions { log_decay: Some(View::contiguous(g, &[1, 1, 29, 8])?), ..Default::default() };
+/// let state = cpu::gated_linear::<f32>(prompt, prompt, prompt, &options, None)?.state;
+/// let token = View::contiguous(last, &[1, 1, 1, 8])?;
+/// let options = DeltaOptions { log_decay: Some(View::contiguous(last_g, &[1, 1, 1, 8])?), ..Default::default() };
+/// let token = cpu::gated_linear::<f32>(token, token, token, &options, Some(&state))?;
+/// assert!(token.out.iter().zip(&all.out[29 * 8..]).all(|(x, y)| (x - y).abs() < 1e-5));
 /// # Ok::<(), attn_kernels::Error>(())
 /// ```
 pub fn gated_linear<'a, T: Element>(
@@ -168,7 +170,7 @@ pub fn gated_linear<'a, T: Element>(
 ///
 /// let x: Vec<f32> = (0..20 * 8).map(|i| (i as f32).sin()).collect();
 /// let x = View::contiguous(&x[..], &[1, 2, 10, 8])?;
-/// let beta = [0.5; 2 * 10];
+/// let beta = [0.5f32; 2 * 10];
 /// let options = DeltaOptions { normalize: Some(1e-6), ..Default::default() };
 /// let attention = cpu::delta::<f32>(x, x, x, View::contiguous(&beta[..], &[1, 2, 10])?, &options, None)?;
 /// assert_eq!(attention.backward(&attention.out, None)?.beta.map(|beta| beta.len()), Some(20));

@@ -17,8 +17,6 @@ mod chunk;
 mod fade;
 mod forward;
 mod gradient;
-#[cfg(test)]
-mod tests;
 
 pub use backward::backward;
 pub use forward::forward;

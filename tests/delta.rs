@@ -1,18 +1,18 @@
-use super::super::{DeltaAttention, DeltaAttentionGradients, Element, Isa, delta, gated_linear, generalized_delta};
-use crate::delta::DeltaOptions;
-use crate::problem::{RankOne, View};
-use crate::reference::{self, Array, DeltaGradients};
+//! The delta engine on every CPU path against the recurrence.
 
-/// Uniform in ±1 from a seed (splitmix64).
+use attn_kernels::DeltaOptions;
+use attn_kernels::cpu::{
+    DeltaAttention, DeltaAttentionGradients, Element, Isa, delta, gated_linear, generalized_delta,
+};
+use attn_kernels::problem::{RankOne, Slice, View};
+use attn_kernels::reference::{self, Array, DeltaGradients};
+
+use crate::common::random::Random;
+
+/// Uniform in ±1.
 fn random(shape: [usize; 4], seed: u64) -> Array {
-    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d);
-    Array::from_fn(shape, |_| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) as i64 as f64 / i64::MAX as f64
-    })
+    let mut random = Random::new(&seed.to_string());
+    Array::from_fn(shape, |_| 2.0 * random.uniform() - 1.0)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -167,7 +167,7 @@ type Run<T> = (Vec<T>, Vec<T>, DeltaAttentionGradients<T>);
 /// Outputs, last state and gradients of the CPU.
 fn run<T: Float>(case: &Case, data: &Data) -> Run<T>
 where
-    for<'a> crate::problem::Slice<'a>: From<&'a [T]>,
+    for<'a> Slice<'a>: From<&'a [T]>,
 {
     let [q, k, v, beta, a, b, d_out] =
         [&data.q, &data.k, &data.v, &data.beta, &data.a, &data.b, &data.d_out].map(numbers::<T>);
@@ -210,7 +210,7 @@ fn check<T: Float>(name: &str, got: &[T], expected: &Array, tolerance: f64) {
 
 fn compare<T: Float>(case: &Case, data: &Data, tolerance: f64)
 where
-    for<'a> crate::problem::Slice<'a>: From<&'a [T]>,
+    for<'a> Slice<'a>: From<&'a [T]>,
 {
     let (out, last, expected) = expected(case, data);
     let (got_out, got_last, got) = run::<T>(case, data);
