@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use crate::common::backends::{self, Backend, Pass};
 use crate::common::buffers::Layout;
-use crate::common::cases::{Case, Extra, Operation};
+use crate::common::cases::{Case, Entry, Extra, Operation};
 use crate::common::compare::Judge;
 use crate::common::data::Data;
 
@@ -21,7 +21,14 @@ fn masks() -> impl Strategy<Value = Mask> {
     let window =
         (option::of(0usize..70), option::of(0usize..70)).prop_map(|(left, right)| Mask::Window { left, right });
     let blocks = (1usize..90, any::<bool>()).prop_map(|(size, causal)| Mask::Blocks { size, causal });
-    prop_oneof![Just(Mask::Full), Just(Mask::Causal), window, blocks]
+    let streaming = (0usize..40, 0usize..70).prop_map(|(sinks, left)| Mask::Streaming { sinks, left });
+    let prefix = (0usize..150).prop_map(|len| Mask::Prefix { len });
+    let strided = (0usize..40, 1usize..60).prop_map(|(left, stride)| Mask::Strided { left, stride });
+    let fixed = (1usize..50, 1usize..50).prop_map(|(summary, more)| Mask::Fixed { size: summary + more, summary });
+    let dilated =
+        (0usize..20, 0usize..20, 1usize..9).prop_map(|(left, right, dilation)| Mask::Dilated { left, right, dilation });
+    let ranges = prop_oneof![Just(Mask::Full), Just(Mask::Causal), window, blocks, prefix];
+    prop_oneof![ranges, streaming, strided, fixed, dilated]
 }
 
 fn key_masks() -> impl Strategy<Value = Option<Extra>> {
@@ -33,9 +40,12 @@ fn biases() -> impl Strategy<Value = Option<Extra>> {
 }
 
 fn quadratic() -> impl Strategy<Value = Operation> {
-    let softmax = (masks(), option::of(-1.0..1.0), option::of(0.5..20.0), key_masks(), biases()).prop_map(
-        |(mask, scale, soft_cap, key_mask, bias)| {
-            Operation::Softmax(SoftmaxOptions { mask, scale, soft_cap, key_mask, bias, sequences: None })
+    let pairs = (any::<[bool; 4]>(), select(vec![Entry::Own, Entry::Wide, Entry::Holes, Entry::Keep]));
+    let beside = (option::of(pairs.prop_map(|(has, entry)| Extra::Pairs(has, entry))), biases());
+    let softmax = (masks(), option::of(-1.0..1.0), option::of(0.5..20.0), key_masks(), biases(), beside).prop_map(
+        |(mask, scale, soft_cap, key_mask, bias, (attention_bias, sinks))| {
+            let plain = SoftmaxOptions { mask, scale, soft_cap, key_mask, bias, ..Default::default() };
+            Operation::Softmax(SoftmaxOptions { attention_bias, sinks, ..plain })
         },
     );
     let weights = select(vec![DiagWeight::Softmax, DiagWeight::Relu { epsilon: 0.1 }]);

@@ -38,6 +38,8 @@ fn input<'a>(data: &'a mut Data, gradient: &str) -> &'a mut Array {
         "d_q_global" => q_global,
         "d_k_global" => k_global,
         "d_bias" => data.extras.bias.as_mut(),
+        "d_attention_bias" => data.extras.attention_bias.as_mut(),
+        "d_sinks" => data.extras.sinks.as_mut(),
         "d_log_decay" => data.extras.log_decay.as_mut(),
         _ => None,
     };

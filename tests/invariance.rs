@@ -105,14 +105,20 @@ fn order_of_heads() {
             }
         };
         other.extras.bias.iter_mut().for_each(|x| per_head(x, 2));
+        other.extras.attention_bias.iter_mut().for_each(|x| per_head(x, 1));
+        other.extras.sinks.iter_mut().for_each(|x| per_head(x, 3));
         other.extras.log_decay.iter_mut().for_each(|x| per_head(x, if case.has_decay_per_head() { 3 } else { 2 }));
         let mut expected = run(&case, &data);
-        // One row of bias for all heads sums their gradients in their order.
-        expected.0.retain(|(name, x)| *name != "d_bias" || x.shape[2] == 4);
+        // What heads share sums their gradients in their order.
+        expected.0.retain(|(name, x)| match *name {
+            "d_bias" => x.shape[2] == 4,
+            "d_attention_bias" => x.shape[1] == 4,
+            _ => true,
+        });
         for (name, x) in &mut expected.0 {
             match *name {
                 "state.z" | "d_log_decay" | "d_bias" => *x = permuted(x, 2, &order),
-                "state.stabilizer" => *x = permuted(x, 3, &order),
+                "state.stabilizer" | "d_sinks" => *x = permuted(x, 3, &order),
                 _ => *x = permuted(x, 1, &order),
             }
         }

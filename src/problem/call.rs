@@ -1,5 +1,7 @@
 //! Checks of whole calls, whatever their tensors are.
 
+#[cfg(feature = "gpu")]
+use super::Mask;
 use super::{Linear, Quadratic, Sequences, ensure_value};
 use crate::{Error, Result};
 
@@ -19,6 +21,19 @@ pub(crate) fn ensure_whole_chunks(function: &'static str, position: usize, chunk
 pub(crate) fn ensure_unpacked(function: &'static str, sequences: Option<&Sequences>) -> Result<()> {
     let needs = "none with a state, which has one position for all";
     ensure_value(sequences.is_none(), function, "sequences", "given", needs)
+}
+
+/// Refuses what the kernels of the quadratic engine do not have.
+#[cfg(feature = "gpu")]
+pub(crate) fn ensure_on_gpu(problem: &Quadratic) -> Result<()> {
+    let (function, shapes) = (problem.function, &problem.shapes);
+    ensure_alone(function, shapes.sequences.as_ref())?;
+    let needs = "none on a GPU, whose kernels do not have it";
+    ensure_value(shapes.attention_bias.is_none(), function, "attention_bias", "given", needs)?;
+    ensure_value(shapes.sinks.is_none(), function, "sinks", "given", needs)?;
+    let is_range = !problem.mask.has_gaps() && !matches!(problem.mask, Mask::Prefix { .. });
+    let needs = "full, causal, a window or blocks on a GPU, whose kernels have no others";
+    ensure_value(is_range, function, "mask", format!("{:?}", problem.mask), needs)
 }
 
 /// Refuses packed sequences where a launch computes one.

@@ -13,7 +13,7 @@ mod sequences;
 mod view;
 
 #[cfg(feature = "gpu")]
-pub(crate) use call::ensure_alone;
+pub(crate) use call::{ensure_alone, ensure_on_gpu};
 pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
@@ -22,7 +22,7 @@ pub use operands::{
     StateMut, StateView,
 };
 pub(crate) use parts::Part;
-pub use quadratic::{PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+pub use quadratic::{PairTerm, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
 pub use sequences::Sequences;
 pub use view::{DType, Elements, Operand, Slice, SliceMut, Strided, View};
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::buffer::Buffer;
-use super::super::finish::finish;
+use super::super::finish::{add_sink, finish};
 use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
@@ -222,7 +222,8 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         }
         let rows = task.queries.len();
         let sums = &mut self.sums[..rows * verbs.padded(shapes.value_width)];
-        store(context, task.batch, sums, &mut self.sum[..rows], &self.maximum[..rows], task.out, task.statistic);
+        let place = (task.batch, task.head);
+        store(context, place, sums, &mut self.sum[..rows], &self.maximum[..rows], task.out, task.statistic);
     }
 
     /// Adds a tile of keys to the rows of a strip.
@@ -274,10 +275,10 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
     }
 }
 
-/// Finishes rows of sums, and writes them and their statistic, which takes the place of Σ w in `sum`.
+/// Finishes rows of sums of a batch entry's head, and writes them and their statistic, which takes the place of Σ w in `sum`.
 pub(super) fn store<T: Number>(
     context: &Context<'_, T>,
-    batch: usize,
+    (batch, head): (usize, usize),
     sums: &mut [T],
     sum: &mut [T],
     maximum: &[T],
@@ -287,6 +288,10 @@ pub(super) fn store<T: Number>(
     let (weight, how) = (context.problem.weight, context.finish(batch));
     let (e, padded) = (context.shapes().value_width, context.verbs.padded(context.shapes().value_width));
     for ((row, sum), &maximum) in sums.chunks_exact_mut(padded).zip(sum.iter_mut()).zip(maximum) {
+        let mut maximum = maximum;
+        if let Some(&sink) = context.sinks.get(head) {
+            (*sum, maximum) = add_sink(row, *sum, maximum, sink);
+        }
         *sum = finish(weight, how, &mut row[..e], *sum, maximum);
     }
     store_rows(sums, padded, e, &mut out, 0);

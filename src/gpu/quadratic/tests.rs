@@ -15,6 +15,8 @@ fn problem(dtype: DType, weight: Weight, mask: Mask, finish: QuadraticFinish, si
         width,
         value_width,
         bias: Some((1, queries.max(keys))),
+        attention_bias: None,
+        sinks: None,
         sequences: None,
     };
     Quadratic::new("test", shapes, weight, mask, 0.5, None, finish).unwrap()

@@ -58,7 +58,7 @@ impl Backend for EmulatedQuadratic {
     }
 
     fn takes(&self, case: &Case) -> bool {
-        !case.operation.has_state()
+        !case.operation.has_state() && case.operation.is_on_gpu()
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String> {
