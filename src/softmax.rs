@@ -1,7 +1,7 @@
 //! Softmax attention (Vaswani et al. 2017; computed online as in FlashAttention, Dao et al. 2022).
 
 use crate::Result;
-use crate::problem::{Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Sequences, Weight};
+use crate::problem::{Dropout, Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes, Sequences, Weight};
 
 /// Choices of `softmax_attention`:
 ///
@@ -11,7 +11,7 @@ use crate::problem::{Mask, Operand, Quadratic, QuadraticFinish, QuadraticShapes,
 /// L_i  = ln(e^sink + Σ_j exp(s_ij))                       the log-sum-exp
 /// ```
 ///
-/// where e^sink is 0 without sinks.
+/// where e^sink is 0 without sinks. [`Dropout`] is behind the softmax.
 ///
 /// `T` is the tensor type of the layer that is called: candle's `Tensor`, or a
 /// [`View`](crate::problem::View) of a slice.
@@ -41,6 +41,8 @@ pub struct SoftmaxOptions<T> {
     /// As a key, it counts in the log-sum-exp. So of the parts of a row that are merged by their log-sum-exp, one has the sinks,
     /// and the others have none.
     pub sinks: Option<T>,
+    /// Dropout of the weights, for training. The log-sum-exp is that without it. Default: none.
+    pub dropout: Option<Dropout>,
     /// Sequences that are packed into one batch entry, see [`Sequences`]. Default: none.
     pub sequences: Option<Sequences>,
 }
@@ -55,6 +57,7 @@ impl<T> Default for SoftmaxOptions<T> {
             bias: None,
             attention_bias: None,
             sinks: None,
+            dropout: None,
             sequences: None,
         }
     }
@@ -73,6 +76,7 @@ impl<T: Operand> SoftmaxOptions<T> {
         let shapes = shapes.with_attention_bias(function, self.attention_bias.as_ref())?;
         let shapes = shapes.with_sinks(function, self.sinks.as_ref())?;
         let scale = self.scale.unwrap_or(1.0 / (shapes.width as f64).sqrt());
-        Quadratic::new(function, shapes, Weight::Softmax, self.mask, scale, self.soft_cap, QuadraticFinish::None)
+        let (weight, finish) = (Weight::Softmax, QuadraticFinish::None);
+        Quadratic::new(function, shapes, weight, self.mask, scale, self.soft_cap, finish)?.with_dropout(self.dropout)
     }
 }

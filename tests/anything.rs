@@ -3,7 +3,7 @@
 use attn_kernels::gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
 use attn_kernels::linear::{FeatureMap, LinearOptions};
 use attn_kernels::performer::{FavorMap, PerformerOptions};
-use attn_kernels::problem::{DType, Mask};
+use attn_kernels::problem::{DType, Dropout, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 use proptest::option;
@@ -43,11 +43,12 @@ fn quadratic() -> impl Strategy<Value = Operation> {
     // A number that all keys have in common cancels: what is left of its gradient has no tolerance.
     let pairs = (any::<[bool; 3]>(), select(vec![Entry::Own, Entry::Wide, Entry::Holes, Entry::Keep]));
     let pairs = pairs.prop_map(|([batch, heads, queries], entry)| Extra::Pairs([batch, heads, queries, true], entry));
-    let beside = (option::of(pairs), biases());
+    let dropouts = option::of((0.0..0.7, any::<u64>()).prop_map(|(p, seed)| Dropout { p, seed }));
+    let beside = (option::of(pairs), biases(), dropouts);
     let softmax = (masks(), option::of(-1.0..1.0), option::of(0.5..20.0), key_masks(), biases(), beside).prop_map(
-        |(mask, scale, soft_cap, key_mask, bias, (attention_bias, sinks))| {
+        |(mask, scale, soft_cap, key_mask, bias, (attention_bias, sinks, dropout))| {
             let plain = SoftmaxOptions { mask, scale, soft_cap, key_mask, bias, ..Default::default() };
-            Operation::Softmax(SoftmaxOptions { attention_bias, sinks, ..plain })
+            Operation::Softmax(SoftmaxOptions { attention_bias, sinks, dropout, ..plain })
         },
     );
     let weights = select(vec![DiagWeight::Softmax, DiagWeight::Relu { epsilon: 0.1 }]);

@@ -10,6 +10,7 @@ mod causality;
 mod common;
 mod decays;
 mod differences;
+mod dropout;
 mod emulated;
 mod emulated_linear;
 mod emulated_quadratic;

@@ -31,6 +31,7 @@ pub(crate) fn ensure_on_gpu(problem: &Quadratic) -> Result<()> {
     let needs = "none on a GPU, whose kernels do not have it";
     ensure_value(shapes.attention_bias.is_none(), function, "attention_bias", "given", needs)?;
     ensure_value(shapes.sinks.is_none(), function, "sinks", "given", needs)?;
+    ensure_value(problem.dropout.is_none(), function, "dropout", "given", needs)?;
     let is_range = !problem.mask.has_gaps() && !matches!(problem.mask, Mask::Prefix { .. });
     let needs = "full, causal, a window or blocks on a GPU, whose kernels have no others";
     ensure_value(is_range, function, "mask", format!("{:?}", problem.mask), needs)

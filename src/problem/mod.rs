@@ -4,6 +4,7 @@
 //! exists can be computed.
 
 mod call;
+mod dropout;
 mod linear;
 mod mask;
 mod operands;
@@ -15,6 +16,8 @@ mod view;
 #[cfg(feature = "gpu")]
 pub(crate) use call::{ensure_alone, ensure_on_gpu};
 pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
+pub use dropout::Dropout;
+pub(crate) use dropout::{KEY_STEPS, MULTIPLIERS, ROUNDS};
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
 pub use operands::{

@@ -1,5 +1,5 @@
 use super::{
-    DType, Mask, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
+    DType, Dropout, Mask, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
 };
 use crate::{Error, Result};
 
@@ -207,6 +207,9 @@ pub struct Quadratic {
     pub(crate) soft_cap: Option<f64>,
     pub(crate) finish: QuadraticFinish,
     pub(crate) per_key: PerKey,
+    pub(crate) dropout: Option<Dropout>,
+    /// What the first batch entry counts as for dropout.
+    pub(crate) first_entry: usize,
 }
 
 impl Quadratic {
@@ -248,7 +251,18 @@ impl Quadratic {
             let needs = format!("at least {reach}, the largest distance that the mask leaves visible");
             ensure_value(radius >= reach, function, "bias", format!("of radius {radius}"), &needs)?;
         }
-        Ok(Self { function, shapes, weight, mask, scale, soft_cap, finish, per_key: PerKey::Nothing })
+        Ok(Self {
+            function,
+            shapes,
+            weight,
+            mask,
+            scale,
+            soft_cap,
+            finish,
+            per_key: PerKey::Nothing,
+            dropout: None,
+            first_entry: 0,
+        })
     }
 
     /// The same with a division by the number of keys.
@@ -256,9 +270,20 @@ impl Quadratic {
         Self { per_key, ..self }
     }
 
+    /// The same with dropout of the weights, which must be those of softmax.
+    pub fn with_dropout(self, dropout: Option<Dropout>) -> Result<Self> {
+        let Some(dropout) = dropout else { return Ok(self) };
+        let is_softmax = self.weight == Weight::Softmax;
+        ensure_value(is_softmax, self.function, "dropout", "given", "softmax, for which it is")?;
+        Ok(Self { dropout: dropout.checked(self.function)?, ..self })
+    }
+
     /// The computation of each part.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, Self)> {
-        self.shapes.parts().map(|(part, shapes)| (part, Self { shapes, ..self.clone() }))
+        self.shapes.parts().map(|(part, shapes)| {
+            let first_entry = part.sequence.unwrap_or(0);
+            (part, Self { shapes, first_entry, ..self.clone() })
+        })
     }
 
     /// Sizes and dtype.

@@ -1,5 +1,5 @@
 use super::array::{assert_shape, dot};
-use super::quadratic::{Scores, rows};
+use super::quadratic::{Row, Scores, rows};
 use super::{Array, Gradients};
 use crate::softmax::SoftmaxOptions;
 
@@ -18,13 +18,14 @@ pub struct SoftmaxOutput {
 /// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[R + j − p_i] + b_ij,   L_i = ln(e^sink + Σ_j exp(s_ij)),   o_i = Σ_j exp(s_ij − L_i) v_j
 /// ```
 ///
-/// over the visible j, e^sink = 0 without sinks; o_i = 0 and L_i = −∞ where nothing is seen.
+/// over the visible j, e^sink = 0 without sinks, the weights exp(s_ij − L_i) times those of dropout; o_i = 0 and L_i = −∞
+/// where nothing is seen.
 ///
 /// # Panics
 /// If shapes do not fit together, or a visible distance is outside the bias.
 pub fn softmax_attention(q: &Array, k: &Array, v: &Array, options: &SoftmaxOptions<Array>) -> SoftmaxOutput {
     let scores = scores(q, k, v, options);
-    let out = scores.output(|[_, h, _], row| softmax_beside(&row.scores, sink(options, h)).0);
+    let out = scores.output(|at, row| dropped(options, at, row, softmax_beside(&row.scores, sink(options, at[1])).0));
     let mut log_sum_exp = Array::zeros([out.shape[0], out.shape[1], out.shape[2], 1]);
     for [b, h, i] in rows(&out) {
         log_sum_exp.row_mut(b, h, i)[0] = log_sum_exp_of(&scores.row(b, h, i).scores, sink(options, h));
@@ -60,9 +61,10 @@ pub fn softmax_attention_backward(
     };
     let mut gradients = scores.backward(
         d_out,
-        |[_, h, _], row| softmax_beside(&row.scores, sink(options, h)).0,
+        |at, row| dropped(options, at, row, softmax_beside(&row.scores, sink(options, at[1])).0),
         |at, row, d_weights| {
             let weights = softmax_beside(&row.scores, sink(options, at[1])).0;
+            let d_weights = &dropped(options, at, row, d_weights.to_vec());
             let delta = delta(at, &weights, d_weights);
             weights.iter().zip(d_weights).map(|(weight, d)| weight * (d - delta)).collect()
         },
@@ -72,7 +74,8 @@ pub fn softmax_attention_backward(
         for [b, h, i] in rows(d_out) {
             let row = scores.row(b, h, i);
             let (weights, share) = softmax_beside(&row.scores, sink(options, h));
-            d_sinks.data[h] -= share * delta([b, h, i], &weights, &scores.d_weights([b, h, i], &row, d_out));
+            let d_weights = dropped(options, [b, h, i], &row, scores.d_weights([b, h, i], &row, d_out));
+            d_sinks.data[h] -= share * delta([b, h, i], &weights, &d_weights);
         }
         d_sinks
     });
@@ -95,6 +98,14 @@ fn scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a SoftmaxOpti
         bias: options.bias.as_ref(),
         attention_bias: options.attention_bias.as_ref(),
     }
+}
+
+/// Weights of row `[b, h, i]`, or their derivatives, times m/(1 − p).
+fn dropped(options: &SoftmaxOptions<Array>, [b, h, i]: [usize; 3], row: &Row, mut weights: Vec<f64>) -> Vec<f64> {
+    if let Some(dropout) = options.dropout {
+        weights.iter_mut().zip(&row.keys).for_each(|(weight, &j)| *weight *= dropout.factor([b, h, i, j]));
+    }
+    weights
 }
 
 /// The score of a head's sink: −∞ without one.

@@ -4,7 +4,7 @@ use attn_kernels::Sequences;
 use attn_kernels::gau::{GauNorm, GauOptions, MixedChunkOptions};
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::performer::PerformerOptions;
-use attn_kernels::problem::{DType, Mask};
+use attn_kernels::problem::{DType, Dropout, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, DiagWeight, NormOptions};
 
@@ -349,6 +349,13 @@ fn quadratic_options() -> Vec<Bad> {
         refuse(why, "soft_cap", words, SoftmaxOptions { soft_cap: Some(cap), ..plain() });
     }
     let mask = Mask::Blocks { size: 0, causal: false };
+    for (why, p, words) in [
+        ("dropout of all", 1.0, &["is 1", "below 1"][..]),
+        ("dropout below 0", -0.1, &["is -0.1", "from 0"]),
+        ("dropout NaN", f64::NAN, &["is NaN", "from 0"]),
+    ] {
+        refuse(why, "dropout", words, SoftmaxOptions { dropout: Some(Dropout { p, seed: 1 }), ..plain() });
+    }
     refuse("blocks of 0", "block size", &["is 0", "at least 1"], SoftmaxOptions { mask, ..plain() });
     for (why, argument, words, mask) in [
         ("stride 0", "stride", &["is 0", "at least 1"], Mask::Strided { left: 3, stride: 0 }),

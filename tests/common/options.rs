@@ -61,7 +61,7 @@ macro_rules! with {
 }
 
 with! {
-    SoftmaxOptions { mask, scale, soft_cap } { key_mask, bias, attention_bias, sinks }
+    SoftmaxOptions { mask, scale, soft_cap, dropout } { key_mask, bias, attention_bias, sinks }
     DiagOptions { block_size, causal, weight, scale } { key_mask }
     GauOptions { mask, norm } { key_mask, bias }
     LinearOptions { map, causal, normalizer } { key_mask, log_decay }

@@ -252,6 +252,8 @@ struct Worker<T> {
     weights: Buffer<T>,
     d_scores: Buffer<T>,
     tanh: Buffer<T>,
+    /// Of dropout.
+    factors: Buffer<T>,
 }
 
 impl<T: Number> Worker<T> {
@@ -274,6 +276,7 @@ impl<T: Number> Worker<T> {
             weights: zeros(BLOCK * TILE),
             d_scores: zeros(BLOCK * TILE),
             tanh: zeros(if context.problem.soft_cap.is_some() { BLOCK * TILE } else { 0 }),
+            factors: zeros(if context.problem.dropout.is_some() { BLOCK * TILE } else { 0 }),
         }
     }
 
@@ -422,6 +425,11 @@ impl<T: Number> Worker<T> {
         verbs.multiply(d_scores, width, Left::rows(d_out, e), v_panels, across(shapes.value_width));
         let tanh = context.problem.soft_cap.is_some().then(|| &mut self.tanh[..rows * width]);
         let scale = context.adjust(place, weights, width, bounds, tanh);
+        let is_dropped = context.dropout(place, &mut self.factors, width, bounds);
+        let factors = if is_dropped { &self.factors[..rows * width] } else { &[] };
+        if is_dropped {
+            verbs.multiply_elements(d_scores, factors);
+        }
         let statistic = &self.statistic[place.query..];
         let (delta, is_whole) = (&self.delta[place.query..], &self.is_whole[place.query..]);
         let delta = Delta { delta, is_whole, epsilon: context.epsilon() };
@@ -435,6 +443,9 @@ impl<T: Number> Worker<T> {
             for (d, &t) in d_scores.iter_mut().zip(self.tanh.iter()) {
                 *d = *d * (T::ONE - t * t);
             }
+        }
+        if is_dropped {
+            verbs.multiply_elements(weights, factors);
         }
         let down = |n| Product { m: keys.len(), n, k: rows, accumulate: true, band: Band::Transposed(offset) };
         let (dv, dk) = (&mut self.dv[row * e..], &mut self.dk[row * d..]);

@@ -124,6 +124,8 @@ struct Worker<T> {
     layout: Layout,
     q: Buffer<T>,
     scores: Buffer<T>,
+    /// Of dropout.
+    factors: Buffer<T>,
     rescale: Vec<T>,
     bounds: Vec<Bounds>,
 }
@@ -135,6 +137,7 @@ impl<T: Number> Worker<T> {
             layout,
             q: Buffer::zeros(layout.rows * verbs.padded(context.shapes().width)),
             scores: Buffer::zeros(layout.rows * verbs.padded(keys)),
+            factors: Buffer::zeros(context.problem.dropout.map_or(0, |_| layout.rows * verbs.padded(keys))),
             rescale: vec![T::ONE; layout.rows],
             bounds: vec![(0, 0); layout.rows],
         }
@@ -188,6 +191,13 @@ impl<T: Number> Worker<T> {
             }
         } else {
             verbs.relu(scores, width, &self.bounds, scale, context.squared(), part.sum);
+        }
+        let members = self.factors.chunks_exact_mut((queries * width).max(1)).zip(self.bounds.chunks_exact(queries));
+        for (member, (factors, bounds)) in members.enumerate() {
+            context.dropout(Place { head: at.head + member, ..at }, factors, width, bounds);
+        }
+        if context.problem.dropout.is_some() {
+            verbs.multiply_elements(scores, &self.factors[..self.layout.rows * width]);
         }
         let rows = HeadRows::new(&context.inputs.v, at.batch, key_head);
         context.for_kept(at.batch, &keys, |kept| {

@@ -180,6 +180,8 @@ struct Scratch<T: Number, P: Precision<T>> {
     q: Buffer<T>,
     narrow_q: Buffer<P::X>,
     scores: Buffer<T>,
+    /// Of dropout.
+    factors: Buffer<T>,
     narrow_weights: Buffer<P::X>,
     sums: Buffer<T>,
     maximum: [T; BLOCK],
@@ -194,6 +196,7 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
             q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
             narrow_q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
             scores: Buffer::zeros(STRIP * TILE),
+            factors: Buffer::zeros(if context.problem.dropout.is_some() { STRIP * TILE } else { 0 }),
             narrow_weights: Buffer::zeros(STRIP * TILE),
             sums: Buffer::zeros(BLOCK * padded(context.shapes().value_width)),
             maximum: [T::ZERO; BLOCK],
@@ -250,8 +253,8 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         let right = verbs.panels(&task.packed.k[(keys.start - task.first_key) * inner..], inner);
         precision.multiply(verbs, scores, width, Left::rows(q, d), right, size(width, inner, false));
         let mut scale = context.scale(task.batch);
+        let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
         if context.adjusts() {
-            let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
             scale = context.adjust(place, scores, width, bounds, None);
         }
         let sums = &mut self.sums[row * e..(row + rows) * e];
@@ -267,6 +270,9 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
             }
         } else {
             verbs.relu(scores, width, bounds, scale, context.squared(), sum);
+        }
+        if context.dropout(place, &mut self.factors, width, bounds) {
+            verbs.multiply_elements(scores, &self.factors[..rows * width]);
         }
         precision.narrow(scores, &mut self.narrow_weights);
         let weights = Left::rows(precision.operand(scores, &self.narrow_weights), precision.inner(width));

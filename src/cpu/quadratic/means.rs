@@ -41,7 +41,12 @@ impl<T: Number> Context<'_, T> {
                 Weight::Relu => score.larger(T::ZERO),
                 Weight::ReluSquared => score.larger(T::ZERO) * score.larger(T::ZERO),
             };
-            pairs.push((weight, dot(&d_row[..e], &v)));
+            let mut gradient = dot(&d_row[..e], &v);
+            if let Some(dropout) = self.problem.dropout {
+                let pair = [self.problem.first_entry + at.batch, at.head, at.query, key];
+                gradient = gradient * T::from_f64(dropout.factor(pair));
+            }
+            pairs.push((weight, gradient));
         }
         let rest = self.epsilon().unwrap_or(T::ZERO) + self.sink_weight(at.head, statistic);
         let sum = pairs.iter().map(|&(weight, _)| weight).sum::<T>() + rest;

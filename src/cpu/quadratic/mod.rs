@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use super::rows::{HeadRows, Number, gather, inverse_key_counts};
 use super::simd::Real;
-use super::tile::{Bounds, Verbs};
+use super::tile::{Bounds, PairRow, Verbs};
 use crate::problem::{self, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, SliceMut, View, Weight};
 use attention_bias::AttentionBias;
 
@@ -261,6 +261,19 @@ impl<'a, T: Number> Context<'a, T> {
             }
         }
         scale
+    }
+
+    /// Writes the factors of dropout for a strip (rows from query `at.query` on, columns from key `at.key` on), as far as rows see
+    /// keys; whether there are any.
+    fn dropout(&self, at: Place, factors: &mut [T], width: usize, bounds: &[Bounds]) -> bool {
+        let Some(dropout) = self.problem.dropout else { return false };
+        for (r, (factors, &(low, high))) in factors.chunks_exact_mut(width).zip(bounds).enumerate() {
+            if low < high {
+                let of = [at.query + r, at.head, self.problem.first_entry + at.batch];
+                self.verbs.dropout(&mut factors[low..high], PairRow { of, key: at.key + low }, dropout);
+            }
+        }
+        true
     }
 
     /// The bias of a head, by distance.

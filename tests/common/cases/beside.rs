@@ -1,6 +1,6 @@
-//! Softmax with an attention bias, with sinks, and under masks that are no window.
+//! Softmax with an attention bias, with sinks, and under masks that are no window, and with dropout.
 
-use attn_kernels::problem::Mask;
+use attn_kernels::problem::{Dropout, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 
 use super::{Case, Entry, Extra, Operation};
@@ -24,7 +24,7 @@ fn sunk(mask: Mask) -> Softmax {
 }
 
 pub fn softmax() -> Vec<Case> {
-    [biases(), sinks(), masks()].concat()
+    [biases(), sinks(), masks(), dropouts()].concat()
 }
 
 fn biases() -> Vec<Case> {
@@ -137,5 +137,34 @@ fn masks() -> Vec<Case> {
         masked("few queries, first keys and a window", streaming(4, 500)).lengths(3, 3100).heads(4, 2, 2),
         masked("few queries, strided", strided(10, 400)).lengths(2, 2100),
         masked("few queries, prefix", Mask::Prefix { len: 1500 }).lengths(5, 1300).heads(3, 1, 1),
+    ]
+}
+
+fn dropouts() -> Vec<Case> {
+    let dropped = |p, mask| SoftmaxOptions { mask, dropout: Some(Dropout { p, seed: 11 }), ..Default::default() };
+    let masked = |options| SoftmaxOptions { key_mask: Some(Extra::SomeKeys), ..options };
+    let streaming = Mask::Streaming { sinks: 3, left: 40 };
+    vec![
+        attend("dropout", dropped(0.1, Mask::Full)).lengths(100, 130).heads(4, 2, 2).batch(2).with_lse_gradient(),
+        attend("dropout and causal", dropped(0.5, Mask::Causal)).lengths(300, 300),
+        attend("dropout in a window, key mask", masked(dropped(0.3, WINDOW))).lengths(150, 150).batch(2),
+        attend("dropout in a window of two keys", dropped(0.3, Mask::Window { left: Some(1), right: Some(0) }))
+            .lengths(200, 203),
+        attend("dropout of few keys", dropped(0.2, Mask::Full)).lengths(40, 3),
+        attend("dropout and few queries", dropped(0.25, Mask::Causal)).lengths(3, 1203).heads(4, 2, 2).batch(2),
+        attend("dropout and few queries in a window", dropped(0.25, Mask::Window { left: Some(700), right: Some(0) }))
+            .lengths(2, 1601),
+        attend(
+            "dropout, sinks, attention bias, soft-cap",
+            SoftmaxOptions {
+                soft_cap: Some(2.0),
+                sinks: Some(Extra::PerHead),
+                attention_bias: Some(Extra::Pairs([false, true, true, true], Entry::Own)),
+                ..masked(dropped(0.1, streaming))
+            },
+        )
+        .lengths(120, 150)
+        .batch(2)
+        .with_lse_gradient(),
     ]
 }

@@ -12,7 +12,7 @@ use attn_kernels::Sequences;
 use attn_kernels::gau::{GauOptions, MixedChunkOptions};
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::performer::PerformerOptions;
-use attn_kernels::problem::{DType, Mask};
+use attn_kernels::problem::{DType, Dropout, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, NormOptions};
 
@@ -129,6 +129,13 @@ impl Operation {
         matches!(self.attention_bias(), Some(Extra::Pairs(_, Entry::Keep)))
     }
 
+    pub fn dropout(&self) -> Option<Dropout> {
+        match self {
+            Self::Softmax(options) => options.dropout,
+            _ => None,
+        }
+    }
+
     /// Whether kernels have it.
     pub fn is_on_gpu(&self) -> bool {
         let is_range = |mask: Mask| !mask.has_gaps() && !matches!(mask, Mask::Prefix { .. });
@@ -137,7 +144,7 @@ impl Operation {
             Self::Gau(options) => is_range(options.mask),
             _ => true,
         };
-        has_mask && self.attention_bias().is_none() && self.sinks().is_none()
+        has_mask && self.attention_bias().is_none() && self.sinks().is_none() && self.dropout().is_none()
     }
 
     pub fn log_decay(&self) -> Option<Extra> {

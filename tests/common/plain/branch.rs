@@ -144,8 +144,8 @@ impl Branch<'_> {
         for [b, h, i] in sums.t.indices() {
             let (_, row) = self.row(mapped, [b, h, i]);
             let t = sums.t.row_mut([b, h, i]);
-            for (&j, &weight) in row.keys.iter().zip(&row.weights) {
-                add_scaled(t, weight, self.v.row(self.at(&self.v, b, h, j)));
+            for ((&j, &weight), &factor) in row.keys.iter().zip(&row.weights).zip(&row.factors) {
+                add_scaled(t, weight * factor, self.v.row(self.at(&self.v, b, h, j)));
             }
             t.iter_mut().for_each(|t| *t = (self.round)(*t));
             sums.weight.row_mut([b, h, i])[0] = (self.round)(row.weights.iter().sum());
@@ -256,6 +256,7 @@ impl Branch<'_> {
         let inside = if self.takes_mean() { 0.0 } else { d_sum };
         let d_weight = |&j: &usize| (self.round)(dot(d_t, self.v.row(self.at(&self.v, b, h, j))) + inside);
         let mut d_weights: Vec<f32> = row.keys.iter().map(d_weight).collect();
+        d_weights.iter_mut().zip(&row.factors).for_each(|(d, factor)| *d *= factor);
         if self.takes_mean() && divisor != 0.0 {
             let mean: f32 = row.recomputed.iter().zip(&d_weights).map(|(weight, d)| weight / divisor * d).sum();
             d_weights.iter_mut().for_each(|d| *d += d_sum - mean);
@@ -265,7 +266,7 @@ impl Branch<'_> {
         for (a, &j) in row.keys.iter().enumerate() {
             let d_x = (self.round)(row.inner[a] * d_scores[a]);
             let (query, key) = (self.at(&mapped.q, b, h, i), self.at(&mapped.k, b, h, j));
-            add_scaled(d.v.row_mut(self.at(&self.v, b, h, j)), row.recomputed[a], d_t);
+            add_scaled(d.v.row_mut(self.at(&self.v, b, h, j)), row.recomputed[a] * row.factors[a], d_t);
             add_scaled(d.q.row_mut(query), d_x, mapped.k.row(key));
             add_scaled(d.k.row_mut(key), d_x, mapped.q.row(query));
         }

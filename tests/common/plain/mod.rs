@@ -138,7 +138,7 @@ fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
             let (scale, cap) = (scaled(o.scale), o.soft_cap.map(|cap| cap as f32));
             let [attention_bias, sinks] =
                 [&data.extras.attention_bias, &data.extras.sinks].map(|x| x.as_ref().map(Rows::new));
-            let beside = Beside { attention_bias, sinks };
+            let beside = Beside { attention_bias, sinks, dropout: o.dropout };
             (
                 Weights::Scores { mask: o.mask, scale, per_key: false, cap, bias: bias(), beside, rule: Rule::Softmax },
                 Finish::Softmax,

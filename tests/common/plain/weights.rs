@@ -1,7 +1,7 @@
 //! Weights of the visible pairs and their derivatives, row by row in f32.
 
 use attn_kernels::gau::{GlobalNorm, MixedChunkOptions};
-use attn_kernels::problem::Mask;
+use attn_kernels::problem::{Dropout, Mask};
 use attn_kernels::reference::Array;
 
 use super::super::cases::Extra;
@@ -29,6 +29,7 @@ pub struct Beside {
     pub attention_bias: Option<Rows>,
     /// `[1, 1, 1, H]`
     pub sinks: Option<Rows>,
+    pub dropout: Option<Dropout>,
 }
 
 impl Beside {
@@ -83,20 +84,15 @@ pub struct Row {
     pub log_sum_exp: f32,
     /// The weight of the sink.
     pub sink: f32,
+    /// What dropout multiplies weights by.
+    pub factors: Vec<f32>,
 }
 
 impl Row {
     /// Weights that are the scores.
     fn new(keys: Vec<usize>, weights: Vec<f32>, slopes: Vec<f32>) -> Self {
-        Self {
-            recomputed: weights.clone(),
-            inner: vec![1.0; keys.len()],
-            keys,
-            weights,
-            slopes,
-            log_sum_exp: 0.0,
-            sink: 0.0,
-        }
+        let (ones, recomputed) = (vec![1.0; keys.len()], weights.clone());
+        Self { recomputed, inner: ones.clone(), keys, weights, slopes, log_sum_exp: 0.0, sink: 0.0, factors: ones }
     }
 }
 
@@ -172,7 +168,9 @@ impl Weights {
                 });
                 let terms: Vec<f32> = keys.iter().map(|&j| beside.of(at, j)).collect();
                 let sink = beside.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks.row([0; 3])[at.h]);
-                score_row(keys, x, scale, *cap, bias, (&terms, sink), *rule, round)
+                let factor = |dropout: Dropout, j| dropout.factor([at.b, at.h, at.i, j]) as f32;
+                let factors = keys.iter().map(|&j| beside.dropout.map_or(1.0, |dropout| factor(dropout, j))).collect();
+                Row { factors, ..score_row(keys, x, scale, *cap, bias, (&terms, sink), *rule, round) }
             }
             Self::Decayed { log_decay, .. } => {
                 let max = exponents.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -259,5 +257,5 @@ fn score_row(
         Rule::ReluSquared => scores.iter().map(|s| 2.0 * s.max(0.0)).collect(),
     };
     let sink = round(less(sink, log_sum_exp).exp());
-    Row { keys, weights, recomputed, slopes, inner, log_sum_exp, sink }
+    Row { keys, weights, recomputed, slopes, inner, log_sum_exp, sink, factors: Vec::new() }
 }
