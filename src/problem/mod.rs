@@ -14,7 +14,7 @@ mod sequences;
 mod view;
 
 #[cfg(feature = "gpu")]
-pub(crate) use call::{ensure_alone, ensure_on_gpu};
+pub(crate) use call::ensure_alone;
 pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
 pub use dropout::Dropout;
 pub(crate) use dropout::{KEY_STEPS, MULTIPLIERS, ROUNDS};

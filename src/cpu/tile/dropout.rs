@@ -23,13 +23,14 @@ fn words(first: u32, of: [u32; 3], mut key: [u32; 2]) -> [[u32; COUNTERS]; 4] {
         *counter = first.wrapping_add(i as u32);
     }
     for _ in 0..ROUNDS {
-        for i in 0..COUNTERS {
-            let product = u64::from(MULTIPLIERS[0]) * u64::from(x[0][i]);
-            let other = u64::from(MULTIPLIERS[1]) * u64::from(x[2][i]);
-            x[0][i] = (other >> 32) as u32 ^ x[1][i] ^ key[0];
-            x[1][i] = other as u32;
-            x[2][i] = (product >> 32) as u32 ^ x[3][i] ^ key[1];
-            x[3][i] = product as u32;
+        let [x0, x1, x2, x3] = &mut x;
+        for (((x0, x1), x2), x3) in x0.iter_mut().zip(x1).zip(x2).zip(x3) {
+            let product = u64::from(MULTIPLIERS[0]) * u64::from(*x0);
+            let other = u64::from(MULTIPLIERS[1]) * u64::from(*x2);
+            *x0 = (other >> 32) as u32 ^ *x1 ^ key[0];
+            *x1 = other as u32;
+            *x2 = (product >> 32) as u32 ^ *x3 ^ key[1];
+            *x3 = product as u32;
         }
         key = [key[0].wrapping_add(KEY_STEPS[0]), key[1].wrapping_add(KEY_STEPS[1])];
     }

@@ -5,7 +5,7 @@ use super::super::plan::Argument;
 use super::super::view::{DeviceSliceMut, DeviceView, strides};
 use super::{QuadraticLayout, QuadraticOutputs, QuadraticSavedLayout, plan_backward, plan_forward};
 use crate::Result;
-use crate::problem::{Elements, Operand, Quadratic, ensure_on_gpu, ensure_value};
+use crate::problem::{Elements, Operand, Quadratic, ensure_value};
 
 /// The operands, as views of device memory.
 pub type QuadraticInputs<'a> = crate::problem::QuadraticInputs<DeviceView<'a>>;
@@ -27,7 +27,7 @@ pub fn forward(
     mut statistic: Option<DeviceSliceMut<'_>>,
 ) -> Result<()> {
     inputs.check(problem)?;
-    ensure_on_gpu(problem)?;
+    problem.ensure_on_gpu()?;
     problem.check_outputs(&out, statistic.as_ref())?;
     let asked = QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
     let mut arguments = Arguments::new(device, problem.function)?;
@@ -52,7 +52,7 @@ pub fn backward(
     mut gradients: QuadraticGradients<'_>,
 ) -> Result<()> {
     inputs.check(problem)?;
-    ensure_on_gpu(problem)?;
+    problem.ensure_on_gpu()?;
     saved.check(problem)?;
     gradients.check(problem)?;
     let dtype = gradients.v.dtype();
