@@ -176,7 +176,8 @@ impl Mask {
                 }
             }
             Self::Dilated { dilation, .. } => {
-                let step = (i128::from(position) - from as i128).rem_euclid(dilation as i128) as usize;
+                let size = dilation.min(i64::MAX as usize) as i64;
+                let step = position.saturating_sub_unsigned(from as u64).rem_euclid(size) as usize;
                 let start = from.saturating_add(step);
                 (start, if dilation == 1 { end } else { start.saturating_add(1) })
             }

@@ -189,13 +189,12 @@ impl<'a, T: Number> Context<'a, T> {
         start..first_not(&|query| self.visible(query).start < keys.end).max(start)
     }
 
-    /// From the first to the last visible column of row `i` in a tile of keys.
+    /// From the first visible column of row `i` in a tile of keys to the last, or with a mask that has gaps to the end of what
+    /// may be.
     fn bounds(&self, i: usize, tile: &Range<usize>) -> Bounds {
         if self.problem.mask.has_gaps() {
-            let mut runs = self.runs(i, tile.clone());
-            let first = runs.next().unwrap_or(tile.start..tile.start);
-            let last = runs.last().unwrap_or(first.clone());
-            return (first.start - tile.start, last.end - tile.start);
+            let Some(first) = self.runs(i, tile.clone()).next() else { return (0, 0) };
+            return (first.start - tile.start, self.visible(i).end.min(tile.end) - tile.start);
         }
         let visible = self.visible(i);
         let low = visible.start.clamp(tile.start, tile.end) - tile.start;
@@ -258,6 +257,7 @@ impl<'a, T: Number> Context<'a, T> {
                     row[next..run.start - at.key].fill(T::NEG_INFINITY);
                     next = run.end - at.key;
                 }
+                row[next..high.max(next)].fill(T::NEG_INFINITY);
             }
         }
         scale
