@@ -70,7 +70,7 @@ pub use error::{Error, Result};
 pub use gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
 pub use linear::{FeatureMap, LinearOptions};
 pub use performer::{FavorMap, PerformerOptions};
-pub use problem::{Mask, Sequences};
+pub use problem::{Dropout, Mask, Sequences};
 pub use random_features::{FeatureKind, random_features};
 pub use relative_bias::{T5Buckets, alibi_bias, alibi_slopes, t5_buckets};
 pub use softmax::SoftmaxOptions;

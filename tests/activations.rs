@@ -29,7 +29,7 @@ fn softmax_of_minilm() {
     let options = SoftmaxOptions { mask: Mask::Full, key_mask: Some(Extra::SomeKeys), ..Default::default() };
     let case = Case::new("MiniLM", Operation::Softmax(options));
     let case = case.batch(2).heads(12, 12, 12).lengths(256, 256).widths(32, 32);
-    let extras = Extras { key_mask: Some(key_mask), bias: None, log_decay: None };
+    let extras = Extras { key_mask: Some(key_mask), ..Extras::default() };
     let data = Data { q, k, v, extras, ..Data::new(&case, DType::F32) };
     for backend in backends::all().iter().filter(|backend| backend.is_available()) {
         let results = backend.run(&case, &data, DType::F32, Pass::Forward).unwrap();

@@ -3,7 +3,7 @@
 use attn_kernels::gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
 use attn_kernels::linear::{FeatureMap, LinearOptions};
 use attn_kernels::performer::{FavorMap, PerformerOptions};
-use attn_kernels::problem::{DType, Mask};
+use attn_kernels::problem::{DType, Dropout, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 use proptest::option;
@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use crate::common::backends::{self, Backend, Pass};
 use crate::common::buffers::Layout;
-use crate::common::cases::{Case, Extra, Operation};
+use crate::common::cases::{Case, Entry, Extra, Operation};
 use crate::common::compare::Judge;
 use crate::common::data::Data;
 
@@ -21,7 +21,14 @@ fn masks() -> impl Strategy<Value = Mask> {
     let window =
         (option::of(0usize..70), option::of(0usize..70)).prop_map(|(left, right)| Mask::Window { left, right });
     let blocks = (1usize..90, any::<bool>()).prop_map(|(size, causal)| Mask::Blocks { size, causal });
-    prop_oneof![Just(Mask::Full), Just(Mask::Causal), window, blocks]
+    let streaming = (0usize..40, 0usize..70).prop_map(|(sinks, left)| Mask::Streaming { sinks, left });
+    let prefix = (0usize..150).prop_map(|len| Mask::Prefix { len });
+    let strided = (0usize..40, 1usize..60).prop_map(|(left, stride)| Mask::Strided { left, stride });
+    let fixed = (1usize..50, 1usize..50).prop_map(|(summary, more)| Mask::Fixed { size: summary + more, summary });
+    let dilated =
+        (0usize..20, 0usize..20, 1usize..9).prop_map(|(left, right, dilation)| Mask::Dilated { left, right, dilation });
+    let ranges = prop_oneof![Just(Mask::Full), Just(Mask::Causal), window, blocks, prefix];
+    prop_oneof![ranges, streaming, strided, fixed, dilated]
 }
 
 fn key_masks() -> impl Strategy<Value = Option<Extra>> {
@@ -33,9 +40,15 @@ fn biases() -> impl Strategy<Value = Option<Extra>> {
 }
 
 fn quadratic() -> impl Strategy<Value = Operation> {
-    let softmax = (masks(), option::of(-1.0..1.0), option::of(0.5..20.0), key_masks(), biases()).prop_map(
-        |(mask, scale, soft_cap, key_mask, bias)| {
-            Operation::Softmax(SoftmaxOptions { mask, scale, soft_cap, key_mask, bias, sequences: None })
+    // A number that all keys have in common cancels: what is left of its gradient has no tolerance.
+    let pairs = (any::<[bool; 3]>(), select(vec![Entry::Own, Entry::Wide, Entry::Holes, Entry::Keep]));
+    let pairs = pairs.prop_map(|([batch, heads, queries], entry)| Extra::Pairs([batch, heads, queries, true], entry));
+    let dropouts = option::of((0.0..0.7, any::<u64>()).prop_map(|(p, seed)| Dropout { p, seed }));
+    let beside = (option::of(pairs), biases(), dropouts);
+    let softmax = (masks(), option::of(-1.0..1.0), option::of(0.5..20.0), key_masks(), biases(), beside).prop_map(
+        |(mask, scale, soft_cap, key_mask, bias, (attention_bias, sinks, dropout))| {
+            let plain = SoftmaxOptions { mask, scale, soft_cap, key_mask, bias, ..Default::default() };
+            Operation::Softmax(SoftmaxOptions { attention_bias, sinks, dropout, ..plain })
         },
     );
     let weights = select(vec![DiagWeight::Softmax, DiagWeight::Relu { epsilon: 0.1 }]);

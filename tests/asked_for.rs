@@ -34,7 +34,7 @@ fn quadratic() {
         let [q, k, v] = operands.each_ref().map(Operand::view);
         let options = SoftmaxOptions { mask: Mask::Causal, ..Default::default() };
         let problem = options.problem("softmax_attention", &q, &k, &v).unwrap();
-        let inputs = QuadraticInputs { q, k, v, key_mask: None, bias: None };
+        let inputs = QuadraticInputs::new(q, k, v);
         let run = |out_dtype, with_statistic: bool| {
             let mut out = Buffer::poisoned(out_dtype, problem.output_len());
             let mut statistic = Buffer::poisoned(dtype.accumulator(), problem.statistic_len());

@@ -25,6 +25,9 @@ fn is_causal_mask(mask: Mask) -> bool {
     match mask {
         Mask::Full => false,
         Mask::Causal => true,
+        Mask::Prefix { .. } => false,
+        Mask::Streaming { .. } | Mask::Strided { .. } | Mask::Fixed { .. } => true,
+        Mask::Dilated { right, .. } => right == 0,
         Mask::Window { right, .. } => right == Some(0),
         Mask::Blocks { causal, .. } => causal,
     }

@@ -7,7 +7,7 @@ use attn_kernels::problem::DType;
 use attn_kernels::reference::Array;
 
 use crate::common::backends::{self, Backend, Pass};
-use crate::common::cases::{self, Case, Operation};
+use crate::common::cases::{self, Case, Entry, Extra, Operation};
 use crate::common::data::{Data, rows};
 use crate::common::random::Random;
 use crate::common::reference::Results;
@@ -38,6 +38,8 @@ fn input<'a>(data: &'a mut Data, gradient: &str) -> &'a mut Array {
         "d_q_global" => q_global,
         "d_k_global" => k_global,
         "d_bias" => data.extras.bias.as_mut(),
+        "d_attention_bias" => data.extras.attention_bias.as_mut(),
+        "d_sinks" => data.extras.sinks.as_mut(),
         "d_log_decay" => data.extras.log_decay.as_mut(),
         _ => None,
     };
@@ -74,7 +76,14 @@ fn check(case: &Case, checked: &mut usize) -> Vec<String> {
     let data = Data::new(case, DType::F64);
     let results: Results = backends::default().run(case, &data, DType::F64, Pass::Both).unwrap();
     let mut complaints = Vec::new();
-    for (name, gradient) in results.0.iter().filter(|(name, x)| name.starts_with("d_") && !x.data.is_empty()) {
+    // Steps of this size are lost in f32.
+    let is_wide = |kind: Option<Extra>| matches!(kind, Some(Extra::Pairs(_, Entry::Wide)));
+    let is_moved = |name: &str| match name {
+        "d_attention_bias" => !is_wide(case.operation.attention_bias()),
+        "d_sinks" => !is_wide(case.operation.sinks()),
+        _ => name.starts_with("d_"),
+    };
+    for (name, gradient) in results.0.iter().filter(|(name, x)| is_moved(name) && !x.data.is_empty()) {
         let u = direction(&mut data.clone(), name);
         let at = |h: f64| {
             let mut moved = data.clone();

@@ -35,7 +35,7 @@ fn room(device: &Device) -> CudaSlice<f16> {
 fn attend(device: &Device, x: &CudaSlice<f16>, out: &mut CudaSlice<f16>) -> attn_kernels::Result<()> {
     let strides = [HEADS * KEYS * WIDTH, KEYS * WIDTH, WIDTH, 1];
     let view = |rows| DeviceView::new(x, &[1, HEADS, rows, WIDTH], &strides);
-    let inputs = quadratic::QuadraticInputs { q: view(1)?, k: view(KEYS)?, v: view(KEYS)?, key_mask: None, bias: None };
+    let inputs = quadratic::QuadraticInputs::new(view(1)?, view(KEYS)?, view(KEYS)?);
     let problem = SoftmaxOptions::default().problem("test", &inputs.q, &inputs.k, &inputs.v)?;
     quadratic::forward(device, &problem, &inputs, out.into(), None)
 }

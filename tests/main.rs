@@ -11,6 +11,7 @@ mod common;
 mod decays;
 mod delta;
 mod differences;
+mod dropout;
 mod emulated;
 mod emulated_linear;
 mod emulated_quadratic;

@@ -233,13 +233,9 @@ impl<'c, B: Backend> Operands<'c, B> {
     }
 
     fn quadratic(&self) -> Result<QuadraticInputs<View<'_, B>>> {
-        Ok(QuadraticInputs {
-            q: operand_view::<B>(&self.q)?,
-            k: operand_view::<B>(&self.k)?,
-            v: operand_view::<B>(&self.v)?,
-            key_mask: self.key_mask.as_ref().map(operand_view::<B>).transpose()?,
-            bias: None,
-        })
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(operand_view::<B>);
+        let key_mask = self.key_mask.as_ref().map(operand_view::<B>).transpose()?;
+        Ok(QuadraticInputs { key_mask, ..QuadraticInputs::new(q?, k?, v?) })
     }
 
     fn linear(&self) -> Result<LinearInputs<View<'_, B>>> {
@@ -303,7 +299,7 @@ fn quadratic_backward<B: Backend>(
         d_out: operand_view::<B>(&operands.d_out)?,
         d_statistic: None,
     };
-    let gradients = QuadraticGradients { q, k, v, bias: None };
+    let gradients = QuadraticGradients::new(q, k, v);
     backend.quadratic_backward(problem, &operands.quadratic()?, &saved, gradients)
 }
 

@@ -6,17 +6,18 @@ use crate::softmax::SoftmaxOptions;
 /// Softmax attention (Vaswani et al. 2017), computed online over tiles of keys (FlashAttention, Dao et al. 2022):
 ///
 /// ```text
-/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[j − i],   cap(x) = c·tanh(x/c)
-/// o_i  = Σ_j softmax_j(s_ij) v_j            over the keys j that query i sees
+/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[j − i] + b_ij,   cap(x) = c·tanh(x/c)
+/// o_i  = Σ_j softmax_j(s_ij) v_j                   over the keys j that query i sees, and a sink if there is one
 /// ```
 ///
 /// q `[B, H, N, D]`, k `[B, Hk, M, D]`, v `[B, Hk, M, E]` → `[B, H, N, E]` in their dtype, f32, f64, f16 or bf16.
-/// Mask, τ, soft-cap c, key mask and bias are in [`SoftmaxOptions`]; what holds for every operation is in the
-/// [module](crate::candle) documentation. Gradients: q, k, v, bias.
+/// Mask, τ, soft-cap c, key mask, bias, attention bias b and sinks are in [`SoftmaxOptions`]; what holds for every
+/// operation is in the [module](crate::candle) documentation. Gradients: q, k, v, bias, b, sinks.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, a scale or soft-cap out of range, a bias that does not reach every
-/// visible distance, a tracked key mask, tensors on different devices or on one that the build does not compute on.
+/// visible distance, a tracked mask, tensors on different devices or on one that the build does not compute on; on a GPU an
+/// attention bias or sinks.
 ///
 /// # Example
 /// ```
@@ -44,12 +45,12 @@ pub fn softmax_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &SoftmaxOp
 /// [`softmax_attention`] and the log-sum-exp of its scores,
 ///
 /// ```text
-/// L_i = ln Σ_j exp(s_ij)            over the keys j that query i sees
+/// L_i = ln Σ_j exp(s_ij)            over the keys j that query i sees, and a sink if there is one
 /// ```
 ///
 /// `[B, H, N]` in f32 (f64 for f64 inputs), −∞ where a query sees no key. With it results over parts of the keys
 /// merge into the result over all: L = ln Σ_p exp(L_p), o = Σ_p exp(L_p − L) o_p (FlashAttention-2, Dao 2023).
-/// Gradients: q, k, v, bias, through both results; a loss that uses both goes back through the attention twice.
+/// Gradients: q, k, v, bias, b, sinks, through both results; a loss that uses both goes back through the attention twice.
 ///
 /// # Errors
 /// As [`softmax_attention`].
@@ -85,5 +86,6 @@ fn call(
     options: &SoftmaxOptions<Tensor>,
 ) -> Result<QuadraticCall> {
     let problem = options.problem(function, q, k, v)?;
-    QuadraticCall::new(problem, [q, k, v], options.key_mask.as_ref(), options.bias.as_ref())
+    let call = QuadraticCall::new(problem, [q, k, v], options.key_mask.as_ref(), options.bias.as_ref())?;
+    call.with(options.attention_bias.as_ref(), options.sinks.as_ref())
 }

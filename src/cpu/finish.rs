@@ -29,6 +29,20 @@ pub fn finish<T: Real>(weight: Weight, finish: QuadraticFinish, row: &mut [T], s
     statistic
 }
 
+/// Adds a sink of this score to a row of sums, whose Σ w and largest score times log₂ e are given and returned.
+pub fn add_sink<T: Real>(row: &mut [T], sum: T, maximum: T, sink: T) -> (T, T) {
+    if sink == T::NEG_INFINITY {
+        return (sum, maximum);
+    }
+    let sink = sink * T::from_f64(std::f64::consts::LOG2_E);
+    let largest = maximum.larger(sink);
+    let factor = if maximum == T::NEG_INFINITY { T::ZERO } else { (maximum - largest).exp2() };
+    if factor != T::ONE {
+        row.iter_mut().for_each(|x| *x = *x * factor);
+    }
+    (sum * factor + (sink - largest).exp2(), largest)
+}
+
 /// √(mean x² + ε), for rows of any size.
 pub fn root_mean_square<T: Real>(row: &[T], epsilon: f64) -> T {
     let square = dot(row, row) / T::from_f64(row.len() as f64) + T::from_f64(epsilon);

@@ -1,6 +1,6 @@
 //! Checks of whole calls, whatever their tensors are.
 
-use super::{Linear, Quadratic, Sequences, ensure_value};
+use super::{Linear, Mask, Quadratic, Sequences, ensure_value};
 use crate::{Error, Result};
 
 /// Refuses forms with state that are not causal: there the first piece would have to read the last one.
@@ -21,8 +21,23 @@ pub(crate) fn ensure_unpacked(function: &'static str, sequences: Option<&Sequenc
     ensure_value(sequences.is_none(), function, "sequences", "given", needs)
 }
 
+impl Quadratic {
+    /// Refuses what the kernels of the quadratic engine do not have, so that their plans would leave it out: packed sequences,
+    /// an attention bias, sinks, dropout, prefixes and masks with gaps.
+    pub fn ensure_on_gpu(&self) -> Result<()> {
+        let (function, shapes) = (self.function, &self.shapes);
+        ensure_alone(function, shapes.sequences.as_ref())?;
+        let needs = "none on a GPU, whose kernels do not have it";
+        ensure_value(shapes.attention_bias.is_none(), function, "attention_bias", "given", needs)?;
+        ensure_value(shapes.sinks.is_none(), function, "sinks", "given", needs)?;
+        ensure_value(self.dropout.is_none(), function, "dropout", "given", needs)?;
+        let is_range = !self.mask.has_gaps() && !matches!(self.mask, Mask::Prefix { .. });
+        let needs = "full, causal, a window or blocks on a GPU, whose kernels have no others";
+        ensure_value(is_range, function, "mask", format!("{:?}", self.mask), needs)
+    }
+}
+
 /// Refuses packed sequences where a launch computes one.
-#[cfg(feature = "gpu")]
 pub(crate) fn ensure_alone(function: &'static str, sequences: Option<&Sequences>) -> Result<()> {
     ensure_value(sequences.is_none(), function, "sequences", "given", "none on a GPU: a call for each sequence")
 }

@@ -5,6 +5,7 @@
 
 mod call;
 mod delta;
+mod dropout;
 mod linear;
 mod mask;
 mod operands;
@@ -17,6 +18,8 @@ mod view;
 pub(crate) use call::ensure_alone;
 pub(crate) use call::{ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
 pub use delta::{Delta, DeltaDecay, DeltaGradients, DeltaInputs, DeltaOutputs, DeltaSaved, DeltaShapes, RankOne};
+pub use dropout::Dropout;
+pub(crate) use dropout::{KEY_STEPS, MULTIPLIERS, ROUNDS};
 pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShapes};
 pub use mask::Mask;
 pub use operands::{
@@ -24,7 +27,7 @@ pub use operands::{
     StateMut, StateView,
 };
 pub(crate) use parts::Part;
-pub use quadratic::{PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
+pub use quadratic::{PairTerm, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};
 pub use sequences::Sequences;
 pub use view::{DType, Elements, Operand, Slice, SliceMut, Strided, View};
 

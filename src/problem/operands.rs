@@ -20,6 +20,17 @@ pub struct QuadraticInputs<V> {
     pub key_mask: Option<V>,
     /// [1 or H, 2R + 1]
     pub bias: Option<V>,
+    /// [B, H, N, M], each of them or 1
+    pub attention_bias: Option<V>,
+    /// [H]
+    pub sinks: Option<V>,
+}
+
+impl<V> QuadraticInputs<V> {
+    /// Nothing but q, k and v.
+    pub fn new(q: V, k: V, v: V) -> Self {
+        Self { q, k, v, key_mask: None, bias: None, attention_bias: None, sinks: None }
+    }
 }
 
 /// What the forward pass of the quadratic engine left behind, and the gradients of its results.
@@ -44,8 +55,19 @@ pub struct QuadraticGradients<O> {
     pub k: O,
     /// As v, contiguous; on the CPU also in the dtype of sums.
     pub v: O,
-    /// As the bias; needed when there is one.
+    /// As the bias; on the CPU, like those that follow, also in the dtype of sums. Each is left out without room.
     pub bias: Option<O>,
+    /// As the attention bias, if that is a float.
+    pub attention_bias: Option<O>,
+    /// As the sinks.
+    pub sinks: Option<O>,
+}
+
+impl<O> QuadraticGradients<O> {
+    /// Room for those of q, k and v.
+    pub fn new(q: O, k: O, v: O) -> Self {
+        Self { q, k, v, bias: None, attention_bias: None, sinks: None }
+    }
 }
 
 /// A state handed in: the sums over the tokens before this call.
@@ -165,6 +187,8 @@ impl<V: Operand> QuadraticInputs<V> {
             bias,
             problem.shapes.sequences.as_ref(),
         )?;
+        let shapes = shapes.with_attention_bias(problem.function, self.attention_bias.as_ref())?;
+        let shapes = shapes.with_sinks(problem.function, self.sinks.as_ref())?;
         check_shapes(problem.function, &shapes, &problem.shapes)
     }
 }
@@ -206,7 +230,19 @@ impl<O: Elements> QuadraticGradients<O> {
         let dtypes = [shapes.dtype, shapes.dtype.accumulator()];
         check_output(function, "gradient of v", &self.v, keys * shapes.value_width, &dtypes)?;
         if let (Some(bias), Some((heads, radius))) = (&self.bias, shapes.bias) {
-            check_output(function, "gradient of bias", bias, heads * (2 * radius + 1), &[shapes.dtype])?;
+            check_output(function, "gradient of bias", bias, heads * (2 * radius + 1), &dtypes)?;
+        }
+        let sums = shapes.dtype.accumulator();
+        if let Some(room) = &self.attention_bias {
+            let term = shapes.attention_bias.filter(|term| term.dtype.is_float());
+            ensure_value(term.is_some(), function, "gradient of attention_bias", "asked for", "a bias that is added")?;
+            let (len, dtype) = term.map_or((0, sums), |term| (term.dims.iter().product(), term.dtype));
+            check_output(function, "gradient of attention_bias", room, len, &[dtype, sums])?;
+        }
+        if let Some(room) = &self.sinks {
+            ensure_value(shapes.sinks.is_some(), function, "gradient of sinks", "asked for", "sinks")?;
+            let dtype = shapes.sinks.unwrap_or(sums);
+            check_output(function, "gradient of sinks", room, shapes.heads, &[dtype, sums])?;
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ impl QuadraticInputs<View<'_>> {
             k: self.k.rows(&part.keys),
             v: self.v.rows(&part.keys),
             key_mask: self.key_mask.map(|mask| mask.rows(&part.keys)),
-            bias: self.bias,
+            ..*self
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::{
-    DType, Mask, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
+    DType, Dropout, Mask, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
 };
 use crate::{Error, Result};
 
@@ -46,6 +46,15 @@ pub enum PerKey {
     Sums,
 }
 
+/// A number for each pair of query and key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairTerm {
+    /// [B, H, N, M], each of them or 1.
+    pub dims: [usize; 4],
+    /// A float: what is added to the score. u8: 0 removes the pair.
+    pub dtype: DType,
+}
+
 /// Sizes of a quadratic problem, checked against each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuadraticShapes {
@@ -67,6 +76,10 @@ pub struct QuadraticShapes {
     pub value_width: usize,
     /// Heads (1 or H) and radius R of the bias, when there is one.
     pub bias: Option<(usize, usize)>,
+    /// The term of each pair, when there is one.
+    pub attention_bias: Option<PairTerm>,
+    /// Element type of the sinks [H], when there are any.
+    pub sinks: Option<DType>,
     /// Sequences that are packed into the one batch entry, when there are any.
     pub sequences: Option<Sequences>,
 }
@@ -108,8 +121,43 @@ impl QuadraticShapes {
             width: q.dims()[3],
             value_width: v.dims()[3],
             bias,
+            attention_bias: None,
+            sinks: None,
             sequences: sequences.cloned(),
         })
+    }
+
+    /// The same with a term for each pair, [B, H, N, M], each of them or 1, in the dtype of q, f32 or u8.
+    pub fn with_attention_bias<T: Operand>(self, function: &'static str, term: Option<&T>) -> Result<Self> {
+        let Some(term) = term else { return Ok(self) };
+        let (dims, dtype) = (term.dims(), term.dtype());
+        let full = [self.batch, self.heads, self.queries, self.keys];
+        let fits = dims.iter().zip(full).all(|(&size, full)| size == 1 || size == full);
+        let dims = <[usize; 4]>::try_from(dims).ok().filter(|_| fits);
+        let Some(dims) = dims else {
+            let needs = format!("[batch, heads, queries, keys] = {full:?}, each of them or 1");
+            let got = format!("shape {:?}", term.dims());
+            return Err(Error::Shape { function, argument: "attention_bias", got, needs });
+        };
+        if ![self.dtype, DType::F32, DType::U8].contains(&dtype) {
+            let needs = format!("{} (that of q), f32, or u8 to keep pairs", self.dtype);
+            return Err(Error::DType { function, argument: "attention_bias", got: dtype.to_string(), needs });
+        }
+        let needs = "none with packed sequences: a call for each";
+        ensure_value(self.sequences.is_none(), function, "attention_bias", "given", needs)?;
+        Ok(Self { attention_bias: Some(PairTerm { dims, dtype }), ..self })
+    }
+
+    /// The same with sinks [H], in the dtype of q or f32.
+    pub fn with_sinks<T: Operand>(self, function: &'static str, sinks: Option<&T>) -> Result<Self> {
+        let Some(sinks) = sinks else { return Ok(self) };
+        ensure_shape(function, "sinks", sinks, &[Some(self.heads)], "[heads of q]")?;
+        let dtype = sinks.dtype();
+        if ![self.dtype, DType::F32].contains(&dtype) {
+            let needs = format!("{} (that of q) or f32", self.dtype);
+            return Err(Error::DType { function, argument: "sinks", got: dtype.to_string(), needs });
+        }
+        Ok(Self { sinks: Some(dtype), ..self })
     }
 
     /// The sizes of each part.
@@ -144,9 +192,11 @@ fn check_bias<T: Operand>(function: &'static str, bias: &T, heads: usize, dtype:
 /// One computation of the quadratic engine:
 ///
 /// ```text
-/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[j − p]
+/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[j − p] + b_ij
 /// o_i  = finish_i(Σ_j weight(s_ij) v_j)        over the visible j
 /// ```
+///
+/// with the attention bias b. A sink is one more key for softmax, with a score of its own and the value 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quadratic {
     pub(crate) function: &'static str,
@@ -157,6 +207,9 @@ pub struct Quadratic {
     pub(crate) soft_cap: Option<f64>,
     pub(crate) finish: QuadraticFinish,
     pub(crate) per_key: PerKey,
+    pub(crate) dropout: Option<Dropout>,
+    /// What the first batch entry counts as for dropout.
+    pub(crate) first_entry: usize,
 }
 
 impl Quadratic {
@@ -174,9 +227,7 @@ impl Quadratic {
         if let Some(cap) = soft_cap {
             ensure_value(cap.is_finite() && cap > 0.0, function, "soft_cap", cap, "a finite number above 0")?;
         }
-        if let Mask::Blocks { size, .. } = mask {
-            ensure_value(size > 0, function, "block size", size, "at least 1")?;
-        }
+        mask.check(function)?;
         match finish {
             QuadraticFinish::None => {}
             QuadraticFinish::Scale(scale) => {
@@ -193,12 +244,25 @@ impl Quadratic {
                 "a finite number above 0",
             )?,
         }
+        let is_softmax = weight == Weight::Softmax;
+        ensure_value(shapes.sinks.is_none() || is_softmax, function, "sinks", "given", "softmax, for which they are")?;
         if let Some((_, radius)) = shapes.bias {
             let reach = shapes.parts().map(|(_, part)| mask.reach(part.queries, part.keys)).max().unwrap_or(0);
             let needs = format!("at least {reach}, the largest distance that the mask leaves visible");
             ensure_value(radius >= reach, function, "bias", format!("of radius {radius}"), &needs)?;
         }
-        Ok(Self { function, shapes, weight, mask, scale, soft_cap, finish, per_key: PerKey::Nothing })
+        Ok(Self {
+            function,
+            shapes,
+            weight,
+            mask,
+            scale,
+            soft_cap,
+            finish,
+            per_key: PerKey::Nothing,
+            dropout: None,
+            first_entry: 0,
+        })
     }
 
     /// The same with a division by the number of keys.
@@ -206,9 +270,20 @@ impl Quadratic {
         Self { per_key, ..self }
     }
 
+    /// The same with dropout of the weights, which must be those of softmax.
+    pub fn with_dropout(self, dropout: Option<Dropout>) -> Result<Self> {
+        let Some(dropout) = dropout else { return Ok(self) };
+        let is_softmax = self.weight == Weight::Softmax;
+        ensure_value(is_softmax, self.function, "dropout", "given", "softmax, for which it is")?;
+        Ok(Self { dropout: dropout.checked(self.function)?, ..self })
+    }
+
     /// The computation of each part.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, Self)> {
-        self.shapes.parts().map(|(part, shapes)| (part, Self { shapes, ..self.clone() }))
+        self.shapes.parts().map(|(part, shapes)| {
+            let first_entry = part.sequence.unwrap_or(0);
+            (part, Self { shapes, first_entry, ..self.clone() })
+        })
     }
 
     /// Sizes and dtype.

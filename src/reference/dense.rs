@@ -45,6 +45,8 @@ impl LinearCall<'_> {
             k: Array::zeros(mapped.k.shape),
             v: Array::zeros(self.v.shape),
             bias: None,
+            attention_bias: None,
+            sinks: None,
             log_decay: self.log_decay.map(|log_decay| Array::zeros(log_decay.shape)),
         };
         for at in rows(d_out) {

@@ -16,7 +16,7 @@ use crate::gau::{GauNorm, GauOptions};
 /// If shapes do not fit together, or a visible distance is outside the bias.
 pub fn gau_attention(q: &Array, k: &Array, v: &Array, options: &GauOptions<Array>) -> Array {
     let scaling = Scaling::new(k, options);
-    scores(q, k, v, options, &scaling).output(|b, scores| scaling.weights(b, scores))
+    scores(q, k, v, options, &scaling).output(|[b, ..], row| scaling.weights(b, &row.scores))
 }
 
 /// Gradients of ⟨d_out, o⟩ for [`gau_attention`]; `d_out` is `[B, H, N, E]`. With x = relu(s), da_ij = ⟨do_i, v_j⟩:
@@ -38,8 +38,8 @@ pub fn gau_attention_backward(
     let scaling = Scaling::new(k, options);
     scores(q, k, v, options, &scaling).backward(
         d_out,
-        |b, scores| scaling.weights(b, scores),
-        |[b, ..], scores, d_weights| scaling.backward(b, scores, d_weights),
+        |[b, ..], row| scaling.weights(b, &row.scores),
+        |[b, ..], row, d_weights| scaling.backward(b, &row.scores, d_weights),
     )
 }
 
@@ -60,6 +60,7 @@ fn scores<'a>(
         soft_cap: None,
         key_mask: options.key_mask.as_ref(),
         bias: options.bias.as_ref(),
+        attention_bias: None,
     }
 }
 

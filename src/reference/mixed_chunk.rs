@@ -44,7 +44,7 @@ pub fn mixed_chunk_attention(
     v: &Array,
     options: &MixedChunkOptions<Array>,
 ) -> Array {
-    let mut out = local_scores(q_quad, k_quad, v, options).output(|_, scores| relu_squared(scores));
+    let mut out = local_scores(q_quad, k_quad, v, options).output(|_, row| relu_squared(&row.scores));
     let global = GlobalBranch { q: q_lin, k: k_lin, v, options, heads: out.shape[1] };
     global.check(&out);
     for [b, h, i] in rows(&out) {
@@ -78,8 +78,8 @@ pub fn mixed_chunk_attention_backward(
 ) -> MixedChunkGradients {
     let Gradients { q, k, v: mut d_v, bias, .. } = local_scores(q_quad, k_quad, v, options).backward(
         d_out,
-        |_, scores| relu_squared(scores),
-        |_, row, d| relu_squared_backward(row, d),
+        |_, row| relu_squared(&row.scores),
+        |_, row, d| relu_squared_backward(&row.scores, d),
     );
     let global = GlobalBranch { q: q_lin, k: k_lin, v, options, heads: d_out.shape[1] };
     global.check(d_out);
@@ -153,6 +153,7 @@ fn local_scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a Mixed
         soft_cap: None,
         key_mask: options.key_mask.as_ref(),
         bias: options.bias.as_ref(),
+        attention_bias: None,
     }
 }
 

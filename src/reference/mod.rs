@@ -11,6 +11,8 @@
 //! | --- | --- |
 //! | `key_mask` | `[1, 1, B, M]`, 0 removes a key; such rows of k and v may hold NaN |
 //! | `bias` | `[1, 1, 1 or H, 2R + 1]` |
+//! | `attention_bias` | `[B, H, N, M]`, each of them or 1; a mask of pairs as 0 and −∞ |
+//! | `sinks` | `[1, 1, 1, H]` |
 //! | `log_decay` | `[1, 1, 1, Hs]` per head or `[1, B, Hs, M]` per head and token |
 //!
 //! Query i of N stands at position p = i + M − N among M keys. Masks, chunks, decays and bias distances are
@@ -63,6 +65,10 @@ pub struct Gradients {
     pub v: Array,
     /// By the bias, when one was given.
     pub bias: Option<Array>,
+    /// By the attention bias, when one was given.
+    pub attention_bias: Option<Array>,
+    /// By the sinks, when they were given.
+    pub sinks: Option<Array>,
     /// By the log-decay, when one was given.
     pub log_decay: Option<Array>,
 }

@@ -22,6 +22,20 @@ pub(super) fn is_visible(mask: Mask, position: i128, key: usize) -> bool {
             let block = |at: i128| at.div_euclid(size as i128);
             block(key) == block(position) && (!causal || key <= position)
         }
+        Mask::Streaming { sinks, left } => key <= position && (key < sinks as i128 || position - key <= left as i128),
+        Mask::Prefix { len } => key < len as i128 || key <= position,
+        Mask::Strided { left, stride } => {
+            key <= position && (position - key <= left as i128 || (position - key) % stride as i128 == 0)
+        }
+        Mask::Fixed { size, summary } => {
+            let (size, first) = (size as i128, size as i128 - summary as i128);
+            key <= position && (key / size == position / size || key % size >= first)
+        }
+        Mask::Dilated { left, right, dilation } => {
+            let dilation = dilation as i128;
+            let (first, last) = (position - left as i128 * dilation, position + right as i128 * dilation);
+            (key - position) % dilation == 0 && (first..=last).contains(&key)
+        }
     }
 }
 

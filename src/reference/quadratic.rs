@@ -7,7 +7,7 @@ use super::pairs::{is_kept, is_visible, position, shared_head};
 use super::{Array, Gradients};
 use crate::problem::Mask;
 
-/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[R + j − p], for the visible pairs, with a scale for each batch entry.
+/// s_ij = cap(scale·⟨q_i, k_j⟩) + bias[R + j − p] + b_ij, for the visible pairs, with a scale for each batch entry.
 pub(super) struct Scores<'a> {
     pub q: &'a Array,
     pub k: &'a Array,
@@ -17,6 +17,8 @@ pub(super) struct Scores<'a> {
     pub soft_cap: Option<f64>,
     pub key_mask: Option<&'a Array>,
     pub bias: Option<&'a Array>,
+    /// b `[B, H, N, M]`, each of them or 1.
+    pub attention_bias: Option<&'a Array>,
 }
 
 /// What one query sees: `scores[a]` belongs to key `keys[a]`, `slopes[a]` is its derivative by ⟨q, k⟩.
@@ -43,6 +45,11 @@ impl Scores<'_> {
             assert!(bias_heads == 1 || bias_heads == heads, "{bias_heads} bias heads for {heads} heads");
             assert!(entries % 2 == 1, "{entries} bias entries, needs 2R + 1");
         }
+        if let Some(term) = self.attention_bias {
+            let full = [batch, heads, self.q.shape[2], keys];
+            let fits = term.shape.iter().zip(full).all(|(&size, full)| size == 1 || size == full);
+            assert!(fits, "attention_bias of shape {:?} for {full:?}", term.shape);
+        }
         if let Mask::Blocks { size, .. } = self.mask {
             assert!(size > 0, "block size 0");
         }
@@ -68,7 +75,8 @@ impl Scores<'_> {
                 let (head, entry) = bias_index(bias, h, position, j);
                 bias.row(0, 0, head)[entry]
             });
-            row.scores.push(capped + bias);
+            let term = self.attention_bias.map_or(0.0, |term| term.data[pair_index(term, [b, h, i, j])]);
+            row.scores.push(capped + bias + term);
             row.slopes.push(self.scales[b] * slope);
         }
         row
@@ -84,26 +92,26 @@ impl Scores<'_> {
         sum
     }
 
-    /// o_i = Σ_j w_ij v_j, where `weigh` turns the scores of a row of a batch entry into its weights.
-    pub fn output(&self, weigh: impl Fn(usize, &[f64]) -> Vec<f64>) -> Array {
+    /// o_i = Σ_j w_ij v_j, where `weigh` turns row `[b, h, i]` of scores into its weights.
+    pub fn output(&self, weigh: impl Fn([usize; 3], &Row) -> Vec<f64>) -> Array {
         self.check();
         let [batch, heads, queries, _] = self.q.shape;
         let mut out = Array::zeros([batch, heads, queries, self.v.shape[3]]);
         for [b, h, i] in rows(&out) {
             let row = self.row(b, h, i);
-            let sum = self.weighted_sum(b, h, &row, &weigh(b, &row.scores));
+            let sum = self.weighted_sum(b, h, &row, &weigh([b, h, i], &row));
             out.row_mut(b, h, i).copy_from_slice(&sum);
         }
         out
     }
 
     /// Gradients of Σ ⟨d_out_i, Σ_j w_ij v_j⟩. `weigh` gives the weights of a row, `weigh_backward` the derivatives
-    /// by its scores from (`[b, h, i]`, scores, derivatives by the weights).
+    /// by its scores from those by the weights.
     pub fn backward(
         &self,
         d_out: &Array,
-        weigh: impl Fn(usize, &[f64]) -> Vec<f64>,
-        weigh_backward: impl Fn([usize; 3], &[f64], &[f64]) -> Vec<f64>,
+        weigh: impl Fn([usize; 3], &Row) -> Vec<f64>,
+        weigh_backward: impl Fn([usize; 3], &Row, &[f64]) -> Vec<f64>,
     ) -> Gradients {
         self.check();
         let [batch, heads, queries, _] = self.q.shape;
@@ -112,14 +120,20 @@ impl Scores<'_> {
         for [b, h, i] in rows(d_out) {
             let row = self.row(b, h, i);
             let (key_head, d_o) = (shared_head(h, heads, self.k.shape[1]), d_out.row(b, h, i));
-            let d_weights: Vec<f64> = row.keys.iter().map(|&j| dot(d_o, self.v.row(b, key_head, j))).collect();
-            for (&j, weight) in row.keys.iter().zip(weigh(b, &row.scores)) {
+            let d_weights = self.d_weights([b, h, i], &row, d_out);
+            for (&j, weight) in row.keys.iter().zip(weigh([b, h, i], &row)) {
                 add_scaled(gradients.v.row_mut(b, key_head, j), weight, d_o);
             }
-            let d_scores = weigh_backward([b, h, i], &row.scores, &d_weights);
+            let d_scores = weigh_backward([b, h, i], &row, &d_weights);
             self.score_backward([b, h, i], &row, &d_scores, &mut gradients);
         }
         gradients
+    }
+
+    /// Derivatives by the weights of a row.
+    pub fn d_weights(&self, [b, h, i]: [usize; 3], row: &Row, d_out: &Array) -> Vec<f64> {
+        let key_head = shared_head(h, self.q.shape[1], self.v.shape[1]);
+        row.keys.iter().map(|&j| dot(d_out.row(b, h, i), self.v.row(b, key_head, j))).collect()
     }
 
     fn score_backward(&self, [b, h, i]: [usize; 3], row: &Row, d_scores: &[f64], gradients: &mut Gradients) {
@@ -129,6 +143,10 @@ impl Scores<'_> {
             if let Some(d_bias) = &mut gradients.bias {
                 let (head, entry) = bias_index(d_bias, h, position, j);
                 d_bias.row_mut(0, 0, head)[entry] += d_score;
+            }
+            if let Some(d_term) = &mut gradients.attention_bias {
+                let index = pair_index(d_term, [b, h, i, j]);
+                d_term.data[index] += d_score;
             }
             add_scaled(gradients.q.row_mut(b, h, i), d_score * slope, self.k.row(b, key_head, j));
             add_scaled(gradients.k.row_mut(b, key_head, j), d_score * slope, self.q.row(b, h, i));
@@ -141,6 +159,8 @@ impl Scores<'_> {
             k: Array::zeros(self.k.shape),
             v: Array::zeros(self.v.shape),
             bias: self.bias.map(|bias| Array::zeros(bias.shape)),
+            attention_bias: self.attention_bias.map(|term| Array::zeros(term.shape)),
+            sinks: None,
             log_decay: None,
         }
     }
@@ -152,6 +172,12 @@ fn bias_index(bias: &Array, h: usize, position: i128, j: usize) -> (usize, usize
     let entry = (entries / 2) as i128 + j as i128 - position;
     assert!((0..entries as i128).contains(&entry), "bias of {entries} entries, key {j} seen from position {position}");
     (if heads == 1 { 0 } else { h }, entry as usize)
+}
+
+/// Where a pair has its entry in an array `[B, H, N, M]`, each of them or 1.
+fn pair_index(term: &Array, pair: [usize; 4]) -> usize {
+    let at = |index: usize, (&size, at)| index * size + if size == 1 { 0 } else { at };
+    term.shape.iter().zip(pair).fold(0, at)
 }
 
 /// Every `[b, h, i]` of an array.

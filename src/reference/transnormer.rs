@@ -21,9 +21,9 @@ use crate::transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 pub fn diag_attention(q: &Array, k: &Array, v: &Array, options: &DiagOptions<Array>) -> Array {
     let scores = diag_scores(q, k, v, options);
     match options.weight {
-        DiagWeight::Softmax => scores.output(|_, scores| softmax(scores)),
+        DiagWeight::Softmax => scores.output(|_, row| softmax(&row.scores)),
         DiagWeight::Relu { epsilon } => {
-            rms_norm(&scores.output(|_, scores| relu_weights(scores)), epsilon, NormScope::Head)
+            rms_norm(&scores.output(|_, row| relu_weights(&row.scores)), epsilon, NormScope::Head)
         }
     }
 }
@@ -48,16 +48,16 @@ pub fn diag_attention_backward(
     let scores = diag_scores(q, k, v, options);
     match options.weight {
         DiagWeight::Softmax => {
-            scores.backward(d_out, |_, scores| softmax(scores), |_, row, d| softmax_backward(row, d, 0.0))
+            scores.backward(d_out, |_, row| softmax(&row.scores), |_, row, d| softmax_backward(&row.scores, d))
         }
         DiagWeight::Relu { epsilon } => {
-            let sums = scores.output(|_, scores| relu_weights(scores));
+            let sums = scores.output(|_, row| relu_weights(&row.scores));
             assert_shape("d_out", d_out, sums.shape);
             let d_sums = rms_norm_backward(&sums, epsilon, NormScope::Head, d_out);
             scores.backward(
                 &d_sums,
-                |_, scores| relu_weights(scores),
-                |_, row, d| row.iter().zip(d).map(|(&s, &d)| if s > 0.0 { d } else { 0.0 }).collect(),
+                |_, row| relu_weights(&row.scores),
+                |_, row, d| row.scores.iter().zip(d).map(|(&s, &d)| if s > 0.0 { d } else { 0.0 }).collect(),
             )
         }
     }
@@ -78,6 +78,7 @@ fn diag_scores<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a DiagOp
         soft_cap: None,
         key_mask: options.key_mask.as_ref(),
         bias: None,
+        attention_bias: None,
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Call {
     pub key_mask: Option<Tensor>,
     pub bias: Option<Tensor>,
     pub log_decay: Option<Tensor>,
+    pub attention_bias: Option<Tensor>,
+    pub sinks: Option<Tensor>,
     pub omega: Tensor,
     /// S, z.
     pub state: Option<[Tensor; 2]>,
@@ -59,6 +61,8 @@ impl Call {
             key_mask: None,
             bias: None,
             log_decay: None,
+            attention_bias: None,
+            sinks: None,
             omega: float(&[DIRECTIONS, WIDTH], 0.5),
             state: None,
             stabilizer: None,

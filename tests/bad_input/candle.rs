@@ -25,6 +25,8 @@ fn run(call: &Call) -> Result<candle_core::Tensor> {
         key_mask: optional(&call.key_mask)?,
         bias: optional(&call.bias)?,
         log_decay: optional(&call.log_decay)?,
+        attention_bias: optional(&call.attention_bias)?,
+        sinks: optional(&call.sinks)?,
     };
     let state = match &call.state {
         Some([s, z]) => Some(LinearState::new(tensor(s)?, tensor(z)?, optional(&call.stabilizer)?, 3)),

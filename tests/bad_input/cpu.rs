@@ -31,7 +31,7 @@ fn view<'a>(stored: &'a Option<Stored<'_>>) -> Option<View<'a>> {
 struct Operands<'a> {
     main: [Stored<'a>; 3],
     global: [Stored<'a>; 2],
-    extras: [Option<Stored<'a>>; 3],
+    extras: Extras<Stored<'a>>,
     omega: Stored<'a>,
     state: Option<[Stored<'a>; 2]>,
     stabilizer: Option<Stored<'a>>,
@@ -43,7 +43,13 @@ impl<'a> Operands<'a> {
         Self {
             main: [&call.q, &call.k, &call.v].map(Stored::new),
             global: [&call.q_lin, &call.k_lin].map(Stored::new),
-            extras: [&call.key_mask, &call.bias, &call.log_decay].map(optional),
+            extras: Extras {
+                key_mask: optional(&call.key_mask),
+                bias: optional(&call.bias),
+                log_decay: optional(&call.log_decay),
+                attention_bias: optional(&call.attention_bias),
+                sinks: optional(&call.sinks),
+            },
             omega: Stored::new(&call.omega),
             state: call.state.as_ref().map(|state| state.each_ref().map(Stored::new)),
             stabilizer: optional(&call.stabilizer),
@@ -51,8 +57,7 @@ impl<'a> Operands<'a> {
     }
 
     fn extras(&self) -> Extras<View<'_>> {
-        let [key_mask, bias, log_decay] = self.extras.each_ref().map(view);
-        Extras { key_mask, bias, log_decay }
+        self.extras.as_ref().map(Stored::view)
     }
 
     /// Describes and computes, forward, into output, S, z and stabiliser.
@@ -82,8 +87,8 @@ impl<'a> Operands<'a> {
 
     fn quadratic(&self, problem: &Quadratic, outputs: &mut [Buffer; 4]) -> Result<()> {
         let [q, k, v] = self.main.each_ref().map(Stored::view);
-        let Extras { key_mask, bias, .. } = self.extras();
-        let inputs = QuadraticInputs { q, k, v, key_mask, bias };
+        let Extras { key_mask, bias, attention_bias, sinks, .. } = self.extras();
+        let inputs = QuadraticInputs { q, k, v, key_mask, bias, attention_bias, sinks };
         quadratic::forward(problem, &inputs, outputs[0].slice_mut(), None)
     }
 

@@ -64,7 +64,7 @@ fn quadratic_forward() {
     let x = input();
     let q = view(&x);
     let problem = SoftmaxOptions::default().problem("softmax_attention", &q, &q, &q).unwrap();
-    let inputs = QuadraticInputs { q, k: q, v: q, key_mask: None, bias: None };
+    let inputs = QuadraticInputs::new(q, q, q);
     let run = |inputs: &QuadraticInputs<'_>, mut out: Buffer, mut statistic: Buffer| {
         quadratic::forward(&problem, inputs, out.slice_mut(), Some(statistic.slice_mut()))
     };
@@ -92,12 +92,12 @@ fn quadratic_backward() {
     let (x, rows) = (input(), Buffer::filled(DType::F32, ROWS, 0.5));
     let q = view(&x);
     let problem = SoftmaxOptions::default().problem("softmax_attention", &q, &q, &q).unwrap();
-    let inputs = QuadraticInputs { q, k: q, v: q, key_mask: None, bias: None };
+    let inputs = QuadraticInputs::new(q, q, q);
     let statistic = View::contiguous(rows.slice_from(0), &DIMS[..3]).unwrap();
     let saved = QuadraticSaved { out: q, statistic, d_out: q, d_statistic: None };
     let run = |saved: &QuadraticSaved<'_>, mut buffers: [Buffer; 3]| {
         let [q, k, v] = buffers.each_mut().map(Buffer::slice_mut);
-        quadratic::backward(&problem, &inputs, saved, QuadraticGradients { q, k, v, bias: None })
+        quadratic::backward(&problem, &inputs, saved, QuadraticGradients::new(q, k, v))
     };
     run(&saved, gradients(None)).unwrap();
     let names = ["gradient of q", "gradient of k", "gradient of v"];
@@ -192,7 +192,7 @@ fn sizes_that_overflow() {
         let q = huge(dims);
         let forward = || {
             let problem = SoftmaxOptions::default().problem("softmax_attention", &q, &q, &q)?;
-            let inputs = QuadraticInputs { q, k: q, v: q, key_mask: None, bias: None };
+            let inputs = QuadraticInputs::new(q, q, q);
             quadratic::forward(&problem, &inputs, floats(0).slice_mut(), None)
         };
         assert!(forward().is_err(), "{dims:?}");

@@ -4,7 +4,7 @@ use attn_kernels::Sequences;
 use attn_kernels::gau::{GauNorm, GauOptions, MixedChunkOptions};
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::performer::PerformerOptions;
-use attn_kernels::problem::{DType, Mask};
+use attn_kernels::problem::{DType, Dropout, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, DiagWeight, NormOptions};
 
@@ -65,7 +65,12 @@ pub fn baselines() -> Vec<Call> {
     for call in &mut full {
         call.key_mask = Some(key_mask());
         match call.operation {
-            Operation::Softmax(_) | Operation::Gau(_) | Operation::MixedChunk(_) => call.bias = Some(bias()),
+            Operation::Softmax(_) => {
+                call.bias = Some(bias());
+                call.attention_bias = Some(Tensor::new(&[BATCH, 1, LENGTH, LENGTH], DType::F32, 0.5));
+                call.sinks = Some(Tensor::new(&[HEADS], DType::F32, 0.5));
+            }
+            Operation::Gau(_) | Operation::MixedChunk(_) => call.bias = Some(bias()),
             Operation::Linear(_) | Operation::Norm(_) => {
                 call.log_decay = Some(log_decay());
                 call.state = Some(state(WIDTH));
@@ -114,6 +119,9 @@ pub fn all() -> Vec<Bad> {
         biases(&mut rows);
         all.extend(rows.rows);
     }
+    let mut rows = Rows::of(softmax());
+    beside(&mut rows);
+    all.extend(rows.rows);
     for operation in [linear(), norm()] {
         let mut rows = Rows::of(operation);
         decays(&mut rows);
@@ -206,6 +214,43 @@ fn biases(rows: &mut Rows) {
     rows.bad("bias of 3 heads", "bias", &["[3, 11]", "1 or 4 heads"], with(&[3, 11], DType::F32));
     rows.bad("bias in f64", "bias", &["dtype f64", "needs f32"], with(&[1, 11], DType::F64));
     rows.bad("bias too short", "bias", &["radius 2", "at least"], with(&[4, 5], DType::F32));
+}
+
+/// What attention biases and sinks can get wrong.
+fn beside(rows: &mut Rows) {
+    let with =
+        |dims: &'static [usize], dtype| move |c: &mut Call| c.attention_bias = Some(Tensor::new(dims, dtype, 1.0));
+    let needs = &["[batch, heads, queries, keys] = [2, 4, 6, 6]", "each of them or 1"];
+    for (why, dims) in [
+        ("attention bias of rank 2", &[6, 6][..]),
+        ("attention bias of rank 3", &[4, 6, 6]),
+        ("attention bias of rank 1", &[6]),
+        ("attention bias of 3 entries", &[3, 1, 6, 6]),
+        ("attention bias of key heads", &[1, 2, 6, 6]),
+        ("attention bias of 5 queries", &[2, 4, 5, 6]),
+        ("attention bias of 7 keys", &[1, 1, 1, 7]),
+        ("attention bias of no head", &[1, 0, 6, 6]),
+    ] {
+        rows.bad(why, "attention_bias", needs, with(dims, DType::F32));
+        rows.bad("the same as a mask", "attention_bias", needs, with(dims, DType::U8));
+    }
+    for (why, dtype, words) in [
+        ("attention bias in f64", DType::F64, &["dtype f64", "f32, or u8"][..]),
+        ("attention bias in bf16", DType::BF16, &["dtype bf16", "f32, or u8"]),
+    ] {
+        rows.bad(why, "attention_bias", words, with(&[1, 1, 6, 6], dtype));
+    }
+    let words = &["given", "none with packed sequences"];
+    rows.bad("attention bias of packed sequences", "attention_bias", words, |c| {
+        packed(&[0, 2, 6], &[0, 2, 6])(c);
+        c.attention_bias = Some(Tensor::new(&[1, 1, 6, 6], DType::F32, 0.5));
+    });
+    let with = |dims: &'static [usize], dtype| move |c: &mut Call| c.sinks = Some(Tensor::new(dims, dtype, 1.0));
+    rows.bad("sinks of key heads", "sinks", &["[2]", "heads of q", "[4]"], with(&[2], DType::F32));
+    rows.bad("one sink", "sinks", &["[1]", "[4]"], with(&[1], DType::F32));
+    rows.bad("sinks of batch entries", "sinks", &["[2, 4]", "[4]"], with(&[2, 4], DType::F32));
+    rows.bad("sinks in f64", "sinks", &["dtype f64", "f32"], with(&[4], DType::F64));
+    rows.bad("sinks in u8", "sinks", &["dtype u8", "f32"], with(&[4], DType::U8));
 }
 
 fn decays(rows: &mut Rows) {
@@ -304,7 +349,23 @@ fn quadratic_options() -> Vec<Bad> {
         refuse(why, "soft_cap", words, SoftmaxOptions { soft_cap: Some(cap), ..plain() });
     }
     let mask = Mask::Blocks { size: 0, causal: false };
+    for (why, p, words) in [
+        ("dropout of all", 1.0, &["is 1", "below 1"][..]),
+        ("dropout below 0", -0.1, &["is -0.1", "from 0"]),
+        ("dropout NaN", f64::NAN, &["is NaN", "from 0"]),
+    ] {
+        refuse(why, "dropout", words, SoftmaxOptions { dropout: Some(Dropout { p, seed: 1 }), ..plain() });
+    }
     refuse("blocks of 0", "block size", &["is 0", "at least 1"], SoftmaxOptions { mask, ..plain() });
+    for (why, argument, words, mask) in [
+        ("stride 0", "stride", &["is 0", "at least 1"], Mask::Strided { left: 3, stride: 0 }),
+        ("fixed blocks of 0", "block size", &["is 0", "at least 1"], Mask::Fixed { size: 0, summary: 0 }),
+        ("no summary", "summary", &["is 0", "from 1 to 4"], Mask::Fixed { size: 4, summary: 0 }),
+        ("summary of more than a block", "summary", &["is 5", "to 4"], Mask::Fixed { size: 4, summary: 5 }),
+        ("dilation 0", "dilation", &["is 0", "at least 1"], Mask::Dilated { left: 1, right: 1, dilation: 0 }),
+    ] {
+        refuse(why, argument, words, SoftmaxOptions { mask, ..plain() });
+    }
     let mut all = rows.rows;
 
     let mut rows = Rows::of(Operation::Diag(DiagOptions::default()));

@@ -7,7 +7,7 @@ use attn_kernels::random_features::{FeatureKind, random_features};
 use attn_kernels::reference::{Array, State};
 
 use super::buffers::round;
-use super::cases::{Case, Extra, Operation};
+use super::cases::{Case, Entry, Extra, Operation};
 use super::options::Extras;
 use super::random::Random;
 use super::reference::state_after;
@@ -74,7 +74,13 @@ impl Data {
             v: normal([batch, hv, prefix, value_width], 1.0, dtype),
             log_decay: case.operation.log_decay().map(|kind| make_log_decay(case, kind, prefix, accumulator)),
         });
-        let extras = Extras { key_mask, bias, log_decay };
+        let attention_bias = case.operation.attention_bias().map(|kind| make_attention_bias(case, kind, dtype));
+        let sinks = case.operation.sinks().map(|kind| {
+            let mut sinks = Random::new("sinks").array([1, 1, 1, hq], 1.0);
+            sinks.data.iter_mut().for_each(|x| *x = round(entry_dtype(kind, dtype), *x));
+            sinks
+        });
+        let extras = Extras { key_mask, bias, log_decay, attention_bias, sinks };
         let mut data =
             Self { q, k, v, global, extras, omega, prefix, state: None, position: case.prefix, d_out, d_lse };
         data.state = data.prefix.as_ref().map(|prefix| {
@@ -85,6 +91,37 @@ impl Data {
         });
         data
     }
+}
+
+/// The dtype of what an attention bias or sinks hold, in a run on q of `dtype`.
+pub fn entry_dtype(kind: Extra, dtype: DType) -> DType {
+    match kind {
+        Extra::Pairs(_, Entry::Wide) => DType::F32,
+        Extra::Pairs(_, Entry::Keep) => DType::U8,
+        _ => dtype,
+    }
+}
+
+/// 1 where a bias of 0 and −∞ keeps a pair.
+pub fn kept_pairs(bias: &Array) -> Array {
+    let data = bias.data.iter().map(|&x| if x == 0.0 { 1.0 } else { 0.0 }).collect();
+    Array { data, shape: bias.shape }
+}
+
+fn make_attention_bias(case: &Case, kind: Extra, dtype: DType) -> Array {
+    let Extra::Pairs(has, entry) = kind else { unreachable!("not an attention bias") };
+    let full = [case.batch, case.heads[0], case.queries, case.keys];
+    let mut random = Random::new("attention bias");
+    let dtype = if entry == Entry::Wide { DType::F32 } else { dtype };
+    Array::from_fn(std::array::from_fn(|axis| if has[axis] { full[axis] } else { 1 }), |[_, _, i, _]| {
+        let number = round(dtype, random.normal());
+        let is_hole = random.uniform() < 0.2 || i == 1;
+        match entry {
+            Entry::Holes | Entry::Keep if is_hole => f64::NEG_INFINITY,
+            Entry::Keep => 0.0,
+            _ => number,
+        }
+    })
 }
 
 fn bias_shape(case: &Case) -> Option<[usize; 4]> {
@@ -167,7 +204,7 @@ impl Data {
         Self {
             k: concatenate_rows(&prefix.k, &self.k),
             v: concatenate_rows(&prefix.v, &self.v),
-            extras: Extras { key_mask, bias: None, log_decay },
+            extras: Extras { key_mask, log_decay, ..Extras::default() },
             state: None,
             prefix: None,
             ..self.clone()

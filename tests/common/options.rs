@@ -12,6 +12,33 @@ pub struct Extras<T> {
     pub key_mask: Option<T>,
     pub bias: Option<T>,
     pub log_decay: Option<T>,
+    pub attention_bias: Option<T>,
+    pub sinks: Option<T>,
+}
+
+impl<T> Default for Extras<T> {
+    fn default() -> Self {
+        Self { key_mask: None, bias: None, log_decay: None, attention_bias: None, sinks: None }
+    }
+}
+
+impl<T> Extras<T> {
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Extras<U> {
+        let Self { key_mask, bias, log_decay, attention_bias, sinks } = self;
+        let [key_mask, bias, log_decay, attention_bias, sinks] =
+            [key_mask, bias, log_decay, attention_bias, sinks].map(|x| x.map(&mut f));
+        Extras { key_mask, bias, log_decay, attention_bias, sinks }
+    }
+
+    pub fn as_ref(&self) -> Extras<&T> {
+        Extras {
+            key_mask: self.key_mask.as_ref(),
+            bias: self.bias.as_ref(),
+            log_decay: self.log_decay.as_ref(),
+            attention_bias: self.attention_bias.as_ref(),
+            sinks: self.sinks.as_ref(),
+        }
+    }
 }
 
 /// Options with other tensors in them.
@@ -34,7 +61,7 @@ macro_rules! with {
 }
 
 with! {
-    SoftmaxOptions { mask, scale, soft_cap } { key_mask, bias }
+    SoftmaxOptions { mask, scale, soft_cap, dropout } { key_mask, bias, attention_bias, sinks }
     DiagOptions { block_size, causal, weight, scale } { key_mask }
     GauOptions { mask, norm } { key_mask, bias }
     LinearOptions { map, causal, normalizer } { key_mask, log_decay }

@@ -40,6 +40,8 @@ impl Results {
         self.push("d_k", gradients.k);
         self.push("d_v", gradients.v);
         self.push("d_bias", gradients.bias);
+        self.push("d_attention_bias", gradients.attention_bias);
+        self.push("d_sinks", gradients.sinks);
         self.push("d_log_decay", gradients.log_decay);
     }
 
@@ -68,7 +70,9 @@ pub fn expected(case: &Case, data: &Data) -> Results {
             results.push("out", output.out);
             results.push("log_sum_exp", output.log_sum_exp);
             let d_lse = data.d_lse.as_ref();
-            results.push_gradients(reference::softmax_attention_backward(q, k, v, &options, d_out, d_lse));
+            let mut gradients = reference::softmax_attention_backward(q, k, v, &options, d_out, d_lse);
+            gradients.attention_bias = gradients.attention_bias.filter(|_| !case.operation.keeps_pairs());
+            results.push_gradients(gradients);
         }
         Operation::Diag(options) => {
             let options = options.with(extras.clone());
@@ -101,7 +105,7 @@ pub fn expected(case: &Case, data: &Data) -> Results {
 pub fn state_after(case: &Case, prefix: &Prefix, omega: Option<&Array>) -> State {
     let [batch, _, _, width] = prefix.k.shape;
     let q = Array::zeros([batch, case.heads[0], 0, width]);
-    let extras = Extras { key_mask: None, bias: None, log_decay: prefix.log_decay.clone() };
+    let extras = Extras { log_decay: prefix.log_decay.clone(), ..Extras::default() };
     recurrent(&case.operation, [&q, &prefix.k, &prefix.v], extras, omega, None).1
 }
 

@@ -126,8 +126,7 @@ impl ByHand<'_> {
                 let plain = if causal { Mask::Causal } else { Mask::Full };
                 let future = if causal { Some(0) } else { window.map(|w| w - 1) };
                 let mask = window.map_or(plain, |w| Mask::Window { left: Some(w - 1), right: future });
-                let options =
-                    SoftmaxOptions { mask, soft_cap: *soft_cap, key_mask, scale: None, bias: None, sequences: None };
+                let options = SoftmaxOptions { mask, soft_cap: *soft_cap, key_mask, ..Default::default() };
                 reference::softmax_attention(q, k, v, &options).out
             }
             Mechanism::Linear { map, normalized } => {

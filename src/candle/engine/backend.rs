@@ -29,6 +29,9 @@ pub trait Backend {
         self.rooms(buffer, len).map(|[all, _]| all)
     }
 
+    /// The first `count` elements of room, which is left with the others.
+    fn take<'a>(&self, room: &mut Option<Self::Room<'a>>, count: usize) -> Option<Self::Room<'a>>;
+
     fn quadratic_forward(
         &self,
         problem: &Quadratic,
@@ -118,6 +121,10 @@ impl Backend for Cpu {
             other => return Err(unsupported(other.dtype())),
         };
         Ok([all.take(first), all])
+    }
+
+    fn take<'a>(&self, room: &mut Option<Self::Room<'a>>, count: usize) -> Option<Self::Room<'a>> {
+        room.as_mut().map(|room| room.take(count))
     }
 
     fn quadratic_forward(

@@ -20,6 +20,11 @@ pub struct QuadraticCall {
     wide_v: Option<Tensor>,
     key_mask: Option<Tensor>,
     bias: Option<Tensor>,
+    attention_bias: Option<Tensor>,
+    sinks: Option<Tensor>,
+    /// What stands in the graph for those of the biases and sinks that are tracked: the one, or all end to end in the dtype of
+    /// sums.
+    extra: Option<Tensor>,
 }
 
 impl QuadraticCall {
@@ -30,7 +35,7 @@ impl QuadraticCall {
         bias: Option<&Tensor>,
     ) -> Result<Self> {
         let admission = Admission::new(problem.function, q);
-        Ok(Self {
+        let call = Self {
             problem,
             q: admission.differentiable("q", q)?,
             k: admission.differentiable("k", k)?,
@@ -38,7 +43,42 @@ impl QuadraticCall {
             wide_v: None,
             key_mask: key_mask.map(|mask| admission.constant("key_mask", mask)).transpose()?,
             bias: bias.map(|bias| admission.differentiable("bias", bias)).transpose()?,
-        })
+            attention_bias: None,
+            sinks: None,
+            extra: None,
+        };
+        call.with_extra()
+    }
+
+    /// The same with an attention bias and sinks.
+    pub fn with(self, attention_bias: Option<&Tensor>, sinks: Option<&Tensor>) -> Result<Self> {
+        let admission = Admission::new(self.problem.function, &self.q);
+        let attention_bias = attention_bias.map(|term| match term.dtype() {
+            DType::U8 => admission.constant("attention_bias", term),
+            _ => admission.differentiable("attention_bias", term),
+        });
+        let sinks = sinks.map(|sinks| admission.differentiable("sinks", sinks));
+        let call = Self { attention_bias: attention_bias.transpose()?, sinks: sinks.transpose()?, ..self };
+        call.with_extra()
+    }
+
+    fn with_extra(self) -> Result<Self> {
+        let tracked: Vec<&Tensor> = self.shared().into_iter().flatten().filter(|x| x.track_op()).collect();
+        let extra = match tracked[..] {
+            [] => None,
+            [one] => Some(one.clone()),
+            _ => {
+                let sums = accumulator(self.q.dtype());
+                let flat = |x: &&Tensor| x.flatten_all()?.to_dtype(sums);
+                Some(Tensor::cat(&tracked.iter().map(flat).collect::<Result<Vec<_>>>()?, 0)?)
+            }
+        };
+        Ok(Self { extra, ..self })
+    }
+
+    /// What pairs have in common.
+    fn shared(&self) -> [Option<&Tensor>; 3] {
+        [self.bias.as_ref(), self.attention_bias.as_ref(), self.sinks.as_ref()]
     }
 
     /// The same with `wide`, which is v in the dtype of sums, as the input of the graph.
@@ -90,6 +130,9 @@ impl QuadraticCall {
                 wide_v: self.wide_v.as_ref().map(keys).transpose()?,
                 key_mask: self.key_mask.as_ref().map(keys).transpose()?,
                 bias: self.bias.clone(),
+                attention_bias: self.attention_bias.clone(),
+                sinks: self.sinks.clone(),
+                extra: self.extra.clone(),
             })
         })
     }
@@ -101,8 +144,8 @@ impl QuadraticCall {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        let extra = self.bias.as_ref().filter(|bias| bias.track_op());
-        Inputs { q: &self.q, k: &self.k, v: self.wide_v.as_ref().unwrap_or(&self.v), extra }
+        let v = self.wide_v.as_ref().unwrap_or(&self.v);
+        Inputs { q: &self.q, k: &self.k, v, extra: self.extra.as_ref() }
     }
 
     /// Calls an engine with the operands, while `saved` can be read, too.
@@ -112,15 +155,16 @@ impl QuadraticCall {
         saved: &[&Tensor],
         engine: impl FnOnce(&QuadraticInputs<B::View<'_>>, Readings<'_>) -> Result<()>,
     ) -> Result<()> {
-        let optional = [&self.key_mask, &self.bias].into_iter().flatten();
+        let optional = self.key_mask.iter().chain(self.shared().into_iter().flatten());
         let operands = [&self.q, &self.k, &self.v].into_iter().chain(optional);
         let tensors: Vec<&Tensor> = operands.chain(saved.iter().copied()).collect();
         read(&tensors, |readings| {
             let view = |tensor: &Tensor| readings.view(backend, tensor);
             let (q, k, v) = (view(&self.q)?, view(&self.k)?, view(&self.v)?);
             let key_mask = readings.optional(backend, self.key_mask.as_ref())?;
-            let bias = readings.optional(backend, self.bias.as_ref())?;
-            engine(&QuadraticInputs { q, k, v, key_mask, bias }, readings)
+            let [bias, attention_bias, sinks] = self.shared().map(|x| readings.optional(backend, x));
+            let (bias, attention_bias, sinks) = (bias?, attention_bias?, sinks?);
+            engine(&QuadraticInputs { q, k, v, key_mask, bias, attention_bias, sinks }, readings)
         })
     }
 
@@ -148,8 +192,14 @@ impl QuadraticCall {
         let mut gradients = Gradients::new(self.inputs())?;
         on_device!(self.q.device(), backend => {
             let (d_out, d_statistic) = (viewable(d_out)?, d_statistic.map(viewable).transpose()?);
-            let GradientRooms { q, k, v, extra: bias } = gradients.rooms(backend, self.inputs())?;
-            let rooms = QuadraticGradients { q, k, v, bias };
+            let GradientRooms { q, k, v, extra } = gradients.rooms(backend, self.inputs())?;
+            let mut rest = extra;
+            let mut room = |x: &Option<Tensor>| {
+                let x = x.as_ref().filter(|x| x.track_op())?;
+                backend.take(&mut rest, x.elem_count())
+            };
+            let (bias, attention_bias, sinks) = (room(&self.bias), room(&self.attention_bias), room(&self.sinks));
+            let rooms = QuadraticGradients { q, k, v, bias, attention_bias, sinks };
             let saved: Vec<&Tensor> = [out, statistic, &d_out].into_iter().chain(&d_statistic).collect();
             self.compute(backend, &saved, |inputs, readings| {
                 let saved = QuadraticSaved {

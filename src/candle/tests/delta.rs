@@ -254,6 +254,7 @@ fn nothing_to_do() -> Result<()> {
 fn refusals() -> Result<()> {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
     let (x, beta) = (zeros(&[1, 2, 5, 4])?, zeros(&[1, 2, 5])?);
+    let long = zeros(&[1, 2, 6, 4])?;
     let default = DeltaOptions::<Tensor>::default;
     let call = |beta: &Tensor, options: &DeltaOptions<Tensor>| delta_attention(&x, &x, &x, beta, options);
     let with_decay = |log_decay: Tensor| DeltaOptions { log_decay: Some(log_decay), ..default() };
@@ -276,7 +277,7 @@ fn refusals() -> Result<()> {
         (state(&[1, 1, 4, 4]).err(), "state"),
         (gated_linear_attention(&x, &x, &x, &default()).err(), "log_decay"),
         (gated_linear_attention(&x, &x, &x, &with_decay(beta.clone())).err(), "log_decay"),
-        (delta_attention(&x, &zeros(&[1, 2, 6, 4])?, &x, &beta, &default()).err(), "k"),
+        (delta_attention(&x, &long, &long, &beta, &default()).err(), "k"),
         (generalized_delta_attention(&x, &x, &x, [&x, &zeros(&[1, 2, 5, 3])?], &default()).err(), "b"),
     ];
     for (index, (refusal, argument)) in refusals.into_iter().enumerate() {

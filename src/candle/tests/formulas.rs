@@ -14,8 +14,8 @@ pub fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 /// 1 where query i sees key j, [N, M].
 pub fn visible(mask: Mask, queries: usize, keys: usize) -> Result<Tensor> {
     let row = |i: usize| {
-        let range = mask.visible(i as i64 + keys as i64 - queries as i64, keys);
-        (0..keys).map(move |j| f64::from(range.contains(&j)))
+        let position = i as i64 + keys as i64 - queries as i64;
+        (0..keys).map(move |j| f64::from(mask.sees(position, j)))
     };
     Tensor::from_vec((0..queries).flat_map(row).collect(), (queries, keys), &Device::Cpu)
 }

@@ -7,6 +7,7 @@ mod gradients;
 mod locks;
 mod packed;
 mod refusals;
+mod softmax;
 mod states;
 mod views;
 

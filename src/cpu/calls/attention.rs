@@ -2,7 +2,7 @@ use super::super::quadratic::{self, QuadraticGradients, QuadraticInputs, Quadrat
 use super::element::{Conversion, Element, ensure_element, like, view, zeros};
 use crate::Result;
 use crate::gau::GauOptions;
-use crate::problem::{Quadratic, View, Weight, ensure_value};
+use crate::problem::{Operand, Quadratic, View, Weight, ensure_value};
 use crate::softmax::SoftmaxOptions;
 use crate::transnormer::DiagOptions;
 
@@ -20,7 +20,7 @@ pub struct Attention<'a, T: Element> {
 
 /// Gradients of a loss, each row-major in the shape of its operand.
 #[derive(Debug, Clone)]
-pub struct AttentionGradients<T> {
+pub struct AttentionGradients<T: Element> {
     /// `[B, H, N, D]`
     pub q: Vec<T>,
     /// `[B, Hk, M, D]`
@@ -29,6 +29,10 @@ pub struct AttentionGradients<T> {
     pub v: Vec<T>,
     /// `[1 or H, 2R + 1]`, when there is a bias.
     pub bias: Option<Vec<T>>,
+    /// `[B, H, N, M]`, each of them or 1, when an attention bias is added.
+    pub attention_bias: Option<Vec<T::Sum>>,
+    /// `[H]`, when there are sinks.
+    pub sinks: Option<Vec<T::Sum>>,
 }
 
 impl<'a, T: Element> Attention<'a, T> {
@@ -59,8 +63,10 @@ impl<'a, T: Element> Attention<'a, T> {
 
     fn gradients(&self, d_out: &[T], d_statistic: Option<&[T::Sum]>) -> Result<AttentionGradients<T>> {
         let (saved, mut v) = ((&self.out[..], &self.statistic[..]), like(&self.inputs.v));
-        let [q, k, bias] = backward(&self.problem, &self.inputs, saved, (d_out, d_statistic), &mut v)?;
-        Ok(AttentionGradients { q, k, v, bias: self.inputs.bias.map(|_| bias) })
+        let ([q, k, bias], [attention_bias, sinks]) =
+            backward(&self.problem, &self.inputs, saved, (d_out, d_statistic), &mut v)?;
+        let bias = self.inputs.bias.map(|_| bias);
+        Ok(AttentionGradients { q, k, v, bias, attention_bias, sinks })
     }
 }
 
@@ -74,15 +80,18 @@ pub(super) fn forward<T: Element, O: Element>(
     Ok((out, statistic))
 }
 
-/// From the output and the statistic, and the gradients of both: the gradients of q, k and the bias, which is empty where
-/// there is none. That of v goes to `d_v`, in the type of v or that of sums.
+/// Gradients of q, k and the bias, which is empty where there is none; and of the attention bias and the sinks.
+pub(super) type Gradients<T> = ([Vec<T>; 3], [Option<Vec<<T as Element>::Sum>>; 2]);
+
+/// From the output and the statistic, and the gradients of both, those of the operands. That of v goes to `d_v`, in the type
+/// of v or that of sums.
 pub(super) fn backward<T: Element, V: Element>(
     problem: &Quadratic,
     inputs: &QuadraticInputs<'_>,
     (out, statistic): (&[T], &[T::Sum]),
     (d_out, d_statistic): (&[T], Option<&[T::Sum]>),
     d_v: &mut [V],
-) -> Result<[Vec<T>; 3]> {
+) -> Result<Gradients<T>> {
     let (function, shapes) = (problem.function, &problem.shapes);
     let rows = [shapes.batch, shapes.heads, shapes.queries];
     let dims = [rows[0], rows[1], rows[2], shapes.value_width];
@@ -92,23 +101,28 @@ pub(super) fn backward<T: Element, V: Element>(
         d_out: view(function, "d_out", d_out, &dims)?,
         d_statistic: d_statistic.map(|elements| view(function, "d_statistic", elements, &rows)).transpose()?,
     };
-    let QuadraticInputs { q, k, bias, .. } = inputs;
+    let QuadraticInputs { q, k, bias, attention_bias, sinks, .. } = inputs;
     let (mut d_q, mut d_k, mut d_bias) = (like(q), like(k), bias.as_ref().map_or(Vec::new(), like));
+    let added = attention_bias.filter(|term| term.dtype().is_float());
+    let mut sums = [added, *sinks].map(|x| x.as_ref().map(like::<T::Sum>));
+    let [attention_bias, sinks] = sums.each_mut().map(|x| x.as_mut().map(|x| T::Sum::slice_mut(x)));
     let room = QuadraticGradients {
         q: T::slice_mut(&mut d_q),
         k: T::slice_mut(&mut d_k),
         v: V::slice_mut(d_v),
         bias: bias.map(|_| T::slice_mut(&mut d_bias)),
+        attention_bias,
+        sinks,
     };
     quadratic::backward(problem, inputs, &saved, room)?;
-    Ok([d_q, d_k, d_bias])
+    Ok(([d_q, d_k, d_bias], sums))
 }
 
 /// Softmax attention, never N×M in memory:
 ///
 /// ```text
-/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[j − p],   cap(x) = c·tanh(x/c)
-/// o_i  = Σ_j softmax_j(s_ij) v_j            over the keys j that query i sees
+/// s_ij = cap(τ ⟨q_i, k_j⟩) + bias[j − p] + b_ij,   cap(x) = c·tanh(x/c)
+/// o_i  = Σ_j softmax_j(s_ij) v_j                   over the keys j that query i sees, and a sink if there is one
 /// ```
 ///
 /// q `[B, H, N, D]`, k `[B, Hk, M, D]`, v `[B, Hk, M, E]` → `[B, H, N, E]`, and the log-sum-exp of each row. The choices
@@ -148,7 +162,8 @@ pub fn softmax<'a, T: Element>(
     options: &SoftmaxOptions<View<'a>>,
 ) -> Result<Attention<'a, T>> {
     let problem = options.problem("cpu::softmax", &q, &k, &v)?;
-    Attention::new(problem, QuadraticInputs { q, k, v, key_mask: options.key_mask, bias: options.bias })
+    let SoftmaxOptions { key_mask, bias, attention_bias, sinks, .. } = *options;
+    Attention::new(problem, QuadraticInputs { q, k, v, key_mask, bias, attention_bias, sinks })
 }
 
 /// Attention inside blocks (DiagAttention of TransNormer), with softmax or ReLU and an RMS norm; shapes as in
@@ -174,7 +189,7 @@ pub fn diag<'a, T: Element>(
     options: &DiagOptions<View<'a>>,
 ) -> Result<Attention<'a, T>> {
     let problem = options.problem("cpu::diag", &q, &k, &v)?;
-    Attention::new(problem, QuadraticInputs { q, k, v, key_mask: options.key_mask, bias: None })
+    Attention::new(problem, QuadraticInputs { key_mask: options.key_mask, ..QuadraticInputs::new(q, k, v) })
 }
 
 /// Squared-ReLU attention of the gated attention unit, `o_i = Σ_j a_ij v_j` with the weights a of
@@ -201,5 +216,6 @@ pub fn gau<'a, T: Element>(
     options: &GauOptions<View<'a>>,
 ) -> Result<Attention<'a, T>> {
     let problem = options.problem("cpu::gau", &q, &k, &v)?;
-    Attention::new(problem, QuadraticInputs { q, k, v, key_mask: options.key_mask, bias: options.bias })
+    let GauOptions { key_mask, bias, .. } = *options;
+    Attention::new(problem, QuadraticInputs { key_mask, bias, ..QuadraticInputs::new(q, k, v) })
 }

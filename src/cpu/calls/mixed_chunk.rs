@@ -43,7 +43,7 @@ impl<'a, T: Element> MixedChunk<'a, T> {
         // Neither branch has a norm, so that its gradients read neither output nor statistic.
         let statistic = zeros(&[local.statistic_len()]);
         let (mut v, mut far) = (like::<T::Sum>(&quad.v), like::<T::Sum>(&lin.v));
-        let near = attention::backward(local, quad, (&out[..], &statistic[..]), (d_out, None), &mut v)?;
+        let (near, _) = attention::backward(local, quad, (&out[..], &statistic[..]), (d_out, None), &mut v)?;
         let others = linear_attention::backward(global, lin, (&out[..], &[]), d_out, &mut far)?;
         v.iter_mut().zip(far).for_each(|(near, far)| *near = near.plus(far));
         let (v, [q_quad, k_quad, bias]) = (T::rounded(T::Sum::slice(&v)), near);
@@ -124,7 +124,7 @@ fn call<'a, T: Element>(
     ensure_same_rows(&local, &global)?;
     ensure_element::<T>(local.function, local.shapes.dtype)?;
     let key_mask = options.key_mask;
-    let quad = QuadraticInputs { q: quad[0], k: quad[1], v, key_mask, bias: options.bias };
+    let quad = QuadraticInputs { key_mask, bias: options.bias, ..QuadraticInputs::new(quad[0], quad[1], v) };
     let extras = Extras { key_mask, ..Default::default() };
     let lin = linear_attention::inputs::<T>(&global, [lin[0], lin[1], v], extras, state)?;
     let mut state = linear_attention::next_state(&global, &lin);

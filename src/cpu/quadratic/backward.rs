@@ -8,6 +8,7 @@ use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::tile::{Band, Bounds, Delta, Left, Product, Verbs};
 use super::super::{dispatch, parallel};
+use super::bias_sums::{BiasPlane, BiasSums};
 use super::means::FEW;
 use super::precision::Plain;
 use super::{Context, Place, QuadraticGradients, QuadraticInputs, QuadraticSaved, decode, forward, multiply_by};
@@ -19,7 +20,7 @@ const BLOCK: usize = 128;
 /// Keys of a tile.
 const TILE: usize = 128;
 
-/// Computes the gradients of q, k, v and the bias.
+/// Computes the gradients of q, k, v, the biases and the sinks.
 ///
 /// # Errors
 /// Operands that do not match the problem; gradients of another length or dtype.
@@ -38,53 +39,82 @@ pub fn backward(
     let cut = |all, heads, rows: fn(&Part) -> usize, width| {
         Rooms::of(all, shapes.batch * heads).cut(parts.iter().map(|(part, _)| rows(part) * width)).into_iter()
     };
-    let QuadraticGradients { q, k, v, bias } = gradients;
+    let QuadraticGradients { q, k, v, bias, mut attention_bias, sinks } = gradients;
     let mut q = cut(q, shapes.heads, queries, shapes.width);
     let mut k = cut(k, shapes.key_heads, keys, shapes.width);
     let mut v = cut(v, shapes.key_heads, keys, shapes.value_width);
-    let mut d_biases = vec![Vec::new(); parts.len()];
-    let calls = parts.iter().zip(&mut d_biases).filter_map(|((part, problem), d_bias)| {
-        let rooms = [q.next()?, k.next()?, v.next()?];
-        Some((problem, inputs.part(part), saved.part(part), rooms, d_bias))
+    let mut shared = vec![Shared::default(); parts.len()];
+    let calls = parts.iter().zip(&mut shared).filter_map(|((part, problem), shared)| {
+        let rooms = PartRooms { q: q.next()?, k: k.next()?, v: v.next()?, attention_bias: attention_bias.take() };
+        Some((problem, inputs.part(part), saved.part(part), rooms, shared))
     });
     let work = |problem: &Quadratic| problem.shapes.queries.saturating_mul(problem.shapes.keys);
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| work(problem),
-        |isa, (problem, inputs, saved, rooms, d_bias)| {
+        |isa, (problem, inputs, saved, rooms, shared)| {
             dispatch!(problem.shapes.dtype, T => {
-                *d_bias = run::<T>(&Context::new(problem, &inputs, Verbs::<T>::get(isa)), &saved, rooms);
+                *shared = run::<T>(&Context::new(problem, &inputs, Verbs::<T>::get(isa)), &saved, rooms);
             });
         },
     );
-    if let (Some(mut bias), Some((heads, radius))) = (bias, shapes.bias) {
-        let mut sums = vec![0.0; heads * (2 * radius + 1)];
-        for own in d_biases {
-            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+    let store = |room: Option<SliceMut<'_>>, of: fn(&Shared) -> &[f64]| {
+        let Some(mut room) = room else { return };
+        let mut sums = vec![0.0; room.len()];
+        for own in &shared {
+            sums.iter_mut().zip(of(own)).for_each(|(sum, own)| *sum += own);
         }
-        f64::store(&sums, &mut bias, 0);
-    }
+        f64::store(&sums, &mut room, 0);
+    };
+    store(bias, |shared| &shared.bias);
+    store(sinks, |shared| &shared.sinks);
     Ok(())
 }
 
-/// The keys of one key head, or a segment of them, with every query that reads them.
-struct Task<'o> {
+/// Gradients that parts have in common; empty without bias or sinks.
+#[derive(Clone, Default)]
+struct Shared {
+    bias: Vec<f64>,
+    sinks: Vec<f64>,
+}
+
+/// Where the gradients of a part go.
+struct PartRooms<'o> {
+    q: Rooms<'o>,
+    k: Rooms<'o>,
+    v: Rooms<'o>,
+    attention_bias: Option<SliceMut<'o>>,
+}
+
+/// Keys, all or a segment of them, of the key heads that have an attention bias in common: of one where there is none.
+struct Task<'o, T> {
+    keys: Range<usize>,
+    units: Vec<Unit<'o>>,
+    /// See [`BiasSums`].
+    d_attention_bias: &'o mut [T],
+}
+
+/// A key head, with every query that reads it.
+struct Unit<'o> {
     batch: usize,
     key_head: usize,
-    keys: Range<usize>,
     /// Of the query heads of the group: the gradient itself, or this segment's part of it.
     dq: Vec<SliceMut<'o>>,
     dk: SliceMut<'o>,
     dv: SliceMut<'o>,
     /// Of the group's heads, 2R + 1 each.
     d_bias: &'o mut [f64],
+    /// Of the group's heads.
+    d_sinks: &'o mut [f64],
 }
 
-/// Writes the gradients of q, k and v and returns that of the bias, empty without one.
-fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: [Rooms<'_>; 3]) -> Vec<f64> {
+/// Writes the gradients of q, k, v and the attention bias and returns the others.
+fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: PartRooms<'_>) -> Shared {
     let shapes = context.shapes();
     let has_norm = matches!(context.problem.finish, QuadraticFinish::RmsNorm { .. });
-    let is_rounded = has_norm && saved.out.dtype() != shapes.dtype.accumulator();
+    // How few keys an attention bias leaves is not known.
+    let is_exact = !has_norm && context.attention_bias.is_none();
+    let is_rounded = !is_exact && saved.out.dtype() != shapes.dtype.accumulator();
     // Where large scores cancel in exp(s − L), those of L must have been summed in the order of these here.
     let is_summed_otherwise = context.problem.weight == Weight::Softmax && decode::suits(context.problem);
     if !is_rounded && !is_summed_otherwise {
@@ -107,49 +137,72 @@ fn contiguous<'a>(elements: Slice<'a>, like: &View<'_>) -> View<'a> {
     View::contiguous(elements, like.dims()).expect("as many elements as the shape has")
 }
 
-fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: [Rooms<'_>; 3]) -> Vec<f64> {
+fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradients: PartRooms<'_>) -> Shared {
     let shapes = context.shapes();
     let (d, e, group) = (shapes.width, shapes.value_width, context.group());
     let units = shapes.batch * shapes.key_heads;
-    let segment = shapes.keys.div_ceil(parallel::pieces(units)).next_multiple_of(TILE).max(TILE);
+    let PartRooms { mut q, mut k, mut v, attention_bias } = gradients;
+    let lanes = BiasSums::<T>::lanes(context, attention_bias.is_some());
+    let segment = shapes.keys.div_ceil(parallel::pieces(lanes.len())).next_multiple_of(TILE).max(TILE);
     let segments = shapes.keys.div_ceil(segment);
     let dq_len = shapes.queries * d;
     let mut partial_dq = if segments > 1 { vec![T::ZERO; units * segments * group * dq_len] } else { Vec::new() };
-    let mut partials = T::slice_mut(&mut partial_dq);
+    let mut partials = Rooms::of(T::slice_mut(&mut partial_dq), units);
     let bias_len = shapes.bias.map_or(0, |(_, radius)| group * (2 * radius + 1));
     let mut partial_bias = vec![0.0; units * segments.max(1) * bias_len];
-    let mut d_biases = &mut partial_bias[..];
-    let [mut q, mut k, mut v] = gradients;
+    let mut d_biases: Vec<_> = chunks(&mut partial_bias, segments.max(1) * bias_len, units);
+    let mut sinks = vec![0.0; if shapes.sinks.is_some() { shapes.batch * shapes.heads } else { 0 }];
+    let mut d_sinks: Vec<_> = chunks(&mut sinks, if shapes.sinks.is_some() { group } else { 0 }, units);
+    let mut bias_sums = attention_bias.is_some().then(|| BiasSums::new(context, lanes.len(), segment));
+    let mut bias_parts = bias_sums.as_mut().map(BiasSums::parts).unwrap_or_default().into_iter();
     let mut tasks = Vec::new();
-    for unit in 0..units {
+    for lane in &lanes {
         for start in (0..shapes.keys.max(1)).step_by(segment) {
             let keys = start..(start + segment).min(shapes.keys);
-            let heads = unit * group..(unit + 1) * group;
-            let dq = |head| if segments > 1 { partials.take(dq_len) } else { q.take(head, dq_len) };
-            let dq = heads.map(dq).collect();
-            let (dk, dv) = (k.take(unit, keys.len() * d), v.take(unit, keys.len() * e));
-            let d_bias = d_biases.split_off_mut(..bias_len).unwrap_or_default();
-            let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
-            tasks.push(Task { batch, key_head, keys, dq, dk, dv, d_bias });
+            let unit = |&unit: &usize| {
+                let heads = unit * group..(unit + 1) * group;
+                let dq = |head| if segments > 1 { partials.take(unit, dq_len) } else { q.take(head, dq_len) };
+                let dq = heads.map(dq).collect();
+                let (dk, dv) = (k.take(unit, keys.len() * d), v.take(unit, keys.len() * e));
+                let d_bias = d_biases[unit].split_off_mut(..bias_len).unwrap_or_default();
+                // The first segment has them.
+                let d_sinks = std::mem::take(&mut d_sinks[unit]);
+                let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
+                Unit { batch, key_head, dq, dk, dv, d_bias, d_sinks }
+            };
+            let units = lane.iter().map(unit).collect();
+            tasks.push(Task { keys, units, d_attention_bias: bias_parts.next().unwrap_or_default() });
         }
     }
     let longest = segment.min(shapes.keys);
-    let work = |worker: &mut Worker<T>, task: Task<'_>| worker.run(context, saved, task);
+    let work = |worker: &mut Worker<T>, task: Task<'_, T>| worker.run(context, saved, task);
     parallel::run_brief(3 * context.nanoseconds(shapes.keys), tasks, || Worker::new(context, longest), work);
     if segments > 1 {
         add_segments(&partial_dq, segments, group, dq_len, q);
     }
-    let Some((heads, radius)) = shapes.bias else { return Vec::new() };
-    let mut sums = vec![0.0; heads * (2 * radius + 1)];
+    if let (Some(sums), Some(room)) = (bias_sums, attention_bias) {
+        sums.store(room);
+    }
+    let mut shared = Shared { bias: Vec::new(), sinks: vec![0.0; shapes.sinks.map_or(0, |_| shapes.heads)] };
+    for (index, x) in sinks.into_iter().enumerate() {
+        shared.sinks[index % shapes.heads] += x;
+    }
+    let Some((heads, radius)) = shapes.bias else { return shared };
+    shared.bias = vec![0.0; heads * (2 * radius + 1)];
     for (index, part) in partial_bias.chunks_exact(bias_len).enumerate() {
         let key_head = index / segments.max(1) % shapes.key_heads;
         let first = if heads == 1 { 0 } else { key_head * bias_len };
         let period = if heads == 1 { 2 * radius + 1 } else { bias_len };
         for (i, &x) in part.iter().enumerate() {
-            sums[first + i % period] += x;
+            shared.bias[first + i % period] += x;
         }
     }
-    sums
+    shared
+}
+
+/// `count` pieces of so many numbers.
+fn chunks(mut all: &mut [f64], len: usize, count: usize) -> Vec<&mut [f64]> {
+    (0..count).map(|_| all.split_off_mut(..len).unwrap_or_default()).collect()
 }
 
 /// Sums the segments' parts of dq in order, head by head: `partials` is [units, segments, group, len].
@@ -199,6 +252,8 @@ struct Worker<T> {
     weights: Buffer<T>,
     d_scores: Buffer<T>,
     tanh: Buffer<T>,
+    /// Of dropout.
+    factors: Buffer<T>,
 }
 
 impl<T: Number> Worker<T> {
@@ -221,50 +276,76 @@ impl<T: Number> Worker<T> {
             weights: zeros(BLOCK * TILE),
             d_scores: zeros(BLOCK * TILE),
             tanh: zeros(if context.problem.soft_cap.is_some() { BLOCK * TILE } else { 0 }),
+            factors: zeros(if context.problem.dropout.is_some() { BLOCK * TILE } else { 0 }),
         }
     }
 
-    fn run(&mut self, context: &Context<'_, T>, saved: &QuadraticSaved<'_>, mut task: Task<'_>) {
+    fn run(&mut self, context: &Context<'_, T>, saved: &QuadraticSaved<'_>, task: Task<'_, T>) {
+        for unit in task.units {
+            self.unit(context, saved, &task.keys, unit, task.d_attention_bias);
+        }
+    }
+
+    fn unit(
+        &mut self,
+        context: &Context<'_, T>,
+        saved: &QuadraticSaved<'_>,
+        segment: &Range<usize>,
+        mut unit: Unit<'_>,
+        d_attention_bias: &mut [T],
+    ) {
         let (shapes, verbs, group) = (context.shapes(), context.verbs, context.group());
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
-        self.load_keys(context, &task);
+        self.load_keys(context, &unit, segment);
         for member in 0..group {
-            let head = task.key_head * group + member;
-            self.load_queries(context, saved, task.batch, head);
-            let bias_len = task.d_bias.len() / group;
-            let d_bias = &mut task.d_bias[member * bias_len..][..bias_len];
-            for key in task.keys.clone().step_by(TILE) {
-                let keys = key..(key + TILE).min(task.keys.end);
+            let head = unit.key_head * group + member;
+            self.load_queries(context, saved, unit.batch, head);
+            if let Some(d_sink) = unit.d_sinks.get_mut(member) {
+                *d_sink = self.sink_gradient(context, head);
+            }
+            let bias_len = unit.d_bias.len() / group;
+            let mut d_biases = Biases {
+                bias: &mut unit.d_bias[member * bias_len..][..bias_len],
+                attention_bias: BiasPlane::of(context, d_attention_bias, member, segment),
+            };
+            for key in segment.clone().step_by(TILE) {
+                let keys = key..(key + TILE).min(segment.end);
                 let seeing = context.seeing(&keys);
                 for query in seeing.clone().step_by(BLOCK) {
-                    let place = Place { batch: task.batch, head, query, key };
+                    let place = Place { batch: unit.batch, head, query, key };
                     let rows = BLOCK.min(seeing.end - query);
-                    self.tile(context, place, rows, keys.clone(), key - task.keys.start, d_bias);
+                    self.tile(context, place, rows, keys.clone(), key - segment.start, &mut d_biases);
                 }
             }
-            multiply_by(&mut self.dq, context.sign * context.scale(task.batch));
-            store_rows(&self.dq, d, shapes.width, &mut task.dq[member], 0);
+            multiply_by(&mut self.dq, context.sign * context.scale(unit.batch));
+            store_rows(&self.dq, d, shapes.width, &mut unit.dq[member], 0);
         }
-        let (dk, dv) = (&mut self.dk[..task.keys.len() * d], &self.dv[..task.keys.len() * e]);
-        multiply_by(dk, context.scale(task.batch));
-        store_rows(dk, d, shapes.width, &mut task.dk, 0);
-        store_rows(dv, e, shapes.value_width, &mut task.dv, 0);
+        let (dk, dv) = (&mut self.dk[..segment.len() * d], &self.dv[..segment.len() * e]);
+        multiply_by(dk, context.scale(unit.batch));
+        store_rows(dk, d, shapes.width, &mut unit.dk, 0);
+        store_rows(dv, e, shapes.value_width, &mut unit.dv, 0);
     }
 
-    /// Loads the keys and values of the tiles that some query sees.
-    fn load_keys(&mut self, context: &Context<'_, T>, task: &Task<'_>) {
+    /// −Σ_i exp(sink − L_i) δ_i over the loaded queries
+    fn sink_gradient(&self, context: &Context<'_, T>, head: usize) -> f64 {
+        let share = |(&statistic, &delta): (&T, &T)| (context.sink_weight(head, statistic) * delta).to_f64();
+        -self.statistic.iter().zip(self.delta.iter()).map(share).sum::<f64>()
+    }
+
+    /// Loads the keys and values of the tiles of a segment that some query sees.
+    fn load_keys(&mut self, context: &Context<'_, T>, unit: &Unit<'_>, segment: &Range<usize>) {
         let (shapes, verbs, inputs) = (context.shapes(), context.verbs, context.inputs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
         let visible = context.visible_to_any();
-        let start = (visible.start / TILE * TILE).max(task.keys.start);
-        let (keys, row) = (start..visible.end.min(task.keys.end), start - task.keys.start);
+        let start = (visible.start / TILE * TILE).max(segment.start);
+        let (keys, row) = (start..visible.end.min(segment.end), start - segment.start);
         if !keys.is_empty() {
             let k = &mut self.k[row * d..];
-            context.load_keys(&inputs.k, task.batch, task.key_head, keys.clone(), k, d);
+            context.load_keys(&inputs.k, unit.batch, unit.key_head, keys.clone(), k, d);
             verbs.transpose(&mut self.k_panels[row * shapes.width..], k, d, keys.len(), shapes.width);
             // The sums of dv hold the values for a moment.
             let v = &mut self.dv[row * e..];
-            context.load_keys(&inputs.v, task.batch, task.key_head, keys.clone(), v, e);
+            context.load_keys(&inputs.v, unit.batch, unit.key_head, keys.clone(), v, e);
             verbs.transpose(&mut self.v_panels[row * shapes.value_width..], v, e, keys.len(), shapes.value_width);
         }
         self.dv.fill(T::ZERO);
@@ -290,7 +371,9 @@ impl<T: Number> Worker<T> {
         for (i, d_row) in self.d_out.chunks_exact_mut(e).enumerate() {
             let d_row = &mut d_row[..shapes.value_width];
             let (kept, count) = context.kept(batch, i);
-            let (is_whole, statistic) = (lies_in_one_tile(&kept), self.statistic[i]);
+            // A sink has a share of every tile.
+            let is_whole = lies_in_one_tile(&kept) && context.sinks.is_empty();
+            let statistic = self.statistic[i];
             self.is_whole[i] = is_whole;
             // ⟨d_out, out⟩ has the error of a rounded output, which few keys do not average away.
             let is_exact = context.takes_mean() && (is_whole || count <= FEW);
@@ -314,7 +397,7 @@ impl<T: Number> Worker<T> {
         rows: usize,
         keys: Range<usize>,
         row: usize,
-        d_bias: &mut [f64],
+        d_biases: &mut Biases<'_, T>,
     ) {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
@@ -342,6 +425,11 @@ impl<T: Number> Worker<T> {
         verbs.multiply(d_scores, width, Left::rows(d_out, e), v_panels, across(shapes.value_width));
         let tanh = context.problem.soft_cap.is_some().then(|| &mut self.tanh[..rows * width]);
         let scale = context.adjust(place, weights, width, bounds, tanh);
+        let is_dropped = context.dropout(place, &mut self.factors, width, bounds);
+        let factors = if is_dropped { &self.factors[..rows * width] } else { &[] };
+        if is_dropped {
+            verbs.multiply_elements(d_scores, factors);
+        }
         let statistic = &self.statistic[place.query..];
         let (delta, is_whole) = (&self.delta[place.query..], &self.is_whole[place.query..]);
         let delta = Delta { delta, is_whole, epsilon: context.epsilon() };
@@ -349,11 +437,15 @@ impl<T: Number> Worker<T> {
             Weight::Softmax => verbs.softmax_gradient(weights, d_scores, width, bounds, scale, statistic, delta),
             _ => verbs.relu_gradient(weights, d_scores, width, bounds, scale, context.squared(), delta),
         }
-        add_bias_gradient(context, place, d_scores, width, bounds, d_bias);
+        add_bias_gradient(context, place, d_scores, width, bounds, d_biases.bias);
+        d_biases.attention_bias.add(place, d_scores, width, keys.len());
         if context.problem.soft_cap.is_some() {
             for (d, &t) in d_scores.iter_mut().zip(self.tanh.iter()) {
                 *d = *d * (T::ONE - t * t);
             }
+        }
+        if is_dropped {
+            verbs.multiply_elements(weights, factors);
         }
         let down = |n| Product { m: keys.len(), n, k: rows, accumulate: true, band: Band::Transposed(offset) };
         let (dv, dk) = (&mut self.dv[row * e..], &mut self.dk[row * d..]);
@@ -363,6 +455,13 @@ impl<T: Number> Worker<T> {
         let k = verbs.rows(&self.k[row * d..], d);
         verbs.multiply(&mut self.dq[queries], d, Left::rows(d_scores, width), k, size);
     }
+}
+
+/// Gradients of the biases of a head, in the sums of a segment.
+struct Biases<'a, T> {
+    /// 2R + 1, or nothing
+    bias: &'a mut [f64],
+    attention_bias: BiasPlane<'a, T>,
 }
 
 /// Whether keys lie in one of the tiles, which start at multiples of their size.

@@ -104,14 +104,16 @@ pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: Rooms<'_>, mut s
             let statistic = statistic.as_mut().map(|statistic| statistic.take(head, shapes.queries));
             (out.take(head, shapes.queries * shapes.value_width), statistic)
         });
-        tasks.push((unit / shapes.key_heads, parts, rooms.collect::<Vec<_>>()));
+        tasks.push((unit, parts, rooms.collect::<Vec<_>>()));
     }
     let queries = shapes.queries;
-    let work = |_: &mut (), (batch, parts, rooms): (usize, &mut [T], Vec<_>)| {
+    let work = |_: &mut (), (unit, parts, rooms): (usize, &mut [T], Vec<_>)| {
+        let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
         let Part { sums, maximum, sum } = merge(context, layout, parts);
         let members = sums.chunks_exact_mut(queries * layout.width).zip(sum.chunks_exact_mut(queries));
         for ((member, (sums, sum)), (out, statistic)) in members.enumerate().zip(rooms) {
-            store(context, batch, sums, sum, &maximum[member * queries..][..queries], out, statistic);
+            let place = (batch, key_head * context.group() + member);
+            store(context, place, sums, sum, &maximum[member * queries..][..queries], out, statistic);
         }
     };
     parallel::run_brief(units * segments * layout.len, tasks, || (), work);
@@ -122,6 +124,8 @@ struct Worker<T> {
     layout: Layout,
     q: Buffer<T>,
     scores: Buffer<T>,
+    /// Of dropout.
+    factors: Buffer<T>,
     rescale: Vec<T>,
     bounds: Vec<Bounds>,
 }
@@ -133,6 +137,7 @@ impl<T: Number> Worker<T> {
             layout,
             q: Buffer::zeros(layout.rows * verbs.padded(context.shapes().width)),
             scores: Buffer::zeros(layout.rows * verbs.padded(keys)),
+            factors: Buffer::zeros(context.problem.dropout.map_or(0, |_| layout.rows * verbs.padded(keys))),
             rescale: vec![T::ONE; layout.rows],
             bounds: vec![(0, 0); layout.rows],
         }
@@ -159,6 +164,12 @@ impl<T: Number> Worker<T> {
     /// Adds a tile of keys to the rows; `at.head` is the first of the group.
     fn tile(&mut self, context: &Context<'_, T>, at: Place, keys: Range<usize>, part: &mut Part<'_, T>) {
         let (verbs, queries, key_head) = (context.verbs, context.shapes().queries, at.head / context.group());
+        for bounds in self.bounds.chunks_exact_mut(queries) {
+            bounds.iter_mut().enumerate().for_each(|(query, bounds)| *bounds = context.bounds(query, &keys));
+        }
+        if self.bounds.iter().all(|&(low, high)| low >= high) {
+            return;
+        }
         let width = verbs.padded(keys.len());
         let scores = &mut self.scores[..self.layout.rows * width];
         let rows = HeadRows::new(&context.inputs.k, at.batch, key_head);
@@ -166,9 +177,8 @@ impl<T: Number> Worker<T> {
             verbs.inner_products(&mut scores[kept.start - keys.start..], width, &self.q, rows.stored(kept));
         });
         let mut scale = context.scale(at.batch);
-        let members = scores.chunks_exact_mut(queries * width).zip(self.bounds.chunks_exact_mut(queries));
+        let members = scores.chunks_exact_mut(queries * width).zip(self.bounds.chunks_exact(queries));
         for (member, (scores, bounds)) in members.enumerate() {
-            bounds.iter_mut().enumerate().for_each(|(query, bounds)| *bounds = context.bounds(query, &keys));
             if context.adjusts() {
                 scale = context.adjust(Place { head: at.head + member, ..at }, scores, width, bounds, None);
             }
@@ -181,6 +191,13 @@ impl<T: Number> Worker<T> {
             }
         } else {
             verbs.relu(scores, width, &self.bounds, scale, context.squared(), part.sum);
+        }
+        let members = self.factors.chunks_exact_mut((queries * width).max(1)).zip(self.bounds.chunks_exact(queries));
+        for (member, (factors, bounds)) in members.enumerate() {
+            context.dropout(Place { head: at.head + member, ..at }, factors, width, bounds);
+        }
+        if context.problem.dropout.is_some() {
+            verbs.multiply_elements(scores, &self.factors[..self.layout.rows * width]);
         }
         let rows = HeadRows::new(&context.inputs.v, at.batch, key_head);
         context.for_kept(at.batch, &keys, |kept| {

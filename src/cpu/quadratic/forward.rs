@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::buffer::Buffer;
-use super::super::finish::finish;
+use super::super::finish::{add_sink, finish};
 use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number, store_rows};
 use super::super::simd::Isa;
@@ -180,6 +180,8 @@ struct Scratch<T: Number, P: Precision<T>> {
     q: Buffer<T>,
     narrow_q: Buffer<P::X>,
     scores: Buffer<T>,
+    /// Of dropout.
+    factors: Buffer<T>,
     narrow_weights: Buffer<P::X>,
     sums: Buffer<T>,
     maximum: [T; BLOCK],
@@ -194,6 +196,7 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
             q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
             narrow_q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
             scores: Buffer::zeros(STRIP * TILE),
+            factors: Buffer::zeros(if context.problem.dropout.is_some() { STRIP * TILE } else { 0 }),
             narrow_weights: Buffer::zeros(STRIP * TILE),
             sums: Buffer::zeros(BLOCK * padded(context.shapes().value_width)),
             maximum: [T::ZERO; BLOCK],
@@ -222,7 +225,8 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         }
         let rows = task.queries.len();
         let sums = &mut self.sums[..rows * verbs.padded(shapes.value_width)];
-        store(context, task.batch, sums, &mut self.sum[..rows], &self.maximum[..rows], task.out, task.statistic);
+        let place = (task.batch, task.head);
+        store(context, place, sums, &mut self.sum[..rows], &self.maximum[..rows], task.out, task.statistic);
     }
 
     /// Adds a tile of keys to the rows of a strip.
@@ -249,8 +253,8 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         let right = verbs.panels(&task.packed.k[(keys.start - task.first_key) * inner..], inner);
         precision.multiply(verbs, scores, width, Left::rows(q, d), right, size(width, inner, false));
         let mut scale = context.scale(task.batch);
+        let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
         if context.adjusts() {
-            let place = Place { batch: task.batch, head: task.head, query, key: keys.start };
             scale = context.adjust(place, scores, width, bounds, None);
         }
         let sums = &mut self.sums[row * e..(row + rows) * e];
@@ -267,6 +271,9 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         } else {
             verbs.relu(scores, width, bounds, scale, context.squared(), sum);
         }
+        if context.dropout(place, &mut self.factors, width, bounds) {
+            verbs.multiply_elements(scores, &self.factors[..rows * width]);
+        }
         precision.narrow(scores, &mut self.narrow_weights);
         let weights = Left::rows(precision.operand(scores, &self.narrow_weights), precision.inner(width));
         let right = verbs.rows(&task.packed.v[precision.inner(keys.start - task.first_key) * e..], e);
@@ -274,10 +281,10 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
     }
 }
 
-/// Finishes rows of sums, and writes them and their statistic, which takes the place of Σ w in `sum`.
+/// Finishes rows of sums of a batch entry's head, and writes them and their statistic, which takes the place of Σ w in `sum`.
 pub(super) fn store<T: Number>(
     context: &Context<'_, T>,
-    batch: usize,
+    (batch, head): (usize, usize),
     sums: &mut [T],
     sum: &mut [T],
     maximum: &[T],
@@ -287,6 +294,10 @@ pub(super) fn store<T: Number>(
     let (weight, how) = (context.problem.weight, context.finish(batch));
     let (e, padded) = (context.shapes().value_width, context.verbs.padded(context.shapes().value_width));
     for ((row, sum), &maximum) in sums.chunks_exact_mut(padded).zip(sum.iter_mut()).zip(maximum) {
+        let mut maximum = maximum;
+        if let Some(&sink) = context.sinks.get(head) {
+            (*sum, maximum) = add_sink(row, *sum, maximum, sink);
+        }
         *sum = finish(weight, how, &mut row[..e], *sum, maximum);
     }
     store_rows(sums, padded, e, &mut out, 0);

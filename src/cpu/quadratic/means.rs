@@ -25,14 +25,14 @@ impl<T: Number> Context<'_, T> {
     }
 
     /// Σ_j w_ij ⟨d_row, v_j⟩ / (Σ_j w_ij + ε) over the `kept` keys of query `at.query`, whose row of q is given as tiles
-    /// have it.
+    /// have it. A sink has its share of the divisor.
     pub fn mean_gradient(&self, at: Place, kept: Range<usize>, q: &[T], d_row: &[T], statistic: T) -> T {
         let shapes = self.shapes();
         let (d, e, head) = (shapes.width, shapes.value_width, at.head / self.group());
         let [keys, values] = [&self.inputs.k, &self.inputs.v].map(|view| HeadRows::new(view, at.batch, head));
         let (mut k, mut v) = (vec![T::ZERO; d], vec![T::ZERO; e]);
         let mut pairs = Vec::with_capacity(FEW);
-        for key in kept.filter(|key| self.keeps(at.batch, *key)) {
+        for key in kept.filter(|&key| self.keeps(Place { key, ..at })) {
             keys.load(key..key + 1, &mut k, d);
             values.load(key..key + 1, &mut v, e);
             let score = self.score(Place { key, ..at }, dot(&q[..d], &k));
@@ -41,17 +41,32 @@ impl<T: Number> Context<'_, T> {
                 Weight::Relu => score.larger(T::ZERO),
                 Weight::ReluSquared => score.larger(T::ZERO) * score.larger(T::ZERO),
             };
-            pairs.push((weight, dot(&d_row[..e], &v)));
+            let mut gradient = dot(&d_row[..e], &v);
+            if let Some(dropout) = self.problem.dropout {
+                let pair = [self.problem.first_entry + at.batch, at.head, at.query, key];
+                gradient = gradient * T::from_f64(dropout.factor(pair));
+            }
+            pairs.push((weight, gradient));
         }
-        let sum = pairs.iter().map(|&(weight, _)| weight).sum::<T>() + self.epsilon().unwrap_or(T::ZERO);
+        let rest = self.epsilon().unwrap_or(T::ZERO) + self.sink_weight(at.head, statistic);
+        let sum = pairs.iter().map(|&(weight, _)| weight).sum::<T>() + rest;
         if sum == T::ZERO {
             return T::ZERO;
         }
         pairs.into_iter().map(|(weight, gradient)| weight / sum * gradient).sum()
     }
 
-    fn keeps(&self, batch: usize, key: usize) -> bool {
-        self.key_mask.as_ref().is_none_or(|mask| mask[batch * self.shapes().keys + key] != 0)
+    /// exp(sink − L)
+    pub fn sink_weight(&self, head: usize, statistic: T) -> T {
+        match self.sinks.get(head) {
+            Some(&sink) if sink != T::NEG_INFINITY => (sink - statistic).exp(),
+            _ => T::ZERO,
+        }
+    }
+
+    fn keeps(&self, at: Place) -> bool {
+        let is_kept = self.key_mask.as_ref().is_none_or(|mask| mask[at.batch * self.shapes().keys + at.key] != 0);
+        is_kept && self.problem.mask.sees(at.query as i64 + self.shapes().offset(), at.key)
     }
 
     /// The score of a pair, from the product of q and k.
@@ -60,9 +75,9 @@ impl<T: Number> Context<'_, T> {
         if let Some(cap) = self.problem.soft_cap {
             score = T::from_f64(cap * (score.to_f64() / cap).tanh());
         }
-        match self.bias_row(at.head) {
-            Some(bias) => score + bias[self.bias_index(at.query, at.key)],
-            None => score,
+        if let Some(bias) = self.bias_row(at.head) {
+            score += bias[self.bias_index(at.query, at.key)];
         }
+        self.attention_bias.as_ref().map_or(score, |term| term.score(at, score))
     }
 }

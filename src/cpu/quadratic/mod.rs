@@ -1,6 +1,8 @@
 //! The quadratic engine: softmax, ReLU and squared-ReLU attention in tiles, never N×M in memory.
 
+mod attention_bias;
 mod backward;
+mod bias_sums;
 mod decode;
 mod forward;
 mod means;
@@ -15,8 +17,9 @@ use std::ops::Range;
 
 use super::rows::{HeadRows, Number, gather, inverse_key_counts};
 use super::simd::Real;
-use super::tile::{Bounds, Verbs};
+use super::tile::{Bounds, PairRow, Verbs};
 use crate::problem::{self, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, SliceMut, View, Weight};
+use attention_bias::AttentionBias;
 
 /// The operands, as views of slices.
 pub type QuadraticInputs<'a> = problem::QuadraticInputs<View<'a>>;
@@ -32,6 +35,9 @@ struct Context<'a, T: 'static> {
     verbs: &'static Verbs<T>,
     /// Rows of 2R + 1.
     bias: Vec<T>,
+    attention_bias: Option<AttentionBias<'a>>,
+    /// [H], or nothing
+    sinks: Vec<T>,
     /// [B, M]
     key_mask: Option<Vec<u8>>,
     /// Keys that the mask leaves before each, and in all: [B, M + 1].
@@ -60,6 +66,8 @@ impl<'a, T: Number> Context<'a, T> {
             inputs,
             verbs,
             bias: inputs.bias.as_ref().map(gather).unwrap_or_default(),
+            attention_bias: inputs.attention_bias.as_ref().map(AttentionBias::new),
+            sinks: inputs.sinks.as_ref().map(gather).unwrap_or_default(),
             sign: T::from_f64(sign),
             scales: counts(PerKey::Scores).into_iter().map(|count| T::from_f64(scale * count)).collect(),
             inverse_counts: counts(PerKey::Sums),
@@ -118,12 +126,17 @@ impl<'a, T: Number> Context<'a, T> {
         }
     }
 
-    /// Keys that query `i` sees, key mask aside.
+    /// Keys that query `i` sees, key mask aside, and with a mask that has gaps those between them.
     fn visible(&self, i: usize) -> Range<usize> {
         self.problem.mask.visible(i as i64 + self.shapes().offset(), self.shapes().keys)
     }
 
-    /// Keys that any query sees, key mask aside.
+    /// Runs of those of the keys that query `i` sees, key mask aside.
+    fn runs(&self, i: usize, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        self.problem.mask.runs(i as i64 + self.shapes().offset(), keys)
+    }
+
+    /// From the first to the last key that any query sees, key mask aside.
     fn visible_to_any(&self) -> Range<usize> {
         match self.shapes().queries {
             0 => 0..0,
@@ -133,6 +146,9 @@ impl<'a, T: Number> Context<'a, T> {
 
     /// From the first to the last of the keys that query `i` sees and the key mask leaves, and how many they are.
     fn kept(&self, batch: usize, i: usize) -> (Range<usize>, usize) {
+        if self.problem.mask.has_gaps() {
+            return self.kept_in_runs(batch, i);
+        }
         let visible = self.visible(i);
         if self.key_mask.is_none() {
             return (visible.clone(), visible.len());
@@ -146,6 +162,17 @@ impl<'a, T: Number> Context<'a, T> {
         // Of the first key with more kept ones behind it, and behind the last kept one.
         let start = before.partition_point(|&count| count <= first) - 1;
         (start..before.partition_point(|&count| count < last), last - first)
+    }
+
+    fn kept_in_runs(&self, batch: usize, i: usize) -> (Range<usize>, usize) {
+        let (mut range, mut count) = (0..0, 0);
+        for run in self.runs(i, 0..self.shapes().keys) {
+            self.for_kept(batch, &run, |kept| {
+                range = if count == 0 { kept.clone() } else { range.start..kept.end };
+                count += kept.len();
+            });
+        }
+        (range, count)
     }
 
     /// The queries between the first and the last that see one of `keys`.
@@ -162,8 +189,13 @@ impl<'a, T: Number> Context<'a, T> {
         start..first_not(&|query| self.visible(query).start < keys.end).max(start)
     }
 
-    /// The visible columns of row `i` in a tile of keys.
+    /// From the first visible column of row `i` in a tile of keys to the last, or with a mask that has gaps to the end of what
+    /// may be.
     fn bounds(&self, i: usize, tile: &Range<usize>) -> Bounds {
+        if self.problem.mask.has_gaps() {
+            let Some(first) = self.runs(i, tile.clone()).next() else { return (0, 0) };
+            return (first.start - tile.start, self.visible(i).end.min(tile.end) - tile.start);
+        }
         let visible = self.visible(i);
         let low = visible.start.clamp(tile.start, tile.end) - tile.start;
         let high = visible.end.clamp(tile.start, tile.end) - tile.start;
@@ -172,10 +204,11 @@ impl<'a, T: Number> Context<'a, T> {
 
     /// Whether scores are changed beyond a scale before they become weights.
     fn adjusts(&self) -> bool {
-        self.problem.soft_cap.is_some() || !self.bias.is_empty() || self.key_mask.is_some()
+        let is_biased = !self.bias.is_empty() || self.attention_bias.is_some();
+        self.problem.soft_cap.is_some() || is_biased || self.key_mask.is_some() || self.problem.mask.has_gaps()
     }
 
-    /// Applies soft-cap, bias and key mask to the scores of a strip (rows from query `first` on, columns from key
+    /// Applies soft-cap, biases, key mask and gaps of the mask to the scores of a strip (rows from query `first` on, columns from key
     /// `key` on) and returns the scale that is left to apply. `tanh`, when wanted, receives tanh(scale·s/c).
     fn adjust(&self, at: Place, scores: &mut [T], width: usize, bounds: &[Bounds], tanh: Option<&mut [T]>) -> T {
         let mut scale = self.scale(at.batch);
@@ -200,6 +233,15 @@ impl<'a, T: Number> Context<'a, T> {
                 }
             }
         }
+        if let Some(term) = &self.attention_bias {
+            for (r, (row, &(low, high))) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
+                if low < high {
+                    let at = Place { query: at.query + r, key: at.key + low, ..at };
+                    term.apply(at, &mut row[low..high], scale);
+                }
+            }
+            scale = if term.is_added() { T::ONE } else { scale };
+        }
         if let Some(mask) = &self.key_mask {
             let mask = &mask[at.batch * self.shapes().keys + at.key..];
             for row in scores.chunks_exact_mut(width) {
@@ -208,7 +250,30 @@ impl<'a, T: Number> Context<'a, T> {
                 }
             }
         }
+        if self.problem.mask.has_gaps() {
+            for (r, (row, &(low, high))) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
+                let mut next = low;
+                for run in self.runs(at.query + r, at.key + low..at.key + high) {
+                    row[next..run.start - at.key].fill(T::NEG_INFINITY);
+                    next = run.end - at.key;
+                }
+                row[next..high.max(next)].fill(T::NEG_INFINITY);
+            }
+        }
         scale
+    }
+
+    /// Writes the factors of dropout for a strip (rows from query `at.query` on, columns from key `at.key` on), as far as rows see
+    /// keys; whether there are any.
+    fn dropout(&self, at: Place, factors: &mut [T], width: usize, bounds: &[Bounds]) -> bool {
+        let Some(dropout) = self.problem.dropout else { return false };
+        for (r, (factors, &(low, high))) in factors.chunks_exact_mut(width).zip(bounds).enumerate() {
+            if low < high {
+                let of = [at.query + r, at.head, self.problem.first_entry + at.batch];
+                self.verbs.dropout(&mut factors[low..high], PairRow { of, key: at.key + low }, dropout);
+            }
+        }
+        true
     }
 
     /// The bias of a head, by distance.

@@ -187,6 +187,8 @@ impl Case {
             width,
             value_width,
             bias: setting.has_bias.then_some((heads, radius)),
+            attention_bias: None,
+            sinks: None,
             sequences: None,
         };
         let Setting { weight, mask, scale, soft_cap, finish, .. } = *setting;
@@ -203,7 +205,7 @@ impl Case {
         let key_mask = self.key_mask.as_ref().map(|x| View::contiguous(x.slice(), &[2, shapes.keys]).unwrap());
         let (heads, radius) = shapes.bias.unwrap_or_default();
         let bias = self.bias.as_ref().map(|x| View::contiguous(x.slice(), &[heads, 2 * radius + 1]).unwrap());
-        let inputs = QuadraticInputs { q, k, v, key_mask, bias };
+        let inputs = QuadraticInputs { key_mask, bias, ..QuadraticInputs::new(q, k, v) };
         let context = Context::new(&self.problem, &inputs, verbs);
         [true, false].map(|is_in_place| {
             let mut results = vec![T::from_f64(f64::NAN); self.problem.output_len() + self.problem.statistic_len()];

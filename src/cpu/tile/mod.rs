@@ -7,6 +7,7 @@
 mod activations;
 pub mod bf16;
 mod decayed;
+mod dropout;
 mod in_place;
 #[cfg(feature = "candle")]
 mod loss;
@@ -18,6 +19,7 @@ mod parts;
 mod scores;
 mod transpose;
 
+pub use dropout::PairRow;
 pub use in_place::{Elements, StoredRows};
 pub use maps::Decays;
 pub use multiply::{Band, Left, Product, Right};
@@ -33,6 +35,7 @@ use super::simd::{Isa, Portable, Real, Simd};
 #[cfg(feature = "candle")]
 use crate::activation::Activation;
 use crate::linear::FeatureMap;
+use crate::problem::Dropout;
 
 /// Declares the table and, per instruction set, the functions in it.
 macro_rules! verbs {
@@ -113,6 +116,7 @@ verbs! {
         scores: &mut [T], d_scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, squared: bool, delta: Delta<'_, T>
     );
     scaled_tanh = scores::scaled_tanh(row: &mut [T], scale: T);
+    dropout = dropout::dropout(factors: &mut [T], row: PairRow, dropout: Dropout);
     map = maps::map(into: &mut [T], from: &[T], map: FeatureMap);
     map_gradient = maps::map_gradient(d_x: &mut [T], d_phi: &[T], x: &[T], phi: &[T], map: FeatureMap);
     row_maxima = maps::row_maxima(tile: &[T], width: usize, maxima: &mut [T]);
@@ -274,6 +278,11 @@ impl<T: Real> Verbs<T> {
     /// x → tanh(scale·x).
     pub fn scaled_tanh(&self, row: &mut [T], scale: T) {
         unsafe { (self.scaled_tanh)(row, scale) }
+    }
+
+    /// The factors of a row of pairs: 0 or 1/(1 − p).
+    pub fn dropout(&self, factors: &mut [T], row: PairRow, dropout: Dropout) {
+        unsafe { (self.dropout)(factors, row, dropout) }
     }
 
     /// φ of the maps that act on single numbers; other maps copy.

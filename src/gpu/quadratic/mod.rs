@@ -76,7 +76,8 @@ pub(super) fn parameters() -> Vec<Type> {
     vec![QuadraticParams::TYPE, QuadraticMappedParams::TYPE]
 }
 
-/// The output [B, H, N, E], contiguous, and the row statistic [B, H, N] on demand. Everything is overwritten.
+/// The output [B, H, N, E], contiguous, and the row statistic [B, H, N] on demand, of a problem that
+/// [`Quadratic::ensure_on_gpu`] lets through. Everything is overwritten.
 pub fn plan_forward(
     problem: &Quadratic,
     layout: &QuadraticLayout,
@@ -108,7 +109,8 @@ pub fn plan_forward(
     planner.plan
 }
 
-/// The gradients of q, k and v, contiguous, and of the bias on demand. Everything is overwritten.
+/// The gradients of q, k and v, contiguous, and of the bias on demand, of a problem that [`Quadratic::ensure_on_gpu`] lets
+/// through. Everything is overwritten.
 pub fn plan_backward(
     problem: &Quadratic,
     layout: &QuadraticLayout,

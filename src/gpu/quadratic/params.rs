@@ -25,6 +25,12 @@ impl From<problem::Mask> for Mask {
             problem::Mask::Causal => (UNLIMITED, 0, 0),
             problem::Mask::Window { left, right } => (left.map_or(UNLIMITED, count), right.map_or(UNLIMITED, count), 0),
             problem::Mask::Blocks { size, causal } => (UNLIMITED, if causal { 0 } else { UNLIMITED }, count(size)),
+            // No range around the query: refused before a launch.
+            problem::Mask::Streaming { .. }
+            | problem::Mask::Prefix { .. }
+            | problem::Mask::Strided { .. }
+            | problem::Mask::Fixed { .. }
+            | problem::Mask::Dilated { .. } => (UNLIMITED, UNLIMITED, 0),
         };
         Self { left, right, block }
     }

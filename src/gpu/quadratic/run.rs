@@ -5,7 +5,7 @@ use super::super::plan::Argument;
 use super::super::view::{DeviceSliceMut, DeviceView, strides};
 use super::{QuadraticLayout, QuadraticOutputs, QuadraticSavedLayout, plan_backward, plan_forward};
 use crate::Result;
-use crate::problem::{Elements, Operand, Quadratic, ensure_alone, ensure_value};
+use crate::problem::{Elements, Operand, Quadratic, ensure_value};
 
 /// The operands, as views of device memory.
 pub type QuadraticInputs<'a> = crate::problem::QuadraticInputs<DeviceView<'a>>;
@@ -27,7 +27,7 @@ pub fn forward(
     mut statistic: Option<DeviceSliceMut<'_>>,
 ) -> Result<()> {
     inputs.check(problem)?;
-    ensure_alone(problem.function, problem.shapes.sequences.as_ref())?;
+    problem.ensure_on_gpu()?;
     problem.check_outputs(&out, statistic.as_ref())?;
     let asked = QuadraticOutputs { wide_out: out.dtype() != problem.shapes.dtype, statistic: statistic.is_some() };
     let mut arguments = Arguments::new(device, problem.function)?;
@@ -52,11 +52,15 @@ pub fn backward(
     mut gradients: QuadraticGradients<'_>,
 ) -> Result<()> {
     inputs.check(problem)?;
-    ensure_alone(problem.function, problem.shapes.sequences.as_ref())?;
+    problem.ensure_on_gpu()?;
     saved.check(problem)?;
     gradients.check(problem)?;
     let dtype = gradients.v.dtype();
     ensure_value(dtype == problem.shapes.dtype, problem.function, "gradient of v", dtype, "the dtype of v on a GPU")?;
+    if let Some(bias) = &gradients.bias {
+        let (dtype, needs) = (bias.dtype(), "the dtype of the bias on a GPU");
+        ensure_value(dtype == problem.shapes.dtype, problem.function, "gradient of bias", dtype, needs)?;
+    }
     let mut arguments = Arguments::new(device, problem.function)?;
     read_inputs(&mut arguments, inputs);
     arguments.read(Argument::Out, &saved.out);

@@ -1,7 +1,7 @@
 //! Plans of many shapes: what devices allow, and kernels that exist.
 
 use super::*;
-use crate::problem::{DType, Mask};
+use crate::problem::{DType, Dropout, Mask, PairTerm};
 
 fn problem(dtype: DType, weight: Weight, mask: Mask, finish: QuadraticFinish, sizes: [usize; 6]) -> Quadratic {
     let [batch, heads, queries, keys, width, value_width] = sizes;
@@ -15,6 +15,8 @@ fn problem(dtype: DType, weight: Weight, mask: Mask, finish: QuadraticFinish, si
         width,
         value_width,
         bias: Some((1, queries.max(keys))),
+        attention_bias: None,
+        sinks: None,
         sequences: None,
     };
     Quadratic::new("test", shapes, weight, mask, 0.5, None, finish).unwrap()
@@ -286,4 +288,30 @@ fn sections_of_heads_fit_in_the_cache() {
     assert_eq!(of(8192, 8192), [16, 4, 16]);
     assert_eq!(of(1000, 1000), [32, 16, 32]);
     assert_eq!(of(1 << 16, 512), [2, 16, 2]);
+}
+
+#[test]
+fn what_kernels_do_not_have_is_refused() {
+    let sizes = [1, 2, 9, 9, 8, 8];
+    let plain = problem(DType::F32, Weight::Softmax, Mask::Causal, QuadraticFinish::None, sizes);
+    plain.ensure_on_gpu().unwrap();
+    let refused = |problem: Quadratic| problem.ensure_on_gpu().unwrap_err().to_string();
+    let shapes = || plain.shapes.clone();
+    let term = PairTerm { dims: [1, 1, 1, 1], dtype: DType::F32 };
+    for (problem, argument) in [
+        (
+            Quadratic { shapes: QuadraticShapes { attention_bias: Some(term), ..shapes() }, ..plain.clone() },
+            "attention_bias",
+        ),
+        (Quadratic { shapes: QuadraticShapes { sinks: Some(DType::F32), ..shapes() }, ..plain.clone() }, "sinks"),
+        (plain.clone().with_dropout(Some(Dropout { p: 0.1, seed: 1 })).unwrap(), "dropout"),
+        (Quadratic { mask: Mask::Prefix { len: 3 }, ..plain.clone() }, "mask"),
+        (Quadratic { mask: Mask::Streaming { sinks: 1, left: 2 }, ..plain.clone() }, "mask"),
+        (Quadratic { mask: Mask::Strided { left: 1, stride: 2 }, ..plain.clone() }, "mask"),
+        (Quadratic { mask: Mask::Fixed { size: 4, summary: 2 }, ..plain.clone() }, "mask"),
+        (Quadratic { mask: Mask::Dilated { left: 1, right: 1, dilation: 2 }, ..plain.clone() }, "mask"),
+    ] {
+        let message = refused(problem);
+        assert!(message.contains(&format!("argument `{argument}`")) && message.contains("on a GPU"), "{message}");
+    }
 }

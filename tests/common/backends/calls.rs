@@ -160,6 +160,9 @@ where
     results.push("d_v", array(gradients.v, data.v.shape));
     let bias = gradients.bias.zip(data.extras.bias.as_ref());
     results.push("d_bias", bias.map(|(d_bias, bias)| array(d_bias, bias.shape)));
+    let of = |d: Option<Vec<T::Sum>>, x: &Option<Array>| d.zip(x.as_ref()).map(|(d, x)| array(d, x.shape));
+    results.push("d_attention_bias", of(gradients.attention_bias, &data.extras.attention_bias));
+    results.push("d_sinks", of(gradients.sinks, &data.extras.sinks));
     Ok(results)
 }
 

@@ -9,8 +9,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, Var};
 
 use super::super::buffers::Layout;
-use super::super::cases::{Case, Operation};
-use super::super::data::Data;
+use super::super::cases::{Case, Extra, Operation};
+use super::super::data::{Data, entry_dtype, kept_pairs};
 use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::{Backend, Pass};
@@ -46,9 +46,11 @@ impl Backend for Candle {
         self.device().is_ok()
     }
 
-    /// A state that is not causal is refused: the first piece would have to read the last one.
+    /// A state that is not causal is refused: the first piece would have to read the last one. Kernels have no attention bias
+    /// and no sinks.
     fn takes(&self, case: &Case) -> bool {
-        case.prefix == 0 || is_causal(&case.operation)
+        let is_there = matches!(self, Self::Cpu) || case.operation.is_on_gpu();
+        is_there && (case.prefix == 0 || is_causal(&case.operation))
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> std::result::Result<Results, String> {
@@ -146,6 +148,8 @@ struct Call {
     main: [Input; 3],
     global: Option<[Input; 2]>,
     bias: Option<Input>,
+    attention_bias: Option<Input>,
+    sinks: Option<Input>,
     /// Per token.
     log_decay: Option<Input>,
     extras: Extras<Tensor>,
@@ -161,6 +165,14 @@ impl Call {
         let input = |array: &Array, rank, dtype| Input::new(array, rank, dtype, device, case.layout, pass);
         let constant = |array: &Array, rank| to_tensor(array, rank, accumulator, device);
         let bias = data.extras.bias.as_ref().map(|bias| input(bias, 2, dtype)).transpose()?;
+        let dtype_of = |kind: Option<Extra>| kind.map_or(dtype, |kind| entry_dtype(kind, dtype));
+        let keeps_pairs = case.operation.keeps_pairs();
+        let term = data.extras.attention_bias.as_ref();
+        let kept = term.filter(|_| keeps_pairs).map(|x| to_tensor(&kept_pairs(x), 4, DType::U8, device)).transpose()?;
+        let attention_bias = term.filter(|_| !keeps_pairs);
+        let attention_bias =
+            attention_bias.map(|x| input(x, 4, dtype_of(case.operation.attention_bias()))).transpose()?;
+        let sinks = data.extras.sinks.as_ref().map(|x| input(x, 1, dtype_of(case.operation.sinks()))).transpose()?;
         let log_decay = data.extras.log_decay.as_ref();
         let per_token = log_decay.filter(|_| !case.has_decay_per_head());
         let per_token = per_token.map(|g| input(g, 3, accumulator)).transpose()?;
@@ -178,7 +190,11 @@ impl Call {
                 key_mask,
                 bias: bias.as_ref().map(|bias| bias.tensor.clone()),
                 log_decay: per_token.as_ref().map(|g| g.tensor.clone()).or(per_head),
+                attention_bias: attention_bias.as_ref().map(|x| x.tensor.clone()).or(kept),
+                sinks: sinks.as_ref().map(|x| x.tensor.clone()),
             },
+            attention_bias,
+            sinks,
             main: [input(&data.q, 4, dtype)?, input(&data.k, 4, dtype)?, input(&data.v, 4, dtype)?],
             global: global.transpose()?,
             bias,
@@ -223,6 +239,9 @@ impl Call {
         }
         results.push("d_v", v?);
         results.push("d_bias", self.bias.as_ref().map(|bias| bias.gradient(&gradients)).transpose()?);
+        let gradient = |x: &Option<Input>| x.as_ref().map(|x| x.gradient(&gradients)).transpose();
+        results.push("d_attention_bias", gradient(&self.attention_bias)?);
+        results.push("d_sinks", gradient(&self.sinks)?);
         results.push("d_log_decay", self.log_decay.as_ref().map(|g| g.gradient(&gradients)).transpose()?);
         Ok(results)
     }

@@ -3,12 +3,12 @@
 use attn_kernels::cpu::Isa;
 use attn_kernels::cpu::linear::{self, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView};
 use attn_kernels::cpu::quadratic::{self, QuadraticGradients, QuadraticInputs, QuadraticSaved};
-use attn_kernels::problem::{DType, Linear, Quadratic, View};
+use attn_kernels::problem::{DType, Linear, Operand as _, Quadratic, View};
 use attn_kernels::reference::Array;
 
 use super::super::buffers::{Buffer, Layout, Operand};
 use super::super::cases::{Case, Operation};
-use super::super::data::Data;
+use super::super::data::{Data, entry_dtype, kept_pairs};
 use super::super::options::{Extras, With};
 use super::super::reference::Results;
 use super::{Backend, Pass};
@@ -64,6 +64,17 @@ impl Operands {
                 key_mask: extras.key_mask.as_ref().map(|mask| of(mask, 2, DType::U8)),
                 bias: extras.bias.as_ref().map(|bias| of(bias, 2, dtype)),
                 log_decay: extras.log_decay.as_ref().map(|log_decay| of(log_decay, decay_rank, accumulator)),
+                attention_bias: extras.attention_bias.as_ref().zip(case.operation.attention_bias()).map(
+                    |(term, kind)| match entry_dtype(kind, dtype) {
+                        DType::U8 => of(&kept_pairs(term), 4, DType::U8),
+                        dtype => of(term, 4, dtype),
+                    },
+                ),
+                sinks: extras
+                    .sinks
+                    .as_ref()
+                    .zip(case.operation.sinks())
+                    .map(|(sinks, kind)| of(sinks, 1, entry_dtype(kind, dtype))),
             },
             omega: data.omega.as_ref().map(|omega| of(omega, 2, accumulator)),
             state: data.state.as_ref().map(|state| {
@@ -80,9 +91,7 @@ impl Operands {
     }
 
     pub(super) fn extras(&self) -> Extras<View<'_>> {
-        let Extras { key_mask, bias, log_decay } = &self.extras;
-        let [key_mask, bias, log_decay] = [key_mask, bias, log_decay].map(|x| x.as_ref().map(Operand::view));
-        Extras { key_mask, bias, log_decay }
+        self.extras.as_ref().map(Operand::view)
     }
 
     fn run(&self, case: &Case, data: &Data, pass: Pass) -> attn_kernels::Result<Results> {
@@ -124,8 +133,8 @@ impl Operands {
     ) -> attn_kernels::Result<Results> {
         let accumulator = self.dtype.accumulator();
         let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
-        let Extras { key_mask, bias, .. } = self.extras();
-        let inputs = QuadraticInputs { q, k, v, key_mask, bias };
+        let Extras { key_mask, bias, attention_bias, sinks, .. } = self.extras();
+        let inputs = QuadraticInputs { q, k, v, key_mask, bias, attention_bias, sinks };
         let mut out = Buffer::poisoned(self.dtype, problem.output_len());
         let mut statistic = Buffer::poisoned(accumulator, problem.statistic_len());
         quadratic::forward(problem, &inputs, out.slice_mut(), Some(statistic.slice_mut()))?;
@@ -148,17 +157,29 @@ impl Operands {
         let [mut d_q, mut d_k] = [&data.q, &data.k].map(poisoned);
         let mut d_v = self.room_for_values(data);
         let mut d_bias = data.extras.bias.as_ref().map(poisoned);
+        let term = inputs.attention_bias.filter(|term| term.dtype().is_float());
+        let mut beside = [term, inputs.sinks].map(|x| {
+            let x = x.as_ref()?;
+            Some(Buffer::poisoned(x.dtype(), x.dims().iter().product()))
+        });
+        let [attention_bias, sinks] = beside.each_mut().map(|x| x.as_mut().map(Buffer::slice_mut));
         let gradients = QuadraticGradients {
             q: d_q.slice_mut(),
             k: d_k.slice_mut(),
             v: d_v.slice_mut(),
             bias: d_bias.as_mut().map(Buffer::slice_mut),
+            attention_bias,
+            sinks,
         };
         quadratic::backward(problem, &inputs, &saved, gradients)?;
         results.push("d_q", d_q.array(data.q.shape));
         results.push("d_k", d_k.array(data.k.shape));
         results.push("d_v", d_v.array(data.v.shape));
         results.push("d_bias", d_bias.zip(data.extras.bias.as_ref()).map(|(d, bias)| d.array(bias.shape)));
+        let [d_attention_bias, d_sinks] = beside;
+        let of = |d: Option<Buffer>, x: &Option<Array>| d.zip(x.as_ref()).map(|(d, x)| d.array(x.shape));
+        results.push("d_attention_bias", of(d_attention_bias, &data.extras.attention_bias));
+        results.push("d_sinks", of(d_sinks, &data.extras.sinks));
         Ok(results)
     }
 

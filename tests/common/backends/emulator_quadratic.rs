@@ -58,7 +58,7 @@ impl Backend for EmulatedQuadratic {
     }
 
     fn takes(&self, case: &Case) -> bool {
-        !case.operation.has_state()
+        !case.operation.has_state() && case.operation.is_on_gpu()
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String> {
@@ -104,6 +104,7 @@ struct Call<'a> {
 impl Call<'_> {
     fn run(&self, pass: Pass, lse: bool) -> Result<Results, String> {
         let (problem, data, dtype) = (self.problem, self.data, self.operands.dtype);
+        problem.ensure_on_gpu().map_err(|error| error.to_string())?;
         let wide_out = self.backend.wide_out;
         let outputs = QuadraticOutputs { wide_out, statistic: true };
         let plan = plan_forward(problem, &self.layout(), outputs, &self.backend.facts);

@@ -1,5 +1,6 @@
 //! Cases are data: what is computed on which sizes, and why.
 
+mod beside;
 mod linear;
 mod long;
 mod mixed_chunk;
@@ -11,7 +12,7 @@ use attn_kernels::Sequences;
 use attn_kernels::gau::{GauOptions, MixedChunkOptions};
 use attn_kernels::linear::LinearOptions;
 use attn_kernels::performer::PerformerOptions;
-use attn_kernels::problem::DType;
+use attn_kernels::problem::{DType, Dropout, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, NormOptions};
 
@@ -45,6 +46,21 @@ pub enum Extra {
     Resets,
     /// Log-decay per token, all this many times −1/10 000.
     Constant(u32),
+    /// Attention bias that has these of batch entries, heads, queries and keys; sinks: `Entry::Own` or `Entry::Wide`.
+    Pairs([bool; 4], Entry),
+}
+
+/// Entries of an attention bias or sinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Numbers in the dtype of q.
+    Own,
+    /// Numbers in f32.
+    Wide,
+    /// Numbers in the dtype of q, a fifth of them and every entry of the second row −∞.
+    Holes,
+    /// The same pairs removed by a mask.
+    Keep,
 }
 
 /// A public operation with its options.
@@ -92,6 +108,43 @@ impl Operation {
             Self::MixedChunk(options) => options.bias,
             _ => None,
         }
+    }
+
+    pub fn attention_bias(&self) -> Option<Extra> {
+        match self {
+            Self::Softmax(options) => options.attention_bias,
+            _ => None,
+        }
+    }
+
+    pub fn sinks(&self) -> Option<Extra> {
+        match self {
+            Self::Softmax(options) => options.sinks,
+            _ => None,
+        }
+    }
+
+    /// Whether the attention bias is a mask of pairs.
+    pub fn keeps_pairs(&self) -> bool {
+        matches!(self.attention_bias(), Some(Extra::Pairs(_, Entry::Keep)))
+    }
+
+    pub fn dropout(&self) -> Option<Dropout> {
+        match self {
+            Self::Softmax(options) => options.dropout,
+            _ => None,
+        }
+    }
+
+    /// Whether kernels have it.
+    pub fn is_on_gpu(&self) -> bool {
+        let is_range = |mask: Mask| !mask.has_gaps() && !matches!(mask, Mask::Prefix { .. });
+        let has_mask = match self {
+            Self::Softmax(options) => is_range(options.mask),
+            Self::Gau(options) => is_range(options.mask),
+            _ => true,
+        };
+        has_mask && self.attention_bias().is_none() && self.sinks().is_none() && self.dropout().is_none()
     }
 
     pub fn log_decay(&self) -> Option<Extra> {

@@ -5,7 +5,7 @@ use attn_kernels::problem::{DType, Mask};
 use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, DiagWeight};
 
-use super::{Case, Extra, Operation, in_all_layouts, in_whole_vectors};
+use super::{Case, Extra, Operation, beside, in_all_layouts, in_whole_vectors};
 use crate::common::buffers::Layout;
 
 const CAUSAL: Mask = Mask::Causal;
@@ -37,7 +37,7 @@ fn biased(mask: Mask, bias: Extra) -> Softmax {
 }
 
 pub fn softmax() -> Vec<Case> {
-    [in_all_layouts([softmax_sizes(), softmax_choices()].concat()), softmax_aligned()].concat()
+    [in_all_layouts([softmax_sizes(), softmax_choices(), beside::softmax()].concat()), softmax_aligned()].concat()
 }
 
 /// Rows that start at multiples of 16 bytes, as kernels with tensor copies need them.

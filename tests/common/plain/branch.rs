@@ -5,7 +5,7 @@ use attn_kernels::transnormer::NormScope;
 
 use super::features::Features;
 use super::rows::{Round, Rows, add_scaled, dot};
-use super::weights::{Place, Row, Weights};
+use super::weights::{Place, Row, Weights, column_of, row_of};
 
 /// What turns t = Σ w v and Σ w into an output row.
 #[derive(Clone, Copy)]
@@ -43,6 +43,8 @@ pub struct Gradients {
     pub k: Rows,
     pub v: Rows,
     pub bias: Option<Rows>,
+    pub attention_bias: Option<Rows>,
+    pub sinks: Option<Rows>,
     /// Per token, `[1, B, Hs, M]`.
     pub log_decay: Option<Rows>,
 }
@@ -53,6 +55,8 @@ struct Sweep {
     k: Rows,
     v: Rows,
     bias: Option<Rows>,
+    attention_bias: Option<Rows>,
+    sinks: Option<Rows>,
     /// `[1, B, Hs, M]`
     decay: Option<Rows>,
 }
@@ -140,8 +144,8 @@ impl Branch<'_> {
         for [b, h, i] in sums.t.indices() {
             let (_, row) = self.row(mapped, [b, h, i]);
             let t = sums.t.row_mut([b, h, i]);
-            for (&j, &weight) in row.keys.iter().zip(&row.weights) {
-                add_scaled(t, weight, self.v.row(self.at(&self.v, b, h, j)));
+            for ((&j, &weight), &factor) in row.keys.iter().zip(&row.weights).zip(&row.factors) {
+                add_scaled(t, weight * factor, self.v.row(self.at(&self.v, b, h, j)));
             }
             t.iter_mut().for_each(|t| *t = (self.round)(*t));
             sums.weight.row_mut([b, h, i])[0] = (self.round)(row.weights.iter().sum());
@@ -219,7 +223,12 @@ impl Branch<'_> {
             Weights::Decayed { log_decay, .. } => (None, log_decay.as_ref().map(zeros)),
             _ => (None, None),
         };
-        let mut d = Sweep { q: zeros(&mapped.q), k: zeros(&mapped.k), v: zeros(&self.v), bias, decay };
+        let [attention_bias, sinks] = match &self.weights {
+            Weights::Scores { beside, .. } => [&beside.attention_bias, &beside.sinks].map(|x| x.as_ref().map(zeros)),
+            _ => [None, None],
+        };
+        let (q, k, v) = (zeros(&mapped.q), zeros(&mapped.k), zeros(&self.v));
+        let mut d = Sweep { q, k, v, bias, attention_bias, sinks, decay };
         for at in d_out.indices() {
             let divisor = divisors.row(at)[0];
             self.row_backward(mapped, at, (d_t.row(at), d_sum.row(at)[0], divisor), &mut d);
@@ -230,6 +239,8 @@ impl Branch<'_> {
             k: self.map_backward(&self.k, &mapped.k, d.k, keeps),
             v: d.v.round(self.round),
             bias: d.bias.map(|bias| bias.round(self.round)),
+            attention_bias: d.attention_bias.map(|term| term.round(self.round)),
+            sinks: d.sinks.map(|sinks| sinks.round(self.round)),
             log_decay: d.decay,
         }
     }
@@ -245,15 +256,17 @@ impl Branch<'_> {
         let inside = if self.takes_mean() { 0.0 } else { d_sum };
         let d_weight = |&j: &usize| (self.round)(dot(d_t, self.v.row(self.at(&self.v, b, h, j))) + inside);
         let mut d_weights: Vec<f32> = row.keys.iter().map(d_weight).collect();
+        d_weights.iter_mut().zip(&row.factors).for_each(|(d, factor)| *d *= factor);
         if self.takes_mean() && divisor != 0.0 {
             let mean: f32 = row.recomputed.iter().zip(&d_weights).map(|(weight, d)| weight / divisor * d).sum();
             d_weights.iter_mut().for_each(|d| *d += d_sum - mean);
+            d.sinks.iter_mut().for_each(|sinks| sinks.row_mut([0; 3])[h] += row.sink * (d_sum - mean));
         }
         let d_scores: Vec<f32> = row.slopes.iter().zip(&d_weights).map(|(s, d)| (self.round)(s * d)).collect();
         for (a, &j) in row.keys.iter().enumerate() {
             let d_x = (self.round)(row.inner[a] * d_scores[a]);
             let (query, key) = (self.at(&mapped.q, b, h, i), self.at(&mapped.k, b, h, j));
-            add_scaled(d.v.row_mut(self.at(&self.v, b, h, j)), row.recomputed[a], d_t);
+            add_scaled(d.v.row_mut(self.at(&self.v, b, h, j)), row.recomputed[a] * row.factors[a], d_t);
             add_scaled(d.q.row_mut(query), d_x, mapped.k.row(key));
             add_scaled(d.k.row_mut(key), d_x, mapped.q.row(query));
         }
@@ -261,6 +274,12 @@ impl Branch<'_> {
             let d_bias = d_bias.row_mut([0, 0, if d_bias.shape[2] == 1 { 0 } else { h }]);
             let first = d_bias.len() as i64 / 2 - place.position;
             row.keys.iter().zip(&d_scores).for_each(|(&j, d)| d_bias[(first + j as i64) as usize] += d);
+        }
+        if let Some(term) = &mut d.attention_bias {
+            for (&j, d) in row.keys.iter().zip(&d_scores) {
+                let column = column_of(term, j);
+                term.row_mut(row_of(term, [b, h, i]))[column] += d;
+            }
         }
         if let Some(decay) = &mut d.decay {
             let products = row.weights.iter().zip(&d_weights).map(|(weight, d)| (self.round)(weight * d));

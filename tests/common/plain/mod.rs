@@ -18,7 +18,7 @@ use super::reference::Results;
 use branch::{Branch, Finish};
 use features::Features;
 use rows::{Round, Rows};
-use weights::{Rule, Weights};
+use weights::{Beside, Rule, Weights};
 
 /// How often the implementation can be sampled.
 pub const SAMPLES: usize = 8;
@@ -85,6 +85,9 @@ pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
     results.push("d_k", slice_rows(&d.k.array(), new.clone()));
     results.push("d_v", slice_rows(&d.v.array(), new.clone()));
     results.push("d_bias", d.bias.map(|bias| bias.array()));
+    let d_term = d.attention_bias.filter(|_| !case.operation.keeps_pairs());
+    results.push("d_attention_bias", d_term.map(|term| term.array()));
+    results.push("d_sinks", d.sinks.map(|sinks| sinks.array()));
     let d_log_decay = d.log_decay.filter(|_| !case.has_decay_per_head());
     results.push("d_log_decay", d_log_decay.map(|d| slice_columns(&d.array(), new)));
     results
@@ -133,8 +136,11 @@ fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
     match &case.operation {
         Operation::Softmax(o) => {
             let (scale, cap) = (scaled(o.scale), o.soft_cap.map(|cap| cap as f32));
+            let [attention_bias, sinks] =
+                [&data.extras.attention_bias, &data.extras.sinks].map(|x| x.as_ref().map(Rows::new));
+            let beside = Beside { attention_bias, sinks, dropout: o.dropout };
             (
-                Weights::Scores { mask: o.mask, scale, per_key: false, cap, bias: bias(), rule: Rule::Softmax },
+                Weights::Scores { mask: o.mask, scale, per_key: false, cap, bias: bias(), beside, rule: Rule::Softmax },
                 Finish::Softmax,
             )
         }
@@ -144,7 +150,8 @@ fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
                 DiagWeight::Softmax => (Rule::Softmax, Finish::Softmax),
                 DiagWeight::Relu { epsilon } => (Rule::Relu, Finish::Rms(epsilon as f32, NormScope::Head)),
             };
-            (Weights::Scores { mask, scale: scaled(o.scale), per_key: false, cap: None, bias: None, rule }, finish)
+            let (scale, beside) = (scaled(o.scale), Beside::default());
+            (Weights::Scores { mask, scale, per_key: false, cap: None, bias: None, beside, rule }, finish)
         }
         Operation::Gau(o) => {
             let (scale, finish) = match o.norm {
@@ -155,7 +162,8 @@ fn weights(case: &Case, data: &Data) -> (Weights, Finish) {
             };
             let per_key = o.norm == GauNorm::Length;
             let rule = Rule::ReluSquared;
-            (Weights::Scores { mask: o.mask, scale, per_key, cap: None, bias: bias(), rule }, finish)
+            let beside = Beside::default();
+            (Weights::Scores { mask: o.mask, scale, per_key, cap: None, bias: bias(), beside, rule }, finish)
         }
         Operation::Linear(o) => (linear(o.causal), o.normalizer.map_or(Finish::None, |e| Finish::Sum(e as f32))),
         Operation::Performer(o, _) => (linear(o.causal), Finish::Sum(o.epsilon as f32)),
