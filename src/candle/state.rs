@@ -49,6 +49,17 @@ impl LinearState {
         self.position
     }
 
+    /// The same state outside of the graph: what is computed from it has no gradient by what came before. Between the
+    /// pieces of a sequence this is truncated backpropagation, in memory that does not grow with their number.
+    pub fn detach(&self) -> Self {
+        Self {
+            s: self.s.detach(),
+            z: self.z.detach(),
+            stabilizer: self.stabilizer.as_ref().map(Tensor::detach),
+            position: self.position,
+        }
+    }
+
     /// Bytes that the tensors take.
     pub fn size_in_bytes(&self) -> usize {
         self.tensors().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()

@@ -88,9 +88,9 @@ mod simd;
 mod tile;
 
 pub use calls::{
-    Attention, AttentionGradients, Element, LinearAttention, LinearAttentionGradients, LinearState, MixedChunk,
-    MixedChunkGradients, WithState, diag, gau, linear, linear_with_state, mixed_chunk, mixed_chunk_with_state, norm,
-    norm_with_state, performer, performer_with_state, softmax,
+    Attention, AttentionGradients, Element, LinearAttention, LinearAttentionGradients, LinearState,
+    LinearStateGradient, MixedChunk, MixedChunkGradients, WithState, diag, gau, linear, linear_with_state, mixed_chunk,
+    mixed_chunk_with_state, norm, norm_with_state, performer, performer_with_state, softmax,
 };
 pub use simd::Isa;
 

@@ -10,6 +10,7 @@ mod graph;
 mod linear;
 mod quadratic;
 mod reading;
+mod results;
 mod tensors;
 
 pub use linear::{LinearCall, LinearTensors};

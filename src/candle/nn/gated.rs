@@ -208,7 +208,7 @@ impl Stream<'_> {
     fn whole_chunks(&mut self, [q, k, q_global, k_global, v]: &[Tensor; 5]) -> Result<Tensor> {
         let state = self.state.as_ref();
         let (out, next) = mixed_chunk_attention_with_state(q, k, q_global, k_global, v, self.options, state)?;
-        *self.state = Some(next);
+        *self.state = Some(next.detach());
         Ok(out)
     }
 

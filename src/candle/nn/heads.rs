@@ -134,7 +134,7 @@ impl Heads {
             }
             Contents::Sums(state) => {
                 let (out, next) = self.kernel.advance([&q, &k, &v], self.rotary.as_ref(), state.as_ref())?;
-                *state = Some(next);
+                *state = Some(next.detach());
                 out
             }
             Contents::Chunk(..) => candle_core::bail!("the cache is one of gated units"),

@@ -7,6 +7,7 @@ mod locks;
 mod packed;
 mod refusals;
 mod states;
+mod through_states;
 mod views;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
