@@ -71,6 +71,10 @@ fn direction(data: &mut Data, gradient: &str) -> Array {
     if gradient == "d_log_decay" {
         u.data.iter_mut().zip(&x.data).filter(|(_, g)| **g > -1e-3).for_each(|(u, _)| *u = 0.0);
     }
+    // z may be small, and is divided by.
+    if gradient == "d_state.z" {
+        u.data.iter_mut().zip(&x.data).for_each(|(u, z)| *u *= z.abs().min(1.0));
+    }
     if matches!(gradient, "d_q" | "d_k") {
         for [b, h, i] in rows(&u) {
             let largest = x.row(b, h, i).iter().fold(0f64, |largest, x| largest.max(x.abs()));

@@ -12,8 +12,13 @@ pub(super) use crate::problem::ensure_causal;
 /// ```
 ///
 /// All in f32, f64 for f64 inputs, of a size that does not depend on how many tokens have been seen. A function with
-/// state returns one; handing it to the same function with the next piece continues the sequence. States carry no
-/// gradient: the tensors of a state returned are outside of any graph, tracked ones handed in are refused.
+/// state returns one; handing it to the same function with the next piece continues the sequence.
+///
+/// S and z carry gradients: where anything that they depend on is tracked, so are they, and a state handed in receives
+/// what its outputs and the next state bring. Pieces of a sequence then train as the whole does, in memory that grows
+/// with it; [`detach`](Self::detach) between them truncates. c is the unit that S and z are in, held fixed and never
+/// tracked: outputs depend on it no further than through ε. On CUDA states carry no gradient: those returned are outside of any
+/// graph, tracked ones handed in are refused.
 #[derive(Debug, Clone)]
 pub struct LinearState {
     s: Tensor,

@@ -46,7 +46,9 @@ impl Branch<'_> {
         for at in (0..batch).flat_map(|b| (0..state_heads).map(move |h| [b, h])) {
             let line = self.line(mapped, at, state_heads);
             self.keys_backward(mapped, ends, at, &line, d);
-            self.first_backward(mapped, ends, at, &line, (d_t, d_sum), (&mut s, &mut z));
+            if ends.before > 0 {
+                self.first_backward(mapped, ends, at, &line, (d_t, d_sum), (&mut s, &mut z));
+            }
         }
         Sums { s, z }
     }
