@@ -73,6 +73,14 @@ macro_rules! agreement {
 agreement!(softmax diag gau linear performer norm mixed_chunk);
 
 #[test]
+fn gradients_of_states() {
+    for cases in cases::state_gradients() {
+        assert!(cases.len() >= 25, "{} cases", cases.len());
+        check(&cases, &backends::all());
+    }
+}
+
+#[test]
 fn lists_are_complete() {
     for cases in cases::lists() {
         let name = cases[0].operation.name();

@@ -2,13 +2,14 @@
 
 use attn_kernels::gau::GauNorm;
 use attn_kernels::problem::{DType, Mask};
-use attn_kernels::reference::Array;
+use attn_kernels::reference::{Array, StateGradient};
 
 use crate::common::backends::{self, Backend, Pass};
 use crate::common::cases::{self, Case, Operation};
 use crate::common::compare::Judge;
-use crate::common::data::{Data, concatenate_rows};
+use crate::common::data::{Data, concatenate_columns, concatenate_rows};
 use crate::common::extent::every_second;
+use crate::common::random::Random;
 use crate::common::reference::Results;
 
 fn is_causal(case: &Case) -> bool {
@@ -41,6 +42,78 @@ fn in_pieces(backend: &dyn Backend, case: &Case, data: &Data, dtype: DType, leng
     results.push("out", out);
     results.push_state(state.expect("the linear family has states"));
     results
+}
+
+/// All results over pieces of the given lengths, the gradients from the last piece to the first.
+fn there_and_back(backend: &dyn Backend, case: &Case, data: &Data, dtype: DType, lengths: &[usize]) -> Results {
+    let (mut parts, mut state, mut start) = (Vec::new(), data.state.clone(), 0);
+    for &length in lengths {
+        let (case, mut part) = data.piece(case, start..start + length, start..start + length);
+        (part.state, part.position) = (state, data.position + start);
+        state = backend.run(&case, &part, dtype, Pass::Forward).unwrap().state();
+        start += length;
+        parts.push((case, part));
+    }
+    let (mut d_state, mut back) = (data.d_state.clone(), Vec::new());
+    for (case, mut part) in parts.into_iter().rev() {
+        part.d_state = d_state;
+        let results = backend.run(&case, &part, dtype, Pass::Both).unwrap();
+        let sums = results.get("d_state.s").cloned().zip(results.get("d_state.z").cloned());
+        d_state = sums.map(|(s, z)| StateGradient { s, z });
+        back.push(results);
+    }
+    back.reverse();
+    let mut all = Results::default();
+    for name in ["out", "d_q", "d_k", "d_v", "d_log_decay"] {
+        let pieces = back.iter().filter_map(|part| part.get(name)).cloned();
+        let join = if name == "d_log_decay" { concatenate_columns } else { concatenate_rows };
+        all.push(name, pieces.reduce(|first, second| join(&first, &second)));
+    }
+    all.push_state(state.expect("the linear family has states"));
+    if data.state.is_some() {
+        let StateGradient { s, z } = d_state.expect("that of the first state");
+        all.push("d_state.s", s);
+        all.push("d_state.z", z);
+    }
+    all
+}
+
+/// One to three places at random.
+fn random_cuts(random: &mut Random, length: usize) -> Vec<usize> {
+    let count = 1 + (random.uniform() * 3.0) as usize;
+    let mut places: Vec<usize> = (0..count).map(|_| (random.uniform() * (length + 1) as f64) as usize).collect();
+    places.extend([0, length]);
+    places.sort_unstable();
+    places.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+/// A sequence in pieces trains as the whole.
+#[test]
+fn gradients_of_pieces_are_those_of_the_whole() {
+    let random = &mut Random::new("cuts");
+    let mut complaints = Vec::new();
+    let mut counts = [0; 3];
+    let backends: Vec<_> = backends::all().into_iter().filter(|backend| backend.is_available()).collect();
+    for (index, list) in cases::state_gradients().iter().enumerate() {
+        let cuttable = |case: &&Case| is_causal(case) && case.queries == case.keys && case.queries > 1;
+        for (number, case) in list.iter().filter(cuttable).enumerate() {
+            let dtypes: Vec<_> = case.dtypes.iter().copied().filter(|dtype| *dtype != DType::F16).collect();
+            for dtype in every_second(&dtypes, number) {
+                let data = Data::new(case, dtype);
+                let judge = Judge::new(case, &data, dtype);
+                for backend in &backends {
+                    let lengths = random_cuts(random, case.queries);
+                    counts[index] += 1;
+                    let found = judge.complaints(&there_and_back(backend.as_ref(), case, &data, dtype, &lengths));
+                    let name = backend.name();
+                    complaints
+                        .extend(found.iter().map(|found| format!("{name} {dtype} {case} in {lengths:?}: {found}")));
+                }
+            }
+        }
+    }
+    assert!(counts.iter().all(|&count| count >= 60), "{counts:?}");
+    assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
 }
 
 /// Ways to cut `length` tokens.

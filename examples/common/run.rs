@@ -316,7 +316,8 @@ fn linear_backward<'r, B: Backend>(
         out: room_view::<B>(&outputs.out.tensor)?,
         statistic: statistic.map(room_view::<B>).transpose()?,
         d_out: operand_view::<B>(&operands.d_out)?,
+        d_state: None,
     };
-    let gradients = LinearGradients { q, k, v, log_decay };
+    let gradients = LinearGradients { q, k, v, log_decay, state: None };
     backend.linear_backward(problem, &operands.linear()?, &saved, gradients)
 }

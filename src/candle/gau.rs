@@ -98,8 +98,8 @@ pub fn mixed_chunk_attention(
 /// the output of the whole.
 ///
 /// # Errors
-/// As [`mixed_chunk_attention`]; options that are not causal; a state of another shape or dtype, or tracked, or one
-/// that ends inside a chunk.
+/// As [`mixed_chunk_attention`]; options that are not causal; a state that
+/// [`linear_attention_with_state`](super::linear_attention_with_state) refuses, or one that ends inside a chunk.
 ///
 /// # Example
 /// ```

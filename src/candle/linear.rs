@@ -54,10 +54,11 @@ pub fn linear_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &LinearOpti
 /// handing the state on gives the output of the whole; a piece of one token is a step of generation, in time and
 /// memory that do not depend on how many came before.
 ///
-/// Gradients reach q, k, v and the log-decay of this piece through its output; the state carries none.
+/// Gradients pass through states, so that pieces train as the whole, unless a state is [detached](LinearState::detach).
 ///
 /// # Errors
-/// As [`linear_attention`]; options that are not causal; a state of another shape or dtype, or tracked.
+/// As [`linear_attention`]; options that are not causal; a state of another shape or dtype, one with a tracked stabiliser, or
+/// on CUDA tracked at all.
 ///
 /// # Example
 /// ```
@@ -75,6 +76,28 @@ pub fn linear_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &LinearOpti
 /// let whole = linear_attention(&x, &x, &x, &options)?;
 /// let error = (whole.narrow(2, 29, 1)? - last)?.abs()?.max_all()?.to_scalar::<f32>()?;
 /// assert!(error < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// Training on a long sequence piece by piece, each with what the pieces before have left but without their graph:
+///
+/// ```
+/// use attn_kernels::candle::linear_attention_with_state;
+/// use attn_kernels::linear::LinearOptions;
+/// use candle_core::{Device, Tensor, Var};
+///
+/// let options = LinearOptions { causal: true, ..Default::default() };
+/// let weights = Var::randn(0f32, 0.3, (8, 8), &Device::Cpu)?;
+/// let mut state = None;
+/// for _ in 0..4 {
+///     let x = Tensor::randn(0f32, 1.0, (1, 2, 30, 8), &Device::Cpu)?;
+///     let k = x.broadcast_matmul(&weights)?;
+///     let (out, next) = linear_attention_with_state(&x, &k, &x, &options, state.as_ref())?;
+///     let gradients = out.sqr()?.mean_all()?.backward()?;
+///     weights.set(&(weights.as_tensor() - (gradients.get(&weights).expect("a gradient") * 0.1)?)?)?;
+///     // Without `detach`, the next gradient would go back through this piece, too.
+///     state = Some(next.detach());
+/// }
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn linear_attention_with_state(

@@ -54,7 +54,8 @@ pub fn performer_attention(
 /// so pieces give the output of the whole. The same `omega` must be passed with every piece.
 ///
 /// # Errors
-/// As [`performer_attention`]; options that are not causal; a state of another shape or dtype, or tracked.
+/// As [`performer_attention`]; options that are not causal; a state that
+/// [`linear_attention_with_state`](super::linear_attention_with_state) refuses.
 ///
 /// # Example
 /// ```

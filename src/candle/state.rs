@@ -12,8 +12,13 @@ pub(super) use crate::problem::ensure_causal;
 /// ```
 ///
 /// All in f32, f64 for f64 inputs, of a size that does not depend on how many tokens have been seen. A function with
-/// state returns one; handing it to the same function with the next piece continues the sequence. States carry no
-/// gradient: the tensors of a state returned are outside of any graph, tracked ones handed in are refused.
+/// state returns one; handing it to the same function with the next piece continues the sequence.
+///
+/// S and z carry gradients: where anything that they depend on is tracked, so are they, and a state handed in receives
+/// what its outputs and the next state bring. Pieces of a sequence then train as the whole does, in memory that grows
+/// with it; [`detach`](Self::detach) between them truncates. c is the unit that S and z are in, held fixed and never
+/// tracked: outputs depend on it no further than through ε. On CUDA states carry no gradient: those returned are outside of any
+/// graph, tracked ones handed in are refused.
 #[derive(Debug, Clone)]
 pub struct LinearState {
     s: Tensor,
@@ -47,6 +52,17 @@ impl LinearState {
     /// Keys seen so far; of packed sequences by the longest.
     pub fn position(&self) -> usize {
         self.position
+    }
+
+    /// The same state outside of the graph: what is computed from it has no gradient by what came before. Between the
+    /// pieces of a sequence this is truncated backpropagation, in memory that does not grow with their number.
+    pub fn detach(&self) -> Self {
+        Self {
+            s: self.s.detach(),
+            z: self.z.detach(),
+            stabilizer: self.stabilizer.as_ref().map(Tensor::detach),
+            position: self.position,
+        }
     }
 
     /// Bytes that the tensors take.

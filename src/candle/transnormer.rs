@@ -83,7 +83,8 @@ pub fn norm_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &NormOptions<
 /// [`linear_attention_with_state`](super::linear_attention_with_state).
 ///
 /// # Errors
-/// As [`norm_attention`]; options that are not causal; a state of another shape or dtype, or tracked.
+/// As [`norm_attention`]; options that are not causal; a state that
+/// [`linear_attention_with_state`](super::linear_attention_with_state) refuses.
 ///
 /// # Example
 /// ```

@@ -93,9 +93,9 @@ mod tile;
 
 pub use calls::{
     Attention, AttentionGradients, DeltaAttention, DeltaAttentionGradients, Element, LinearAttention,
-    LinearAttentionGradients, LinearState, MixedChunk, MixedChunkGradients, WithState, delta, diag, gated_linear, gau,
-    generalized_delta, linear, linear_with_state, mixed_chunk, mixed_chunk_with_state, norm, norm_with_state,
-    performer, performer_with_state, softmax,
+    LinearAttentionGradients, LinearState, LinearStateGradient, MixedChunk, MixedChunkGradients, WithState, delta,
+    diag, gated_linear, gau, generalized_delta, linear, linear_with_state, mixed_chunk, mixed_chunk_with_state, norm,
+    norm_with_state, performer, performer_with_state, softmax,
 };
 pub use simd::Isa;
 

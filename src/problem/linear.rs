@@ -351,17 +351,9 @@ impl Linear {
 
     /// Checks the tensors of a state handed in.
     pub fn check_state<T: Operand>(&self, s: &T, z: &T, stabilizer: Option<&T>) -> Result<()> {
-        let shapes = self.state_shapes();
-        let dtype = self.shapes.dtype.accumulator();
-        let check = |argument, tensor: &T, dims: &[usize], names| {
-            let needs: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
-            ensure_shape(self.function, argument, tensor, &needs, names)?;
-            ensure_dtype(self.function, argument, tensor, dtype, "the dtype of sums")
-        };
-        check("state.s", s, &shapes.s, "[batch, heads, features, value width]")?;
-        check("state.z", z, &shapes.z, "[batch, heads, features]")?;
-        match (stabilizer, shapes.stabilizer) {
-            (Some(tensor), Some(dims)) => check("state.stabilizer", tensor, &dims, "[batch, heads]"),
+        self.check_sums(["state.s", "state.z"], s, z)?;
+        match (stabilizer, self.state_shapes().stabilizer) {
+            (Some(tensor), Some(dims)) => self.check_sum("state.stabilizer", tensor, &dims, "[batch, heads]"),
             (None, None) => Ok(()),
             (given, _) => {
                 let got = if given.is_some() { "given" } else { "missing" };
@@ -369,6 +361,25 @@ impl Linear {
                 ensure_value(false, self.function, "state.stabilizer", got, needs)
             }
         }
+    }
+
+    /// Checks tensors in the shapes of S and z.
+    pub(crate) fn check_sums<T: Operand>(&self, names: [&'static str; 2], s: &T, z: &T) -> Result<()> {
+        let shapes = self.state_shapes();
+        self.check_sum(names[0], s, &shapes.s, "[batch, heads, features, value width]")?;
+        self.check_sum(names[1], z, &shapes.z, "[batch, heads, features]")
+    }
+
+    fn check_sum<T: Operand>(
+        &self,
+        argument: &'static str,
+        tensor: &T,
+        dims: &[usize],
+        names: &'static str,
+    ) -> Result<()> {
+        let needs: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
+        ensure_shape(self.function, argument, tensor, &needs, names)?;
+        ensure_dtype(self.function, argument, tensor, self.shapes.dtype.accumulator(), "the dtype of sums")
     }
 }
 

@@ -24,7 +24,7 @@ pub use linear::{Decay, Linear, LinearFinish, LinearShapes, Map, Scan, StateShap
 pub use mask::Mask;
 pub use operands::{
     LinearGradients, LinearInputs, LinearOutputs, LinearSaved, QuadraticGradients, QuadraticInputs, QuadraticSaved,
-    StateMut, StateView,
+    StateGradient, StateMut, StateView,
 };
 pub(crate) use parts::Part;
 pub use quadratic::{PairTerm, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, Weight};

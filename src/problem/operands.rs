@@ -124,7 +124,16 @@ pub struct StateMut<O> {
     pub stabilizer: Option<O>,
 }
 
-/// What the forward pass of the linear engine left behind, and the gradient of its output.
+/// The gradient of a state, in the dtype of sums. The stabiliser, the unit of S and z, is held fixed and has none.
+#[derive(Debug, Clone, Copy)]
+pub struct StateGradient<T> {
+    /// By S: [B, state heads, D', E]
+    pub s: T,
+    /// By z: [B, state heads, D']
+    pub z: T,
+}
+
+/// What the forward pass of the linear engine left behind, and the gradients of its results.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearSaved<V> {
     /// The output [B, H, N, E].
@@ -134,6 +143,8 @@ pub struct LinearSaved<V> {
     pub statistic: Option<V>,
     /// Gradient of the output.
     pub d_out: V,
+    /// Gradient of the state after the last key; `None` is 0.
+    pub d_state: Option<StateGradient<V>>,
 }
 
 /// Where the gradients of the linear engine go; each is overwritten.
@@ -147,6 +158,8 @@ pub struct LinearGradients<O> {
     pub v: O,
     /// As the log-decay, which must be per token.
     pub log_decay: Option<O>,
+    /// As the state handed in, contiguous.
+    pub state: Option<StateGradient<O>>,
 }
 
 /// Refuses room for a result that has the wrong length or dtype.
@@ -296,6 +309,9 @@ impl<V: Operand> LinearSaved<V> {
         let out = [shapes.batch, shapes.heads(), shapes.queries, shapes.value_width].map(Some);
         ensure_shape(function, "out", &self.out, &out, "[batch, heads, queries, value width]")?;
         ensure_shape(function, "d_out", &self.d_out, &out, "[batch, heads, queries, value width]")?;
+        if let Some(StateGradient { s, z }) = &self.d_state {
+            problem.check_sums(["d_state.s", "d_state.z"], s, z)?;
+        }
         let len = problem.statistic_len();
         let Some(statistic) = &self.statistic else {
             return ensure_value(len == 0, function, "statistic", "missing", "that of the forward pass");
@@ -308,7 +324,7 @@ impl<V: Operand> LinearSaved<V> {
 }
 
 impl<O: Elements> LinearGradients<O> {
-    pub(crate) fn check(&self, problem: &Linear) -> Result<()> {
+    pub(crate) fn check<V>(&self, problem: &Linear, inputs: &LinearInputs<V>) -> Result<()> {
         let (function, shapes) = (problem.function, &problem.shapes);
         let LinearShapes { batch, queries, keys, width, value_width, .. } = *shapes;
         let dtype = [shapes.dtype];
@@ -316,6 +332,13 @@ impl<O: Elements> LinearGradients<O> {
         check_output(function, "gradient of k", &self.k, batch * shapes.key_heads * keys * width, &dtype)?;
         let dtypes = [shapes.dtype, shapes.dtype.accumulator()];
         check_output(function, "gradient of v", &self.v, batch * shapes.value_heads * keys * value_width, &dtypes)?;
+        if let Some(StateGradient { s, z }) = &self.state {
+            let given = inputs.state.is_some();
+            ensure_value(given, function, "gradient of state", "asked for", "a state that is handed in")?;
+            let (shapes, sums) = (problem.state_shapes(), [shapes.dtype.accumulator()]);
+            check_output(function, "gradient of state.s", s, shapes.s.iter().product(), &sums)?;
+            check_output(function, "gradient of state.z", z, shapes.z.iter().product(), &sums)?;
+        }
         let Some(log_decay) = &self.log_decay else { return Ok(()) };
         let given = shapes.decay == Decay::Token;
         ensure_value(given, function, "gradient of log_decay", "asked for", "a log-decay per token")?;

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    DeltaInputs, DeltaSaved, LinearInputs, LinearSaved, Operand, QuadraticInputs, QuadraticSaved, Sequences, StateView,
-    View,
+    DeltaInputs, DeltaSaved, LinearInputs, LinearSaved, Operand, QuadraticInputs, QuadraticSaved, Sequences,
+    StateGradient, StateView, View,
 };
 
 /// What is computed alone: a sequence, or all batch entries where nothing is packed.
@@ -31,6 +31,11 @@ impl<'a> View<'a> {
     fn narrow(&self, dimension: usize, range: &Range<usize>) -> Self {
         let start = range.start * self.strides()[dimension];
         self.with_size(self.data().tail(start), dimension, range.len())
+    }
+
+    /// One batch entry.
+    fn entry(&self, index: usize) -> Self {
+        self.narrow(0, &(index..index + 1))
     }
 
     /// The queries or keys of a part: the rows of `[batch, heads, rows, width]`, the last dimension of fewer.
@@ -80,9 +85,16 @@ impl LinearInputs<View<'_>> {
 impl<'a> StateView<View<'a>> {
     /// That of one sequence.
     fn of(&self, index: usize) -> Self {
-        let of = |tensor: &View<'a>| tensor.narrow(0, &(index..index + 1));
+        let of = |tensor: &View<'a>| tensor.entry(index);
         let stabilizer = self.stabilizer.as_ref().map(of);
         Self { s: of(&self.s), z: of(&self.z), stabilizer, position: self.position }
+    }
+}
+
+impl StateGradient<View<'_>> {
+    /// That of one sequence.
+    fn of(&self, index: usize) -> Self {
+        Self { s: self.s.entry(index), z: self.z.entry(index) }
     }
 }
 
@@ -92,6 +104,7 @@ impl LinearSaved<View<'_>> {
             out: self.out.rows(&part.queries),
             statistic: self.statistic.as_ref().map(|statistic| statistic.rows(&part.queries)),
             d_out: self.d_out.rows(&part.queries),
+            d_state: self.d_state.map(|state| part.sequence.map_or(state, |index| state.of(index))),
         }
     }
 }

@@ -2,7 +2,7 @@ use super::array::assert_shape;
 use super::features::Features;
 use super::finish::Finish;
 use super::pairs::{is_kept, shared_head};
-use super::{Array, Gradients, State};
+use super::{Array, Gradients, State, StateGradient};
 use crate::linear::LinearOptions;
 
 /// Linear attention of q `[B, Hq, N, D]`, k `[B, Hk, M, D]`, v `[B, Hv, M, E]`, in its dense form:
@@ -59,6 +59,22 @@ pub fn linear_attention_with_state(
     state: Option<&State>,
 ) -> (Array, State) {
     call(q, k, v, options).recurrent(state)
+}
+
+/// Gradients of ⟨d_out, o⟩ + ⟨d_state, last state⟩ for [`linear_attention_with_state`], by its inputs and by the state given; `d_state` is 0 by default.
+///
+/// # Panics
+/// As [`linear_attention_with_state`], and if the gradients do not fit.
+pub fn linear_attention_with_state_backward(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    options: &LinearOptions<Array>,
+    state: Option<&State>,
+    d_out: &Array,
+    d_state: Option<&StateGradient>,
+) -> (Gradients, StateGradient) {
+    call(q, k, v, options).recurrent_backward(state, d_out, d_state)
 }
 
 pub(super) fn call<'a>(q: &'a Array, k: &'a Array, v: &'a Array, options: &'a LinearOptions<Array>) -> LinearCall<'a> {

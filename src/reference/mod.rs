@@ -30,6 +30,7 @@ mod pairs;
 mod performer;
 mod quadratic;
 mod recurrent;
+mod recurrent_backward;
 mod rotary;
 mod softmax;
 #[cfg(test)]
@@ -39,12 +40,18 @@ mod transnormer;
 pub use array::Array;
 pub use delta::{DeltaGradients, delta_attention, delta_attention_backward};
 pub use gau::{gau_attention, gau_attention_backward};
-pub use linear::{linear_attention, linear_attention_backward, linear_attention_with_state};
+pub use linear::{
+    linear_attention, linear_attention_backward, linear_attention_with_state, linear_attention_with_state_backward,
+};
 pub use mixed_chunk::{
     MixedChunkGradients, mixed_chunk_attention, mixed_chunk_attention_backward, mixed_chunk_attention_recurrent,
 };
-pub use performer::{performer_attention, performer_attention_backward, performer_attention_with_state};
+pub use performer::{
+    performer_attention, performer_attention_backward, performer_attention_with_state,
+    performer_attention_with_state_backward,
+};
 pub use recurrent::State;
+pub use recurrent_backward::StateGradient;
 pub use rotary::{
     rotary_linear_attention, rotary_linear_attention_backward, rotary_norm_attention, rotary_norm_attention_backward,
     rotary_performer_attention, rotary_performer_attention_backward,
@@ -52,6 +59,7 @@ pub use rotary::{
 pub use softmax::{SoftmaxOutput, softmax_attention, softmax_attention_backward};
 pub use transnormer::{
     diag_attention, diag_attention_backward, norm_attention, norm_attention_backward, norm_attention_with_state,
+    norm_attention_with_state_backward,
 };
 
 /// Derivatives of a loss by the inputs of an operation, each in the shape of its input.

@@ -2,7 +2,7 @@ use super::array::assert_shape;
 use super::features::Features;
 use super::finish::Finish;
 use super::linear::LinearCall;
-use super::{Array, Gradients, State};
+use super::{Array, Gradients, State, StateGradient};
 use crate::performer::PerformerOptions;
 
 /// Performer attention of q `[B, Hq, N, D]`, k `[B, Hk, M, D]`, v `[B, Hv, M, E]` with directions ω
@@ -62,6 +62,24 @@ pub fn performer_attention_with_state(
     state: Option<&State>,
 ) -> (Array, State) {
     call(q, k, v, omega, options).recurrent(state)
+}
+
+/// Gradients of ⟨d_out, o⟩ + ⟨d_state, last state⟩ for [`performer_attention_with_state`], by its inputs and by the state given, with the
+/// stabilisers held fixed; `d_state` is 0 by default.
+///
+/// # Panics
+/// As [`performer_attention_with_state`], and if the gradients do not fit.
+pub fn performer_attention_with_state_backward(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    omega: &Array,
+    options: &PerformerOptions<Array>,
+    state: Option<&State>,
+    d_out: &Array,
+    d_state: Option<&StateGradient>,
+) -> (Gradients, StateGradient) {
+    call(q, k, v, omega, options).recurrent_backward(state, d_out, d_state)
 }
 
 pub(super) fn call<'a>(

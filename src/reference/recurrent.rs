@@ -20,6 +20,13 @@ pub struct State {
 impl LinearCall<'_> {
     /// The output after `initial` (the empty state by default), and the state that follows.
     pub fn recurrent(&self, initial: Option<&State>) -> (Array, State) {
+        let mut state = self.begin(initial);
+        let (sums, divisors) = self.run(&mut state);
+        (self.finish.apply(&sums, &divisors), state)
+    }
+
+    /// The state to begin with.
+    pub(super) fn begin(&self, initial: Option<&State>) -> State {
         let mut state = self.empty_state();
         if let Some(initial) = initial {
             assert_shape("state.s", &initial.s, state.s.shape);
@@ -30,15 +37,20 @@ impl LinearCall<'_> {
             }
             state = initial.clone();
         }
+        state
+    }
+
+    /// What queries read, and its divisors; moves `state` behind the last key.
+    pub(super) fn run(&self, state: &mut State) -> (Array, Array) {
         let (batch, heads, queries) = (self.q.shape[0], self.heads(), self.q.shape[2]);
         let mut sums = Array::zeros([batch, heads, queries, self.v.shape[3]]);
         let mut divisors = Array::zeros([batch, heads, queries, 1]);
         for b in 0..batch {
             for state_head in 0..self.state_heads() {
-                self.scan(b, state_head, &mut state, &mut sums, &mut divisors);
+                self.scan(b, state_head, state, &mut sums, &mut divisors);
             }
         }
-        (self.finish.apply(&sums, &divisors), state)
+        (sums, divisors)
     }
 
     fn empty_state(&self) -> State {
@@ -75,10 +87,17 @@ impl LinearCall<'_> {
     }
 
     /// S ← a S + x φ(k_j) v_jᵀ and z ← a z + x φ(k_j), with a the decay and, for a stabiliser that grows from c to
-    /// c', a further factor e^{c − c'}; x brings φ(k_j) to c'. A masked key does nothing.
-    fn absorb(&self, b: usize, state_head: usize, j: usize, state: &mut State, phi: &mut [f64]) {
+    /// c', a further factor e^{c − c'}; x brings φ(k_j) to c'. A masked key does nothing. Returns a and x.
+    pub(super) fn absorb(
+        &self,
+        b: usize,
+        state_head: usize,
+        j: usize,
+        state: &mut State,
+        phi: &mut [f64],
+    ) -> Option<[f64; 2]> {
         if !is_kept(self.key_mask, b, j) {
-            return;
+            return None;
         }
         let head = |x: &Array| shared_head(state_head, self.state_heads(), x.shape[1]);
         let group = self.heads() / self.state_heads();
@@ -102,5 +121,6 @@ impl LinearCall<'_> {
             s.iter_mut().for_each(|s| *s *= carry);
             add_scaled(s, enter * feature, self.v.row(b, head(self.v), j));
         }
+        Some([carry, enter])
     }
 }

@@ -4,7 +4,7 @@ use super::finish::{Finish, rms_norm, rms_norm_backward};
 use super::linear::LinearCall;
 use super::quadratic::{Scores, relu};
 use super::softmax::{softmax, softmax_backward};
-use super::{Array, Gradients, State};
+use super::{Array, Gradients, State, StateGradient};
 use crate::problem::Mask;
 use crate::transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 
@@ -129,6 +129,22 @@ pub fn norm_attention_with_state(
     state: Option<&State>,
 ) -> (Array, State) {
     norm_call(q, k, v, options).recurrent(state)
+}
+
+/// Gradients of ⟨d_out, o⟩ + ⟨d_state, last state⟩ for [`norm_attention_with_state`], by its inputs and by the state given; `d_state` is 0 by default.
+///
+/// # Panics
+/// As [`norm_attention_with_state`], and if the gradients do not fit.
+pub fn norm_attention_with_state_backward(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    options: &NormOptions<Array>,
+    state: Option<&State>,
+    d_out: &Array,
+    d_state: Option<&StateGradient>,
+) -> (Gradients, StateGradient) {
+    norm_call(q, k, v, options).recurrent_backward(state, d_out, d_state)
 }
 
 pub(super) fn norm_call<'a>(

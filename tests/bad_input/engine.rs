@@ -158,11 +158,11 @@ fn linear_backward() {
     let problem = LinearOptions::default().problem("linear_attention", &q, &q, &q).unwrap();
     let inputs = LinearInputs { q, k: q, v: q, key_mask: None, log_decay: None, omega: None, state: None };
     let statistic = View::contiguous(rows.slice_from(0), &DIMS[..3]).unwrap();
-    let saved = LinearSaved { out: q, statistic: Some(statistic), d_out: q };
+    let saved = LinearSaved { out: q, statistic: Some(statistic), d_out: q, d_state: None };
     let run =
         |inputs: &LinearInputs<'_>, saved: &LinearSaved<'_>, mut buffers: [Buffer; 3], decay: Option<SliceMut<'_>>| {
             let [q, k, v] = buffers.each_mut().map(Buffer::slice_mut);
-            linear::backward(&problem, inputs, saved, LinearGradients { q, k, v, log_decay: decay })
+            linear::backward(&problem, inputs, saved, LinearGradients { q, k, v, log_decay: decay, state: None })
         };
     run(&inputs, &saved, gradients(None), None).unwrap();
     let names = ["gradient of q", "gradient of k", "gradient of v"];

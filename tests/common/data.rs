@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use attn_kernels::problem::{DType, Mask};
 use attn_kernels::random_features::{FeatureKind, random_features};
-use attn_kernels::reference::{Array, State};
+use attn_kernels::reference::{Array, State, StateGradient};
 
 use super::buffers::round;
 use super::cases::{Case, Entry, Extra, Operation};
 use super::options::Extras;
 use super::random::Random;
-use super::reference::state_after;
+use super::reference::{state_after, with_state};
 
 /// Inputs in f64, representable in the dtype of the run; optional tensors in the shapes of the reference.
 #[derive(Debug, Clone)]
@@ -29,6 +29,7 @@ pub struct Data {
     pub position: usize,
     pub d_out: Array,
     pub d_lse: Option<Array>,
+    pub d_state: Option<StateGradient>,
 }
 
 /// Earlier tokens; never masked.
@@ -81,14 +82,20 @@ impl Data {
             sinks
         });
         let extras = Extras { key_mask, bias, log_decay, attention_bias, sinks };
+        let position = case.prefix;
         let mut data =
-            Self { q, k, v, global, extras, omega, prefix, state: None, position: case.prefix, d_out, d_lse };
+            Self { q, k, v, global, extras, omega, prefix, state: None, position, d_out, d_lse, d_state: None };
         data.state = data.prefix.as_ref().map(|prefix| {
             let mut state = state_after(case, prefix, data.omega.as_ref());
             let arrays = [&mut state.s, &mut state.z].into_iter().chain(&mut state.stabilizer);
             arrays.for_each(|array| array.data.iter_mut().for_each(|x| *x = round(accumulator, *x)));
             state
         });
+        if case.state_gradient {
+            let State { s, z, .. } = with_state(case, &data, None).1;
+            data.d_state =
+                Some(StateGradient { s: normal(s.shape, 1.0, accumulator), z: normal(z.shape, 1.0, accumulator) });
+        }
         data
     }
 }
@@ -247,7 +254,7 @@ pub fn concatenate_rows(first: &Array, second: &Array) -> Array {
 }
 
 /// [.., N] and [.., M] as [.., N + M].
-fn concatenate_columns(first: &Array, second: &Array) -> Array {
+pub fn concatenate_columns(first: &Array, second: &Array) -> Array {
     let n = first.shape[3];
     let shape = [first.shape[0], first.shape[1], first.shape[2], n + second.shape[3]];
     Array::from_fn(shape, |[a, b, h, j]| if j < n { first.row(a, b, h)[j] } else { second.row(a, b, h)[j - n] })

@@ -1,6 +1,6 @@
 //! What the f64 reference says of a case.
 
-use attn_kernels::reference::{self, Array, Gradients, MixedChunkGradients, State};
+use attn_kernels::reference::{self, Array, Gradients, MixedChunkGradients, State, StateGradient};
 
 use super::cases::{Case, Operation};
 use super::data::{Data, Prefix, slice_columns, slice_rows};
@@ -45,6 +45,17 @@ impl Results {
         self.push("d_log_decay", gradients.log_decay);
     }
 
+    /// Through the states at both ends.
+    fn push_gradients_with_state(&mut self, case: &Case, data: &Data) {
+        let (mut gradients, d_state) = gradients_with_state(case, data);
+        gradients.log_decay = gradients.log_decay.filter(|_| !case.has_decay_per_head());
+        self.push_gradients(gradients);
+        if data.state.is_some() {
+            self.push("d_state.s", d_state.s);
+            self.push("d_state.z", d_state.z);
+        }
+    }
+
     fn push_mixed_gradients(&mut self, gradients: MixedChunkGradients) {
         self.push("d_q", gradients.q_quad);
         self.push("d_k", gradients.k_quad);
@@ -57,7 +68,7 @@ impl Results {
 
 /// Whether a result is in the accumulator's dtype whatever that of the inputs.
 pub fn is_accumulated(name: &str) -> bool {
-    name == "log_sum_exp" || name == "d_log_decay" || name.starts_with("state.")
+    name == "log_sum_exp" || name == "d_log_decay" || name.starts_with("state.") || name.starts_with("d_state.")
 }
 
 pub fn expected(case: &Case, data: &Data) -> Results {
@@ -95,7 +106,10 @@ pub fn expected(case: &Case, data: &Data) -> Results {
             let recurrent = with_state(case, data, data.state.as_ref());
             results.push("out", if data.state.is_some() { recurrent.0 } else { dense(case, data) });
             results.push_state(recurrent.1);
-            results.push_gradients(linear_gradients(case, data));
+            match &data.d_state {
+                None => results.push_gradients(linear_gradients(case, data)),
+                Some(_) => results.push_gradients_with_state(case, data),
+            }
         }
     }
     results
@@ -129,6 +143,27 @@ fn recurrent(
             reference::performer_attention_with_state(q, k, v, omega, &options.with(extras), state)
         }
         _ => panic!("{} has no state", operation.name()),
+    }
+}
+
+/// The gradients of the recurrent form, a gradient of the last state included, and that of the first state.
+pub fn gradients_with_state(case: &Case, data: &Data) -> (Gradients, StateGradient) {
+    let Data { q, k, v, extras, d_out, state, d_state, .. } = data;
+    let (extras, state, d_state) = (extras.clone(), state.as_ref(), d_state.as_ref());
+    match &case.operation {
+        Operation::Linear(options) => {
+            let options = options.with(extras);
+            reference::linear_attention_with_state_backward(q, k, v, &options, state, d_out, d_state)
+        }
+        Operation::Norm(options) => {
+            let options = options.with(extras);
+            reference::norm_attention_with_state_backward(q, k, v, &options, state, d_out, d_state)
+        }
+        Operation::Performer(options, _) => {
+            let (omega, options) = (data.omega.as_ref().expect("ω of a Performer"), options.with(extras));
+            reference::performer_attention_with_state_backward(q, k, v, omega, &options, state, d_out, d_state)
+        }
+        operation => panic!("{} has no state", operation.name()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Results as nodes of candle's graph.
 //!
-//! A candle operation has at most three inputs. When a fourth one (bias or log-decay) is tracked, q and k enter
+//! A candle operation has at most three inputs. When a fourth one (bias, log-decay or state) is tracked, q and k enter
 //! through a token: a tensor of one element, with the shape of both gradients end to end, which hands them on.
 
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +21,11 @@ pub trait Node: Send + Sync + 'static {
 
     /// The gradients of the inputs, given the result and its gradient.
     fn backward(&self, result: &Tensor, gradient: &Tensor) -> Result<Gradients>;
+
+    /// The gradient of v or, where there is one, of the extra input, from that of the result, without any token.
+    fn without_tokens(&self, input: &Tensor, _: &Tensor) -> Result<Tensor> {
+        zero(input)
+    }
 }
 
 /// Differentiable inputs of either engine.
@@ -29,7 +34,7 @@ pub struct Inputs<'a> {
     pub q: &'a Tensor,
     pub k: &'a Tensor,
     pub v: &'a Tensor,
-    /// Bias or log-decay, if tracked.
+    /// Bias, log-decay or state, if tracked.
     pub extra: Option<&'a Tensor>,
 }
 
@@ -39,6 +44,8 @@ pub struct Gradients {
     qk: Buffer,
     v: Buffer,
     extra: Option<Buffer>,
+    /// The same where it is made of several.
+    pub several: Option<Tensor>,
 }
 
 /// Where the gradients go.
@@ -57,6 +64,7 @@ impl Gradients {
             qk: buffer(device, q.dtype(), q.elem_count() + k.elem_count())?,
             v: buffer(device, v.dtype(), v.elem_count())?,
             extra: extra.map(|extra| buffer(device, extra.dtype(), extra.elem_count())).transpose()?,
+            several: None,
         })
     }
 
@@ -71,7 +79,7 @@ impl Gradients {
 pub fn attach(node: impl Node, result: Buffer, shape: impl Into<Shape>) -> Result<Tensor> {
     let Inputs { q, k, v, extra } = node.inputs();
     let (q, k, v, extra) = (q.clone(), k.clone(), v.clone(), extra.cloned());
-    let join = Join { node, result: Mutex::new(Some(result.storage)), shape: shape.into() };
+    let join = Join { result: Ready::new(node.name(), result, shape), node };
     match extra {
         None => q.apply_op3(&k, &v, join),
         Some(extra) => q.apply_op2(&k, Token)?.apply_op3(&v, &extra, join),
@@ -81,20 +89,39 @@ pub fn attach(node: impl Node, result: Buffer, shape: impl Into<Shape>) -> Resul
 /// The operation on (q, k, v) or (token of q and k, v, extra).
 struct Join<N> {
     node: N,
-    /// Until candle asks for it.
-    result: Mutex<Option<Storage>>,
+    result: Ready,
+}
+
+/// A result that candle has yet to ask for.
+pub struct Ready {
+    name: &'static str,
+    storage: Mutex<Option<Storage>>,
     shape: Shape,
 }
 
-impl<N: Node> Join<N> {
-    fn take(&self) -> Result<Storage> {
-        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
-        result.ok_or_else(|| Error::msg(format!("{}: asked twice for its result", self.node.name())))
+impl Ready {
+    pub fn new(name: &'static str, result: Buffer, shape: impl Into<Shape>) -> Self {
+        Self { name, storage: Mutex::new(Some(result.storage)), shape: shape.into() }
     }
-}
 
-fn elsewhere(name: &str) -> Error {
-    Error::msg(format!("{name}: the result is on another device than the inputs"))
+    fn take(&self) -> Result<Storage> {
+        let storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner).take();
+        storage.ok_or_else(|| Error::msg(format!("{}: asked twice for its result", self.name)))
+    }
+
+    pub fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        let Storage::Cpu(result) = self.take()? else { return Err(self.elsewhere()) };
+        Ok((result, self.shape.clone()))
+    }
+
+    pub fn on_cuda(&self) -> Result<(CudaStorage, Shape)> {
+        let Storage::Cuda(result) = self.take()? else { return Err(self.elsewhere()) };
+        Ok((result, self.shape.clone()))
+    }
+
+    fn elsewhere(&self) -> Error {
+        Error::msg(format!("{}: the result is on another device than the inputs", self.name))
+    }
 }
 
 impl<N: Node> CustomOp3 for Join<N> {
@@ -111,8 +138,7 @@ impl<N: Node> CustomOp3 for Join<N> {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Storage::Cpu(result) = self.take()? else { return Err(elsewhere(self.name())) };
-        Ok((result, self.shape.clone()))
+        self.result.on_cpu()
     }
 
     fn cuda_fwd(
@@ -124,8 +150,7 @@ impl<N: Node> CustomOp3 for Join<N> {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let Storage::Cuda(result) = self.take()? else { return Err(elsewhere(self.name())) };
-        Ok((result, self.shape.clone()))
+        self.result.on_cuda()
     }
 
     fn bwd(
@@ -138,13 +163,14 @@ impl<N: Node> CustomOp3 for Join<N> {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let inputs = self.node.inputs();
         if inputs.q.elem_count() + inputs.k.elem_count() == 0 {
-            let zero = |input: &Tensor| zero(input).map(|gradient| input.track_op().then_some(gradient));
-            return Ok((zero(first)?, zero(second)?, zero(third)?));
+            let tracked = |input: &Tensor, gradient| input.track_op().then_some(gradient);
+            let last = self.node.without_tokens(third, gradient)?;
+            return Ok((tracked(first, zero(first)?), tracked(second, zero(second)?), tracked(third, last)));
         }
-        let Gradients { qk, v, extra } = self.node.backward(result, gradient)?;
+        let Gradients { qk, v, extra, several } = self.node.backward(result, gradient)?;
         let (qk, v) = (tensor(qk, inputs.q.elem_count() + inputs.k.elem_count()), tensor(v, inputs.v.shape()));
-        let gradients = match extra {
-            Some(extra) => (qk, v, tensor(extra, third.shape())),
+        let gradients = match several.or(extra.map(|extra| tensor(extra, third.shape()))) {
+            Some(extra) => (qk, v, extra),
             None => {
                 let (q, k) = split(&qk, first, second)?;
                 (q, k, v)
@@ -180,7 +206,7 @@ impl CustomOp2 for Token {
 }
 
 /// The gradient of an input where nothing is computed.
-fn zero(input: &Tensor) -> Result<Tensor> {
+pub fn zero(input: &Tensor) -> Result<Tensor> {
     match input.elem_count() {
         0 => Ok(tensor(buffer(input.device(), input.dtype(), 0)?, input.shape())),
         _ => input.zeros_like(),

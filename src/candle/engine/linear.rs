@@ -3,11 +3,14 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::backend::{Backend, on_device};
-use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
+use super::graph::{GradientRooms, Gradients, Inputs, Node, Ready, attach, zero};
 use super::reading::{Readings, read};
+use super::results::{Results, Returned};
 use super::tensors::{Admission, Buffer, accumulator, buffer, is_cut, rows, tensor, viewable};
 use crate::candle::LinearState;
-use crate::problem::{Decay, Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView};
+use crate::problem::{
+    Decay, Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateGradient, StateMut, StateView,
+};
 
 /// The tensors of a call that may be absent.
 #[derive(Default)]
@@ -72,7 +75,8 @@ impl LinearCall {
             return Tensor::cat(&outs, 2);
         }
         let (out, statistic) = self.forward(dtype, None)?;
-        self.attach(out, statistic)
+        let shape = self.output_shape();
+        attach(OutputNode::new(self, statistic, None)?, out, &shape[..])
     }
 
     /// The output in the dtype of q, and the state after the last key.
@@ -92,8 +96,41 @@ impl LinearCall {
         let (out, statistic) = self.forward(dtype, Some(&mut room))?;
         let position = self.state.as_ref().map_or(0, LinearState::position);
         let position = position.saturating_add(self.problem.shapes.longest());
-        let state = room.into_state(&self.problem, position);
-        Ok((self.attach(out, statistic)?, state))
+        let shape = self.output_shape();
+        if !self.is_tracked() {
+            return Ok((tensor(out, &shape[..]), room.into_state(&self.problem, position)));
+        }
+        if !self.q.device().is_cpu() {
+            let state = room.into_state(&self.problem, position);
+            return Ok((attach(OutputNode::new(self, statistic, None)?, out, &shape[..])?, state));
+        }
+        let (name, shapes) = (self.problem.function, self.problem.state_shapes());
+        let StateRoom { s, z, stabilizer } = room;
+        let results = Results::<3>::default();
+        let token = Results::<3>::token(self.q.device())?;
+        let token = attach(OutputNode::new(self, statistic, Some(results.clone()))?, token, 3)?;
+        let hand_out = |index, result, dims: &[usize]| results.hand_out(&token, index, Ready::new(name, result, dims));
+        let stabilizer = stabilizer.zip(shapes.stabilizer).map(|(room, dims)| tensor(room, &dims[..]));
+        let (s, z) = (hand_out(1, s, &shapes.s)?, hand_out(2, z, &shapes.z)?);
+        Ok((hand_out(0, out, &shape)?, LinearState::new(s, z, stabilizer, position)))
+    }
+
+    /// B, H, N, E
+    fn output_shape(&self) -> [usize; 4] {
+        let shapes = &self.problem.shapes;
+        [shapes.batch, shapes.heads(), shapes.queries, shapes.value_width]
+    }
+
+    /// Those of the log-decay, S and z that receive a gradient.
+    fn extras(&self) -> [Option<&Tensor>; 3] {
+        let state = self.state.as_ref();
+        let extras = [self.log_decay.as_ref(), state.map(LinearState::s), state.map(LinearState::z)];
+        extras.map(|extra| extra.filter(|extra| extra.track_op()))
+    }
+
+    fn is_tracked(&self) -> bool {
+        let rows = [&self.q, &self.k, self.wide_v.as_ref().unwrap_or(&self.v)];
+        rows.into_iter().chain(self.extras().into_iter().flatten()).any(Tensor::track_op)
     }
 
     /// The call of each sequence.
@@ -163,27 +200,19 @@ impl LinearCall {
         });
         Ok((out, statistic))
     }
-
-    fn attach(self, out: Buffer, statistic: Buffer) -> Result<Tensor> {
-        let shapes = &self.problem.shapes;
-        let (batch, heads, queries) = (shapes.batch, shapes.heads(), shapes.queries);
-        let shape = [batch, heads, queries, shapes.value_width];
-        let statistic = match self.problem.statistic_len() {
-            0 => None,
-            len if len == batch * heads * queries => Some(tensor(statistic, (batch, heads, queries))),
-            _ => Some(tensor(statistic, (batch, queries))),
-        };
-        attach(OutputNode { call: self, statistic }, out, &shape[..])
-    }
 }
 
 /// A state handed in, ready to be viewed.
 fn admit_state(problem: &Linear, admission: Admission<'_>, state: &LinearState) -> Result<LinearState> {
     let stabilizer = state.stabilizer();
     problem.check_state(state.s(), state.z(), stabilizer)?;
+    let admit = |argument, tensor: &Tensor| match tensor.device().is_cpu() {
+        true => admission.differentiable(argument, tensor),
+        false => admission.constant(argument, tensor),
+    };
     Ok(LinearState::new(
-        admission.constant("state.s", state.s())?,
-        admission.constant("state.z", state.z())?,
+        admit("state.s", state.s())?,
+        admit("state.z", state.z())?,
         stabilizer.map(|stabilizer| admission.constant("state.stabilizer", stabilizer)).transpose()?,
         state.position(),
     ))
@@ -207,6 +236,11 @@ impl StateRoom {
         })
     }
 
+    /// For its gradient.
+    fn of_gradient(device: &Device, problem: &Linear, dtype: DType) -> Result<Self> {
+        Ok(Self { stabilizer: None, ..Self::new(device, problem, dtype)? })
+    }
+
     fn rooms<B: Backend>(&mut self, backend: &B) -> Result<StateMut<B::Room<'_>>> {
         Ok(StateMut {
             s: backend.room(&mut self.s)?,
@@ -222,10 +256,67 @@ impl StateRoom {
     }
 }
 
-/// The way back from the output.
+/// The way back from the output, or from all results.
 struct OutputNode {
     call: LinearCall,
     statistic: Option<Tensor>,
+    /// What stands for the log-decay and the state in the graph, if tracked: the one, or all end to end.
+    extra: Option<Tensor>,
+    /// The output, S and z.
+    results: Option<Results<3>>,
+}
+
+impl OutputNode {
+    fn new(call: LinearCall, statistic: Buffer, results: Option<Results<3>>) -> Result<Self> {
+        let [batch, heads, queries, _] = call.output_shape();
+        let statistic = match call.problem.statistic_len() {
+            0 => None,
+            len if len == batch * heads * queries => Some(tensor(statistic, (batch, heads, queries))),
+            _ => Some(tensor(statistic, (batch, queries))),
+        };
+        let extra = end_to_end(call.extras().into_iter().flatten().cloned().collect())?;
+        Ok(Self { call, statistic, extra, results })
+    }
+
+    /// What the output has received, and what S and z have.
+    fn returned(&self, result: &Tensor, gradient: &Tensor) -> Result<(Returned, Option<StateGradient<Tensor>>)> {
+        let alone = || Returned { result: result.clone(), gradient: gradient.clone() };
+        let Some(results) = &self.results else { return Ok((alone(), None)) };
+        let [out, s, z] = results.collect(gradient)?;
+        let out = match out {
+            Some(out) => out,
+            None => {
+                let [.., width] = self.call.output_shape();
+                let row = Tensor::zeros((1, 1, 1, width), self.call.q.dtype(), self.call.q.device())?;
+                let zeros = row.broadcast_as(&self.call.output_shape()[..])?;
+                Returned { result: zeros.clone(), gradient: zeros }
+            }
+        };
+        if s.is_none() && z.is_none() {
+            return Ok((out, None));
+        }
+        let (shapes, sums) = (self.call.problem.state_shapes(), accumulator(self.call.q.dtype()));
+        let viewed = |returned: Option<Returned>, dims: &[usize]| match returned {
+            Some(returned) => viewable(&returned.gradient),
+            None => Tensor::zeros(dims, sums, self.call.q.device()),
+        };
+        Ok((out, Some(StateGradient { s: viewed(s, &shapes.s)?, z: viewed(z, &shapes.z)? })))
+    }
+
+    /// Of the gradients of the log-decay, S and z those that are wanted, as the extra input is.
+    fn wanted(&self, gradients: [Option<Tensor>; 3]) -> Result<Option<Tensor>> {
+        let wanted = self.call.extras().into_iter().zip(gradients).filter(|(extra, _)| extra.is_some());
+        end_to_end(wanted.filter_map(|(_, gradient)| gradient).collect())
+    }
+}
+
+/// The one, or all end to end.
+fn end_to_end(mut tensors: Vec<Tensor>) -> Result<Option<Tensor>> {
+    if tensors.len() < 2 {
+        return Ok(tensors.pop());
+    }
+    let flat: Vec<Tensor> = tensors.iter().map(Tensor::flatten_all).collect::<Result<_>>()?;
+    Tensor::cat(&flat, 0).map(Some)
 }
 
 impl Node for OutputNode {
@@ -234,27 +325,56 @@ impl Node for OutputNode {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        let LinearCall { q, k, v, wide_v, log_decay, .. } = &self.call;
-        let v = wide_v.as_ref().unwrap_or(v);
-        Inputs { q, k, v, extra: log_decay.as_ref().filter(|log_decay| log_decay.track_op()) }
+        let LinearCall { q, k, v, wide_v, .. } = &self.call;
+        Inputs { q, k, v: wide_v.as_ref().unwrap_or(v), extra: self.extra.as_ref() }
     }
 
-    fn backward(&self, out: &Tensor, d_out: &Tensor) -> Result<Gradients> {
-        let mut gradients = Gradients::new(self.inputs())?;
-        on_device!(self.call.q.device(), backend => {
-            let d_out = viewable(d_out)?;
-            let GradientRooms { q, k, v, extra: log_decay } = gradients.rooms(backend, self.inputs())?;
-            let rooms = LinearGradients { q, k, v, log_decay };
-            let saved: Vec<&Tensor> = [out, &d_out].into_iter().chain(&self.statistic).collect();
+    fn backward(&self, result: &Tensor, gradient: &Tensor) -> Result<Gradients> {
+        let (Returned { result: out, gradient: d_out }, d_state) = self.returned(result, gradient)?;
+        let (problem, device) = (&self.call.problem, self.call.q.device());
+        let [log_decay, s, z] = self.call.extras();
+        let rows = Inputs { extra: None, ..self.inputs() };
+        let mut gradients = Gradients::new(rows)?;
+        let mut d_log = log_decay.map(|g| buffer(device, g.dtype(), g.elem_count())).transpose()?;
+        let mut d_first = s.or(z).map(|sums| StateRoom::of_gradient(device, problem, sums.dtype())).transpose()?;
+        on_device!(device, backend => {
+            let d_out = viewable(&d_out)?;
+            let GradientRooms { q, k, v, .. } = gradients.rooms(backend, rows)?;
+            let log_decay = d_log.as_mut().map(|d_log| backend.room(d_log)).transpose()?;
+            let state = d_first.as_mut().map(|d_first| d_first.rooms(backend)).transpose()?;
+            let state = state.map(|StateMut { s, z, .. }| StateGradient { s, z });
+            let rooms = LinearGradients { q, k, v, log_decay, state };
+            let ends = d_state.iter().flat_map(|StateGradient { s, z }| [s, z]);
+            let saved: Vec<&Tensor> = [&out, &d_out].into_iter().chain(&self.statistic).chain(ends).collect();
             self.call.compute(backend, &saved, |inputs, readings| {
+                let view = |tensor: &Tensor| readings.view(backend, tensor);
+                let d_state = d_state.as_ref().map(|StateGradient { s, z }| -> Result<_> {
+                    Ok(StateGradient { s: view(s)?, z: view(z)? })
+                });
                 let saved = LinearSaved {
-                    out: readings.view(backend, out)?,
+                    out: view(&out)?,
                     statistic: readings.optional(backend, self.statistic.as_ref())?,
-                    d_out: readings.view(backend, &d_out)?,
+                    d_out: view(&d_out)?,
+                    d_state: d_state.transpose()?,
                 };
-                Ok(backend.linear_backward(&self.call.problem, inputs, &saved, rooms)?)
+                Ok(backend.linear_backward(problem, inputs, &saved, rooms)?)
             })?
         });
+        let d_log = d_log.zip(log_decay).map(|(d_log, log_decay)| tensor(d_log, log_decay.shape()));
+        let shapes = problem.state_shapes();
+        let (s, z) = d_first.map(|StateRoom { s, z, .. }| (tensor(s, &shapes.s[..]), tensor(z, &shapes.z[..]))).unzip();
+        gradients.several = self.wanted([d_log, s, z])?;
         Ok(gradients)
+    }
+
+    fn without_tokens(&self, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        if self.extra.is_none() {
+            return zero(input);
+        }
+        // The gradient of a state passes.
+        let (s, z) = self.returned(gradient, gradient)?.1.map(|StateGradient { s, z }| (s, z)).unzip();
+        let [log_decay, first_s, first_z] = self.call.extras().map(|extra| extra.map(zero).transpose());
+        let wanted = self.wanted([log_decay?, s.or(first_s?), z.or(first_z?)])?;
+        wanted.map_or_else(|| zero(input), Ok)
     }
 }

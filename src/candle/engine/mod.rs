@@ -11,6 +11,7 @@ mod graph;
 mod linear;
 mod quadratic;
 mod reading;
+mod results;
 mod tensors;
 
 pub use delta::{DeltaCall, DeltaTensors};

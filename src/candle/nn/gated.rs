@@ -4,7 +4,7 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::batch::Batch;
-use super::cache::{Cache, Contents, Rows, detached};
+use super::cache::{Cache, Contents, Rows};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::pieces::{Piece, positions, side_by_side};
@@ -216,7 +216,7 @@ impl Stream<'_> {
     fn whole_chunks(&mut self, [q, k, q_global, k_global, v]: &[Tensor; 5]) -> Result<Tensor> {
         let state = self.state.as_ref();
         let (out, next) = mixed_chunk_attention_with_state(q, k, q_global, k_global, v, self.options, state)?;
-        *self.state = Some(detached(&next));
+        *self.state = Some(next.detach());
         Ok(out)
     }
 

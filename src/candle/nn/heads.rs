@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::batch::Batch;
-use super::cache::{Cache, Contents, detached, kept_rows};
+use super::cache::{Cache, Contents, kept_rows};
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::omega::Omega;
@@ -211,7 +211,7 @@ impl Kernel {
             }
             Contents::Sums(state) => {
                 let (out, next) = self.advance([q, k, v], rotary, state.as_ref())?;
-                *state = Some(detached(&next));
+                *state = Some(next.detach());
                 Ok(out)
             }
             Contents::Chunk(..) => candle_core::bail!("the cache is one of gated units"),

@@ -9,6 +9,7 @@ mod packed;
 mod refusals;
 mod softmax;
 mod states;
+mod through_states;
 mod views;
 
 use candle_core::{DType, Device, Result, Tensor, Var};

@@ -70,13 +70,16 @@ fn states() -> Result<()> {
     assert_refused(with(z.clone(), z.clone(), None), &[function, "state.s"]);
     assert_refused(with(s.clone(), z.to_dtype(DType::F32)?, None), &[function, "state.z", "f64"]);
     assert_refused(with(s.clone(), z.clone(), Some(z.clone())), &[function, "state.stabilizer"]);
-    let tracked = Var::from_tensor(&s)?.into_inner();
-    assert_refused(with(tracked, z.clone(), None), &[function, "state.s", "tracked for gradients"]);
 
     let omega = random(&[8, 3], 2)?;
     let options = PerformerOptions { causal: true, ..Default::default() };
     let result = performer_attention_with_state(&x, &x, &x, &omega, &options, Some(&state));
     assert_refused(result, &["performer_attention_with_state", "state"]);
+    let (_, of_performer) = performer_attention_with_state(&x, &x, &x, &omega, &options, None)?;
+    let tracked = of_performer.stabilizer().map(|c| Var::from_tensor(c).map(Var::into_inner)).transpose()?;
+    let tracked = LinearState::new(of_performer.s().clone(), of_performer.z().clone(), tracked, 5);
+    let result = performer_attention_with_state(&x, &x, &x, &omega, &options, Some(&tracked));
+    assert_refused(result, &["performer_attention_with_state", "state.stabilizer", "tracked for gradients"]);
 
     // A position at the end of the range does not overflow.
     let last = LinearState::new(s, z, None, usize::MAX);

@@ -1,9 +1,11 @@
-use super::super::linear::{self, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView};
+use super::super::linear::{
+    self, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateGradient, StateMut, StateView,
+};
 use super::element::{Conversion, Element, ensure_element, like, view, zeros};
 use crate::Result;
 use crate::linear::LinearOptions;
 use crate::performer::PerformerOptions;
-use crate::problem::{Decay, Linear, StateShapes, View, ensure_causal};
+use crate::problem::{self, Decay, Linear, StateShapes, View, ensure_causal};
 use crate::transnormer::NormOptions;
 
 /// What [`linear()`], [`performer`] and [`norm`] return: the output, and what its gradients are made from.
@@ -28,6 +30,31 @@ pub struct LinearAttentionGradients<T: Element> {
     pub v: Vec<T>,
     /// `[B, H, M]`, when there is a log-decay per token.
     pub log_decay: Option<Vec<T::Sum>>,
+    /// Of the state handed in, where [`backward_with_state`](LinearAttention::backward_with_state) is asked.
+    pub state: Option<LinearStateGradient<T::Sum>>,
+}
+
+/// The gradient of a [`LinearState`]. The stabiliser, the unit of S and z, is held fixed and has none.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearStateGradient<S> {
+    /// By S: `[B, H, D', E]`, row-major.
+    pub s: Vec<S>,
+    /// By z: `[B, H, D']`.
+    pub z: Vec<S>,
+}
+
+impl<S: Element> LinearStateGradient<S> {
+    fn zeros(shapes: StateShapes) -> Self {
+        Self { s: zeros(&shapes.s), z: zeros(&shapes.z) }
+    }
+
+    fn view(&self, function: &'static str, shapes: StateShapes) -> Result<StateGradient<'_>> {
+        let Self { s, z } = self;
+        Ok(StateGradient {
+            s: view(function, "d_state.s", s, &shapes.s)?,
+            z: view(function, "d_state.z", z, &shapes.z)?,
+        })
+    }
 }
 
 /// The sums that causal attention carries from one piece of a sequence to the next, with H the larger of key heads and
@@ -118,13 +145,20 @@ pub(super) fn forward<T: Element, O: Element>(
     Ok((out, statistic))
 }
 
-/// From the output and the statistic, and the gradient of the output: all gradients but that of v, which is left empty and
+/// The gradients of a call's results: of the output, and of the state, which, if asked for, makes that of the state handed in
+/// wanted as well.
+pub(super) struct Returned<'d, T: Element> {
+    pub out: &'d [T],
+    pub state: Option<Option<&'d LinearStateGradient<T::Sum>>>,
+}
+
+/// From the output and the statistic, and the gradients of the results: all gradients but that of v, which is left empty and
 /// goes to `d_v`, in the type of v or that of sums.
 pub(super) fn backward<T: Element, V: Element>(
     problem: &Linear,
     inputs: &LinearInputs<'_>,
     (out, statistic): (&[T], &[T::Sum]),
-    d_out: &[T],
+    returned: Returned<'_, T>,
     d_v: &mut [V],
 ) -> Result<LinearAttentionGradients<T>> {
     let (function, shapes) = (problem.function, &problem.shapes);
@@ -135,8 +169,11 @@ pub(super) fn backward<T: Element, V: Element>(
     let saved = LinearSaved {
         out: view(function, "out", out, &dims)?,
         statistic: has_statistic.then(|| view(function, "statistic", statistic, rows)).transpose()?,
-        d_out: view(function, "d_out", d_out, &dims)?,
+        d_out: view(function, "d_out", returned.out, &dims)?,
+        d_state: returned.state.flatten().map(|d| d.view(function, problem.state_shapes())).transpose()?,
     };
+    let wanted = returned.state.filter(|_| inputs.state.is_some());
+    let mut d_state = wanted.map(|_| LinearStateGradient::<T::Sum>::zeros(problem.state_shapes()));
     let log_decay = inputs.log_decay.as_ref().filter(|_| shapes.decay == Decay::Token);
     let (mut d_q, mut d_k, mut d_log_decay) = (like(&inputs.q), like(&inputs.k), log_decay.map(like));
     let room = LinearGradients {
@@ -144,9 +181,13 @@ pub(super) fn backward<T: Element, V: Element>(
         k: T::slice_mut(&mut d_k),
         v: V::slice_mut(d_v),
         log_decay: d_log_decay.as_mut().map(|log_decay| T::Sum::slice_mut(log_decay)),
+        state: d_state.as_mut().map(|LinearStateGradient { s, z }| problem::StateGradient {
+            s: T::Sum::slice_mut(s),
+            z: T::Sum::slice_mut(z),
+        }),
     };
     linear::backward(problem, inputs, &saved, room)?;
-    Ok(LinearAttentionGradients { q: d_q, k: d_k, v: Vec::new(), log_decay: d_log_decay })
+    Ok(LinearAttentionGradients { q: d_q, k: d_k, v: Vec::new(), log_decay: d_log_decay, state: d_state })
 }
 
 impl<'a, T: Element> LinearAttention<'a, T> {
@@ -161,14 +202,54 @@ impl<'a, T: Element> LinearAttention<'a, T> {
         Ok((Self { problem, inputs, out, statistic }, state))
     }
 
-    /// The gradients of a loss, from that of the output: `d_out` is `[B, H, N, E]`, row-major. A state handed in is taken
-    /// as constant, one that was returned carries no gradient.
+    /// The gradients of a loss, from that of the output: `d_out` is `[B, H, N, E]`, row-major. States are taken as constant:
+    /// over pieces of a sequence this is truncated backpropagation.
     ///
     /// # Errors
     /// A `d_out` of another length.
     pub fn backward(&self, d_out: &[T]) -> Result<LinearAttentionGradients<T>> {
+        self.way_back(Returned { out: d_out, state: None })
+    }
+
+    /// The gradients of a loss that the state after the last key is part of, from those of the output and of that state
+    /// (`None` is 0), with that of the state handed in. So pieces of a sequence, from the last to the first, give the
+    /// gradients of the whole.
+    ///
+    /// # Errors
+    /// Gradients of other lengths.
+    ///
+    /// # Example
+    /// ```
+    /// use attn_kernels::{LinearOptions, cpu, problem::View};
+    ///
+    /// let x: Vec<f64> = (0..30 * 8).map(|i| f64::from(i).sin()).collect();
+    /// let options = LinearOptions { causal: true, ..Default::default() };
+    /// let (first, second) = x.split_at(20 * 8);
+    /// let (first, second) = (View::contiguous(first, &[1, 1, 20, 8])?, View::contiguous(second, &[1, 1, 10, 8])?);
+    /// let (earlier, state) = cpu::linear_with_state::<f64>(first, first, first, &options, None)?;
+    /// let (later, _) = cpu::linear_with_state::<f64>(second, second, second, &options, Some(&state))?;
+    ///
+    /// let of_later = later.backward_with_state(&later.out, None)?;
+    /// let of_earlier = earlier.backward_with_state(&earlier.out, of_later.state.as_ref())?;
+    ///
+    /// let x = View::contiguous(&x[..], &[1, 1, 30, 8])?;
+    /// let whole = cpu::linear::<f64>(x, x, x, &options)?;
+    /// let of_whole = whole.backward(&whole.out)?;
+    /// let in_pieces = [of_earlier.k, of_later.k].concat();
+    /// assert!(in_pieces.iter().zip(&of_whole.k).all(|(x, y)| (x - y).abs() < 1e-12));
+    /// # Ok::<(), attn_kernels::Error>(())
+    /// ```
+    pub fn backward_with_state(
+        &self,
+        d_out: &[T],
+        d_state: Option<&LinearStateGradient<T::Sum>>,
+    ) -> Result<LinearAttentionGradients<T>> {
+        self.way_back(Returned { out: d_out, state: Some(d_state) })
+    }
+
+    fn way_back(&self, returned: Returned<'_, T>) -> Result<LinearAttentionGradients<T>> {
         let (saved, mut v) = ((&self.out[..], &self.statistic[..]), like(&self.inputs.v));
-        let others = backward(&self.problem, &self.inputs, saved, d_out, &mut v)?;
+        let others = backward(&self.problem, &self.inputs, saved, returned, &mut v)?;
         Ok(LinearAttentionGradients { v, ..others })
     }
 }

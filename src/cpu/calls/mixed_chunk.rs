@@ -2,7 +2,7 @@ use super::super::linear::LinearInputs;
 use super::super::quadratic::QuadraticInputs;
 use super::attention;
 use super::element::{Conversion, Element, ensure_element, like, zeros};
-use super::linear_attention::{self, Extras, LinearState};
+use super::linear_attention::{self, Extras, LinearState, LinearStateGradient, Returned};
 use crate::Result;
 use crate::gau::MixedChunkOptions;
 use crate::problem::{Linear, Quadratic, View, ensure_causal, ensure_same_rows, ensure_unpacked, ensure_whole_chunks};
@@ -18,7 +18,7 @@ pub struct MixedChunk<'a, T: Element> {
 
 /// Gradients of a loss, each row-major in the shape of its operand.
 #[derive(Debug, Clone)]
-pub struct MixedChunkGradients<T> {
+pub struct MixedChunkGradients<T: Element> {
     /// `[B, H, N, D]`
     pub q_quad: Vec<T>,
     /// `[B, Hk, M, D]`
@@ -31,24 +31,44 @@ pub struct MixedChunkGradients<T> {
     pub v: Vec<T>,
     /// `[1 or H, 2R + 1]`, when there is a bias.
     pub bias: Option<Vec<T>>,
+    /// Of the state handed in, where [`backward_with_state`](MixedChunk::backward_with_state) is asked.
+    pub state: Option<LinearStateGradient<T::Sum>>,
 }
 
 impl<'a, T: Element> MixedChunk<'a, T> {
-    /// The gradients of a loss, from that of the output: `d_out` is `[B, H, N, E]`, row-major.
+    /// The gradients of a loss, from that of the output: `d_out` is `[B, H, N, E]`, row-major. States are taken as constant.
     ///
     /// # Errors
     /// A `d_out` of another length.
     pub fn backward(&self, d_out: &[T]) -> Result<MixedChunkGradients<T>> {
+        self.way_back(Returned { out: d_out, state: None })
+    }
+
+    /// The gradients of a loss that the state after the last key is part of, as
+    /// [`LinearAttention::backward_with_state`](super::LinearAttention::backward_with_state).
+    ///
+    /// # Errors
+    /// Gradients of other lengths.
+    pub fn backward_with_state(
+        &self,
+        d_out: &[T],
+        d_state: Option<&LinearStateGradient<T::Sum>>,
+    ) -> Result<MixedChunkGradients<T>> {
+        self.way_back(Returned { out: d_out, state: Some(d_state) })
+    }
+
+    fn way_back(&self, returned: Returned<'_, T>) -> Result<MixedChunkGradients<T>> {
+        let d_out = returned.out;
         let Self { local: (local, quad), global: (global, lin), out } = self;
         // Neither branch has a norm, so that its gradients read neither output nor statistic.
         let statistic = zeros(&[local.statistic_len()]);
         let (mut v, mut far) = (like::<T::Sum>(&quad.v), like::<T::Sum>(&lin.v));
         let (near, _) = attention::backward(local, quad, (&out[..], &statistic[..]), (d_out, None), &mut v)?;
-        let others = linear_attention::backward(global, lin, (&out[..], &[]), d_out, &mut far)?;
+        let others = linear_attention::backward(global, lin, (&out[..], &[]), returned, &mut far)?;
         v.iter_mut().zip(far).for_each(|(near, far)| *near = near.plus(far));
         let (v, [q_quad, k_quad, bias]) = (T::rounded(T::Sum::slice(&v)), near);
         let bias = quad.bias.map(|_| bias);
-        Ok(MixedChunkGradients { q_quad, k_quad, q_lin: others.q, k_lin: others.k, v, bias })
+        Ok(MixedChunkGradients { q_quad, k_quad, q_lin: others.q, k_lin: others.k, v, bias, state: others.state })
     }
 }
 

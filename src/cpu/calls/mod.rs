@@ -10,7 +10,7 @@ pub use attention::{Attention, AttentionGradients, diag, gau, softmax};
 pub use delta::{DeltaAttention, DeltaAttentionGradients, delta, gated_linear, generalized_delta};
 pub use element::Element;
 pub use linear_attention::{
-    LinearAttention, LinearAttentionGradients, LinearState, WithState, linear, linear_with_state, norm,
-    norm_with_state, performer, performer_with_state,
+    LinearAttention, LinearAttentionGradients, LinearState, LinearStateGradient, WithState, linear, linear_with_state,
+    norm, norm_with_state, performer, performer_with_state,
 };
 pub use mixed_chunk::{MixedChunk, MixedChunkGradients, mixed_chunk, mixed_chunk_with_state};

@@ -16,9 +16,9 @@ use super::sweeps::{Around, Sweep, Worker};
 use super::tiles::StateHead;
 use super::{Context, LinearGradients, LinearInputs, LinearSaved, check};
 use crate::Result;
-use crate::problem::{self, Linear, Part, SliceMut};
+use crate::problem::{self, Linear, Part, SliceMut, StateMut};
 
-/// Computes the gradients of q, k, v and of the log-decay per token. A state handed in is taken as constant.
+/// Computes the gradients of q, k, v and, on demand, of the log-decay per token and of the state handed in.
 ///
 /// # Errors
 /// Operands that do not match the problem; gradients of another length or dtype.
@@ -30,7 +30,7 @@ pub fn backward(
 ) -> Result<()> {
     check(problem, inputs)?;
     saved.check(problem)?;
-    gradients.check(problem)?;
+    gradients.check(problem, inputs)?;
     let parts = problem.parts().zip(rooms(problem, gradients));
     let calls = parts.map(|((part, problem), rooms)| (problem, inputs.part(&part), saved.part(&part), rooms));
     parallel::run_calls(
@@ -38,7 +38,8 @@ pub fn backward(
         |(problem, ..)| problem.shapes.keys,
         |isa, (problem, inputs, saved, rooms)| {
             dispatch!(problem.shapes.dtype, T => {
-                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(isa)), &saved, rooms);
+                let context = Context::new(&problem, &inputs, Verbs::<T>::get(isa));
+                run::<T>(&Context { ends_in_gradient: saved.d_state.is_some(), ..context }, &saved, rooms);
             });
         },
     );
@@ -54,14 +55,22 @@ fn rooms<'o>(problem: &Linear, gradients: LinearGradients<'o>) -> Vec<problem::L
     let cut = |all, heads, rows: fn(&(Part, _)) -> usize, width| {
         Rooms::of(all, shapes.batch * heads).cut(parts.iter().map(|part| rows(part) * width)).into_iter()
     };
-    let LinearGradients { q, k, v, log_decay } = gradients;
+    let LinearGradients { q, k, v, log_decay, state } = gradients;
     let q = cut(q, shapes.query_heads, of_queries, shapes.width);
     let k = cut(k, shapes.key_heads, of_keys, shapes.width);
     let v = cut(v, shapes.value_heads, of_keys, shapes.value_width);
     let mut log_decay = log_decay.map(|log_decay| cut(log_decay, shapes.state_heads(), of_keys, 1));
     let log_decays = std::iter::from_fn(|| Some(log_decay.as_mut().and_then(Iterator::next)));
-    let all = q.zip(k).zip(v).zip(log_decays);
-    all.map(|(((q, k), v), log_decay)| problem::LinearGradients { q, k, v, log_decay }).collect()
+    let state_heads = shapes.states() * shapes.state_heads();
+    let share = |all| Rooms::of(all, state_heads).share(parts.len());
+    let mut state = state.map(|problem::StateGradient { s, z }| share(s).zip(share(z)));
+    let states = std::iter::from_fn(|| Some(state.as_mut().and_then(Iterator::next)));
+    let all = q.zip(k).zip(v).zip(log_decays).zip(states);
+    all.map(|((((q, k), v), log_decay), state)| {
+        let state = state.map(|(s, z)| problem::StateGradient { s, z });
+        problem::LinearGradients { q, k, v, log_decay, state }
+    })
+    .collect()
 }
 
 /// Heads that share operands, at some segments.
@@ -78,6 +87,8 @@ pub struct Task<'s, 'o, T> {
     dv: Vec<SliceMut<'o>>,
     /// Per state head, one per key; empty when nobody asks.
     pub d_log: Vec<&'o mut [f64]>,
+    /// Per state head, of the state handed in; empty when nobody asks, and behind the first segment.
+    d_state: Vec<StateMut<SliceMut<'o>>>,
 }
 
 fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: problem::LinearGradients<Rooms<'_>>) {
@@ -112,6 +123,7 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
     let wanted = gradients.log_decay.is_some();
     let mut d_log = vec![0.0; if wanted { shapes.batch * state_heads * shapes.keys } else { 0 }];
     let mut d_logs: Vec<&mut [f64]> = d_log.chunks_mut(shapes.keys.max(1)).collect();
+    let mut d_state = gradients.state;
     let mut tasks = Vec::new();
     for (index, segments) in pieces.iter().enumerate() {
         for unit in 0..units {
@@ -123,6 +135,17 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
                 heads: heads.start - batch * state_heads..heads.end - batch * state_heads,
                 segments,
                 around: heads.clone().map(|head| around(head, index)).collect(),
+                d_state: match &mut d_state {
+                    Some(problem::StateGradient { s, z }) if index == 0 => heads
+                        .clone()
+                        .map(|head| StateMut {
+                            s: s.take(head, context.features.count * shapes.value_width),
+                            z: z.take(head, context.features.count),
+                            stabilizer: None,
+                        })
+                        .collect(),
+                    _ => Vec::new(),
+                },
                 dq: next_pieces(&mut dq[of(shapes.query_heads)]),
                 dk: next_pieces(&mut dk[of(shapes.key_heads)]),
                 dv: next_pieces(&mut dv[of(shapes.value_heads)]),
@@ -172,6 +195,9 @@ impl<'o, T: Number> Task<'_, 'o, T> {
             let sweep = Sweep { context, saved, statistics, at, span: span(self.segments) };
             let d_log = self.d_log.get_mut(index).map(|row| &mut **row);
             worker.head(&sweep, self.segments, self.around[index], &mut gradients, d_log);
+            if let Some(room) = self.d_state.get_mut(index) {
+                worker.first_gradient(&sweep).store(context, room);
+            }
         }
         gradients.q.finish();
         gradients.k.finish();

@@ -1,7 +1,7 @@
 //! The gradient of the log-decay: dg_t = Σ_{s ≥ t} (⟨q_s, dq_s⟩ − ⟨k_s, dk_s⟩).
 //!
 //! Pairs inside a tile are left out of both products and added up by themselves: taken away again they would drown the
-//! others where decay is strong.
+//! others where decay is strong. So are those of keys of the last tile with the last state, if it has a gradient.
 
 use std::ops::Range;
 
@@ -24,6 +24,18 @@ pub fn add_rows<T: Number>(
     context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
     for (r, d_log) in rows_with_key(sweep, tile, d_log) {
         *d_log += (sign * products[r]).to_f64();
+    }
+}
+
+/// Adds to each row t of the last tile what the rows j < t give to the state after it, which has a gradient: ⟨φ(k_j), dφ(k_j)⟩.
+pub fn add_last<T: Number>(context: &Context<'_, T>, rows: usize, [phi, d_phi]: [&[T]; 2], last: &mut [f64]) {
+    let (features, mut products) = (context.features.padded, [T::ZERO; TILE]);
+    let len = rows * features;
+    context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
+    let mut before = 0.0;
+    for (last, product) in last.iter_mut().zip(products) {
+        *last += before;
+        before += product.to_f64();
     }
 }
 

@@ -20,8 +20,16 @@ pub fn d_states<T: Number>(
     states: &[Vec<State<T>>],
 ) -> Vec<Vec<State<T>>> {
     let read = if context.is_full() { segments } else { &segments[1..] };
-    let mut sums: Vec<Vec<State<T>>> =
-        states.iter().map(|_| read.iter().map(|_| State::zero(context, Order::Plain)).collect()).collect();
+    // Where the sums that are added up begin.
+    let first = if context.is_full() { 0 } else { read.len() - 1 };
+    let begin = |head: usize| {
+        let at = |n| match n == first {
+            true => State::last_gradient(context, saved, head_at(context, head)),
+            false => State::zero(context, Order::Plain),
+        };
+        (0..read.len()).map(at).collect()
+    };
+    let mut sums: Vec<Vec<State<T>>> = (0..states.len()).map(begin).collect();
     let mut tasks = Vec::new();
     for ((index, d_states), states) in sums.iter_mut().enumerate().zip(states) {
         // Behind segment n of a causal scan begins the n-th of those that are read.
@@ -34,7 +42,7 @@ pub fn d_states<T: Number>(
         tasks,
         || Worker::new(context),
         |worker, (sweep, stabilizer, d_state)| {
-            worker.collect_queries(&sweep, stabilizer);
+            worker.collect_queries(&sweep, stabilizer, d_state.clone());
             d_state.clone_from(&worker.after.own);
         },
     );

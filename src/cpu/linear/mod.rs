@@ -41,6 +41,8 @@ pub type LinearOutputs<'a> = problem::LinearOutputs<SliceMut<'a>>;
 pub type StateMut<'a> = problem::StateMut<SliceMut<'a>>;
 /// What the forward pass left behind, as views of slices.
 pub type LinearSaved<'a> = problem::LinearSaved<View<'a>>;
+/// The gradient of a state, as views of slices.
+pub type StateGradient<'a> = problem::StateGradient<View<'a>>;
 /// Slices that receive the gradients.
 pub type LinearGradients<'a> = problem::LinearGradients<SliceMut<'a>>;
 
@@ -64,6 +66,8 @@ struct Context<'a, T: 'static> {
     key_mask: Option<Vec<u8>>,
     /// 1/n of the batch entries, for norms that count keys.
     inverse_counts: Vec<f64>,
+    /// Whether the last state has a gradient.
+    ends_in_gradient: bool,
 }
 
 impl<'a, T: Number> Context<'a, T> {
@@ -84,6 +88,7 @@ impl<'a, T: Number> Context<'a, T> {
                 _ => Vec::new(),
             },
             key_mask,
+            ends_in_gradient: false,
         }
     }
 
@@ -172,6 +177,11 @@ impl<'a, T: Number> Context<'a, T> {
     /// Whether outputs are divided by ⟨φ(q), z⟩ + ε.
     fn normalizes(&self) -> bool {
         matches!(self.problem.finish, LinearFinish::Normalize { .. })
+    }
+
+    /// Whether z counts: as a divisor, or by its gradient.
+    fn reads_z(&self) -> bool {
+        self.normalizes() || self.ends_in_gradient
     }
 
     /// Scale of the sums read at a position, for FLASH's global branch.

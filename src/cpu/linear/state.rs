@@ -6,7 +6,7 @@ use super::super::buffer::Buffer;
 use super::super::rows::{HeadRows, Number};
 use super::super::tile::{Band, Left, Product};
 use super::tiles::{KeyTile, StateHead};
-use super::{Context, StateMut, TILE};
+use super::{Context, LinearSaved, StateMut, TILE};
 use crate::problem::View;
 
 /// Which way round S lies, for the products that read it.
@@ -55,13 +55,34 @@ impl<T: Number> State<T> {
 
     /// The state handed in, or the empty sums.
     pub fn initial(context: &Context<'_, T>, at: StateHead, order: Order) -> Self {
+        let Some(given) = &context.inputs.state else { return Self::zero(context, order) };
+        let mut state = Self::of(context, [&given.s, &given.z], at, order);
+        if let Some(stabilizer) = &given.stabilizer {
+            let room = std::slice::from_mut(&mut state.stabilizer);
+            T::load(stabilizer.data(), first_element(stabilizer, at), room);
+        }
+        state
+    }
+
+    /// The gradient of the state after the last key.
+    pub fn last_gradient(context: &Context<'_, T>, saved: &LinearSaved<'_>, at: StateHead) -> Self {
+        match &saved.d_state {
+            Some(given) => Self::of(context, [&given.s, &given.z], at, Order::Plain),
+            None => Self::zero(context, Order::Plain),
+        }
+    }
+
+    /// S and z as given.
+    fn of(context: &Context<'_, T>, [s, z]: [&View<'_>; 2], at: StateHead, order: Order) -> Self {
         let mut state = Self::zero(context, order);
         let (_, e) = context.padded();
         let (count, value_width) = (context.features.count, context.shapes().value_width);
-        match (state.start(context, at), order) {
-            (None, _) => {}
-            (Some(rows), Order::Transposed) => context.verbs.transpose(&mut state.s, &rows, e, count, value_width),
-            (Some(rows), Order::Plain) => {
+        T::load(z.data(), first_element(z, at), &mut state.z[..count]);
+        let mut rows = Buffer::zeros(count * e);
+        HeadRows::new(s, at.batch, at.head).load(0..count, &mut rows, e);
+        match order {
+            Order::Transposed => context.verbs.transpose(&mut state.s, &rows, e, count, value_width),
+            Order::Plain => {
                 for (f, row) in rows.chunks_exact(e).enumerate() {
                     for (p, part) in row.chunks(context.verbs.panel).enumerate() {
                         let at = panel_index(context, count, (f, p * context.verbs.panel));
@@ -73,20 +94,6 @@ impl<T: Number> State<T> {
         state
     }
 
-    /// Takes z and the stabiliser of the state handed in, and returns the rows of its S.
-    fn start(&mut self, context: &Context<'_, T>, at: StateHead) -> Option<Buffer<T>> {
-        let given = context.inputs.state.as_ref()?;
-        let ((_, e), count) = (context.padded(), context.features.count);
-        let mut rows = Buffer::zeros(count * e);
-        HeadRows::new(&given.s, at.batch, at.head).load(0..count, &mut rows, e);
-        let element = |view: &View<'_>| at.batch * view.strides()[0] + at.head * view.strides()[1];
-        T::load(given.z.data(), element(&given.z), &mut self.z[..count]);
-        if let Some(stabilizer) = &given.stabilizer {
-            T::load(stabilizer.data(), element(stabilizer), std::slice::from_mut(&mut self.stabilizer));
-        }
-        Some(rows)
-    }
-
     /// Empties the sums.
     pub fn restart(&mut self, stabilizer: T) {
         self.s.fill(T::ZERO);
@@ -94,14 +101,18 @@ impl<T: Number> State<T> {
         (self.stabilizer, self.log_decay) = (stabilizer, 0.0);
     }
 
+    /// Multiplies the sums.
+    pub fn rescale(&mut self, context: &Context<'_, T>, factor: T) {
+        for sums in [&mut self.s, &mut self.z] {
+            let len = sums.len();
+            context.verbs.scale_rows(sums, len, &[factor]);
+        }
+    }
+
     /// Lets the sums shrink on their way through a tile.
     pub fn shrink(&mut self, context: &Context<'_, T>, keys: &KeyTile<'_, T>) {
         if keys.decays {
-            let decay = [keys.decay()];
-            for sums in [&mut self.s, &mut self.z] {
-                let len = sums.len();
-                context.verbs.scale_rows(sums, len, &decay);
-            }
+            self.rescale(context, keys.decay());
             self.log_decay += keys.logs.iter().sum::<f64>();
         }
     }
@@ -126,7 +137,7 @@ impl<T: Number> State<T> {
                 verbs.multiply_panels(&mut self.s, value_width, left, right, size(value_width, features));
             }
         }
-        if context.normalizes() || self.order == Order::Plain {
+        if context.reads_z() || self.order == Order::Plain {
             verbs.add_rows(&mut self.z, phi, features, &[T::ONE; TILE]);
         }
     }
@@ -175,6 +186,11 @@ impl<T: Number> State<T> {
             T::store(&[self.stabilizer], stabilizer, 0);
         }
     }
+}
+
+/// Where a state head begins.
+fn first_element(view: &View<'_>, at: StateHead) -> usize {
+    at.batch * view.strides()[0] + at.head * view.strides()[1]
 }
 
 /// Where a number of a matrix of `rows` rows lies in its panels.

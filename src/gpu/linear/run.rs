@@ -68,7 +68,9 @@ pub fn backward(
     inputs.check(problem)?;
     ensure_alone(problem.function, problem.shapes.sequences.as_ref())?;
     saved.check(problem)?;
-    gradients.check(problem)?;
+    gradients.check(problem, inputs)?;
+    let given = saved.d_state.is_some() || gradients.state.is_some();
+    ensure_value(!given, problem.function, "gradient of state", "given or asked for", "none on a GPU")?;
     let dtype = gradients.v.dtype();
     ensure_value(dtype == problem.shapes.dtype, problem.function, "gradient of v", dtype, "the dtype of v on a GPU")?;
     let statistic = saved.statistic.as_ref().map_or([0; 3], |statistic| match statistic.strides() {

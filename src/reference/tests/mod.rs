@@ -6,6 +6,7 @@ mod mixed_chunk;
 mod norm;
 mod performer;
 mod softmax;
+mod states;
 mod values;
 
 use super::Array;

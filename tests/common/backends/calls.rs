@@ -1,6 +1,6 @@
 //! The calls that return what they have allocated.
 
-use attn_kernels::cpu::{self, Attention, Element, LinearAttention, LinearState};
+use attn_kernels::cpu::{self, Attention, Element, LinearAttention, LinearState, LinearStateGradient};
 use attn_kernels::problem::{DType, StateShapes};
 use attn_kernels::reference::Array;
 use half::{bf16, f16};
@@ -27,7 +27,7 @@ impl Backend for Calls {
 
     /// A state that is not causal is refused: the first piece would have to read the last one.
     fn takes(&self, case: &Case) -> bool {
-        case.prefix == 0 || is_causal(&case.operation)
+        (case.prefix == 0 && !case.state_gradient) || is_causal(&case.operation)
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String> {
@@ -187,10 +187,21 @@ where
     if pass == Pass::Forward {
         return Ok(results);
     }
-    let gradients = call.backward(&elements(&data.d_out))?;
+    let d_out = elements(&data.d_out);
+    let gradients = match &data.d_state {
+        None => call.backward(&d_out)?,
+        Some(d) => {
+            let d_state = LinearStateGradient { s: elements(&d.s), z: elements(&d.z) };
+            call.backward_with_state(&d_out, Some(&d_state))?
+        }
+    };
     results.push("d_q", array(gradients.q, data.q.shape));
     results.push("d_k", array(gradients.k, data.k.shape));
     results.push("d_v", array(gradients.v, data.v.shape));
+    if let Some((d_state, first)) = gradients.state.zip(data.state.as_ref()) {
+        results.push("d_state.s", array(d_state.s, first.s.shape));
+        results.push("d_state.z", array(d_state.z, first.z.shape));
+    }
     let log_decay = gradients.log_decay.zip(data.extras.log_decay.as_ref());
     results.push("d_log_decay", log_decay.map(|(d, log_decay)| array(d, log_decay.shape)));
     Ok(results)

@@ -50,7 +50,7 @@ impl Backend for Candle {
     /// and no sinks.
     fn takes(&self, case: &Case) -> bool {
         let is_there = matches!(self, Self::Cpu) || case.operation.is_on_gpu();
-        is_there && (case.prefix == 0 || is_causal(&case.operation))
+        is_there && ((case.prefix == 0 && !case.state_gradient) || is_causal(&case.operation))
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> std::result::Result<Results, String> {
@@ -155,8 +155,12 @@ struct Call {
     extras: Extras<Tensor>,
     omega: Option<Tensor>,
     state: Option<LinearState>,
+    /// S and z of the state, where it has a gradient.
+    sums: Option<[Var; 2]>,
     d_out: Tensor,
     d_lse: Option<Tensor>,
+    /// Of S and z.
+    d_state: Option<[Tensor; 2]>,
 }
 
 impl Call {
@@ -185,6 +189,20 @@ impl Call {
             let stabilizer = state.stabilizer.as_ref().map(|c| constant(c, 2)).transpose()?;
             Ok::<_, candle_core::Error>(LinearState::new(constant(&state.s, 4)?, z, stabilizer, data.position))
         });
+        let state: Option<LinearState> = state.transpose()?;
+        let tracks = pass == Pass::Both && case.state_gradient;
+        let sums = state.as_ref().filter(|_| tracks);
+        let sums =
+            sums.map(|state| Ok::<_, candle_core::Error>([Var::from_tensor(state.s())?, Var::from_tensor(state.z())?]));
+        let sums = sums.transpose()?;
+        let tracked = |state: LinearState, [s, z]: &[Var; 2]| {
+            let stabilizer = state.stabilizer().cloned();
+            LinearState::new(s.as_tensor().clone(), z.as_tensor().clone(), stabilizer, state.position())
+        };
+        let state = state.map(|state| sums.iter().fold(state, tracked));
+        let wide = |array: &Array| to_tensor(array, 4, DType::F64, device);
+        let d_state = data.d_state.as_ref();
+        let d_state = d_state.map(|d| Ok::<_, candle_core::Error>([wide(&d.s)?, wide(&d.z)?.squeeze(1)?]));
         Ok(Self {
             extras: Extras {
                 key_mask,
@@ -200,7 +218,9 @@ impl Call {
             bias,
             log_decay: per_token,
             omega: data.omega.as_ref().map(|omega| constant(omega, 2)).transpose()?,
-            state: state.transpose()?,
+            state,
+            sums,
+            d_state: d_state.transpose()?,
             d_out: to_tensor(&data.d_out, 4, DType::F64, device)?,
             d_lse: data.d_lse.as_ref().map(|d| to_tensor(d, 4, DType::F64, device)?.squeeze(3)).transpose()?,
         })
@@ -214,7 +234,7 @@ impl Call {
         if let Some(lse) = &lse {
             results.push("log_sum_exp", to_array(lse, [batch, heads, queries, 1])?);
         }
-        if let Some(state) = state {
+        if let Some(state) = &state {
             let [batch, heads, features, width] = *state.s().dims() else { candle_core::bail!("rank of S") };
             results.push("state.s", to_array(state.s(), [batch, heads, features, width])?);
             results.push("state.z", to_array(state.z(), [batch, 1, heads, features])?);
@@ -228,6 +248,9 @@ impl Call {
         let mut loss = (wide(&out)? * &self.d_out)?.sum_all()?;
         if let (Some(lse), Some(d_lse)) = (&lse, &self.d_lse) {
             loss = (loss + (wide(lse)? * d_lse)?.sum_all()?)?;
+        }
+        if let (Some(state), Some([d_s, d_z])) = (&state, &self.d_state) {
+            loss = ((loss + (wide(state.s())? * d_s)?.sum_all()?)? + (wide(state.z())? * d_z)?.sum_all()?)?;
         }
         let gradients = loss.backward()?;
         let [q, k, v] = self.main.each_ref().map(|input| input.gradient(&gradients));
@@ -243,6 +266,11 @@ impl Call {
         results.push("d_attention_bias", gradient(&self.attention_bias)?);
         results.push("d_sinks", gradient(&self.sinks)?);
         results.push("d_log_decay", self.log_decay.as_ref().map(|g| g.gradient(&gradients)).transpose()?);
+        if let (Some([s, z]), Some(first)) = (&self.sums, &data.state) {
+            let of = |sums: &Var, shape| to_array(gradients.get(sums).expect("tracked"), shape);
+            results.push("d_state.s", of(s, first.s.shape)?);
+            results.push("d_state.z", of(z, first.z.shape)?);
+        }
         Ok(results)
     }
 

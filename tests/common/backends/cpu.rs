@@ -1,9 +1,11 @@
 //! The CPU engines on one instruction set.
 
 use attn_kernels::cpu::Isa;
-use attn_kernels::cpu::linear::{self, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateMut, StateView};
+use attn_kernels::cpu::linear::{
+    self, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateGradient, StateMut, StateView,
+};
 use attn_kernels::cpu::quadratic::{self, QuadraticGradients, QuadraticInputs, QuadraticSaved};
-use attn_kernels::problem::{DType, Linear, Operand as _, Quadratic, View};
+use attn_kernels::problem::{self, DType, Linear, Operand as _, Quadratic, View};
 use attn_kernels::reference::Array;
 
 use super::super::buffers::{Buffer, Layout, Operand};
@@ -45,6 +47,8 @@ pub(super) struct Operands {
     pub(super) state: Option<(Operand, Operand, Option<Operand>)>,
     pub(super) d_out: Operand,
     pub(super) d_lse: Option<Operand>,
+    /// Of S and z.
+    pub(super) d_state: Option<[Operand; 2]>,
 }
 
 impl Operands {
@@ -78,10 +82,11 @@ impl Operands {
             },
             omega: data.omega.as_ref().map(|omega| of(omega, 2, accumulator)),
             state: data.state.as_ref().map(|state| {
-                let z = Array { shape: [1, state.z.shape[0], state.z.shape[2], state.z.shape[3]], ..state.z.clone() };
                 let stabilizer = state.stabilizer.as_ref().map(|c| contiguous(c, 2));
-                (of(&state.s, 4, accumulator), of(&z, 3, accumulator), stabilizer)
+                (of(&state.s, 4, accumulator), of(&without_rows(&state.z), 3, accumulator), stabilizer)
             }),
+            d_state: (data.d_state.as_ref())
+                .map(|d| [of(&d.s, 4, accumulator), of(&without_rows(&d.z), 3, accumulator)]),
             d_out: of(&data.d_out, 4, dtype),
             d_lse: data.d_lse.as_ref().map(|d| {
                 let rows = Array { shape: [1, d.shape[0], d.shape[1], d.shape[2]], ..d.clone() };
@@ -221,7 +226,8 @@ impl Operands {
         let dims = if per_head { vec![batch, heads, queries] } else { vec![batch, queries] };
         let statistic = has_statistic.then(|| View::contiguous(statistic.slice_from(0), &dims)).transpose()?;
         let out = View::contiguous(out.slice_from(0), &data.d_out.shape)?;
-        let saved = LinearSaved { out, statistic, d_out: self.d_out.view() };
+        let d_state = self.d_state.as_ref().map(|[s, z]| StateGradient { s: s.view(), z: z.view() });
+        let saved = LinearSaved { out, statistic, d_out: self.d_out.view(), d_state };
         self.linear_backward(data, problem, &inputs, &saved, &mut results)?;
         Ok(results)
     }
@@ -240,19 +246,34 @@ impl Operands {
         let mut d_v = self.room_for_values(data);
         let per_token = data.extras.log_decay.as_ref().filter(|_| inputs.log_decay.is_some_and(is_per_token));
         let mut d_log_decay = per_token.map(|g| Buffer::poisoned(self.dtype.accumulator(), g.data.len()));
+        let mut d_state =
+            saved.d_state.and(self.state.as_ref()).map(|_| StateBuffers::new(problem, self.dtype.accumulator()));
         let gradients = LinearGradients {
             q: d_q.slice_mut(),
             k: d_k.slice_mut(),
             v: d_v.slice_mut(),
             log_decay: d_log_decay.as_mut().map(Buffer::slice_mut),
+            state: d_state
+                .as_mut()
+                .map(|StateBuffers { s, z, .. }| problem::StateGradient { s: s.slice_mut(), z: z.slice_mut() }),
         };
         linear::backward(problem, inputs, saved, gradients)?;
         results.push("d_q", d_q.array(q.shape));
         results.push("d_k", d_k.array(k.shape));
         results.push("d_v", d_v.array(data.v.shape));
         results.push("d_log_decay", d_log_decay.zip(per_token).map(|(d, g)| d.array(g.shape)));
+        if let Some(d_state) = d_state {
+            let [s, z] = d_state.sums();
+            results.push("d_state.s", s);
+            results.push("d_state.z", z);
+        }
         Ok(())
     }
+}
+
+/// `[B, 1, H, D']` as `[1, B, H, D']`.
+fn without_rows(z: &Array) -> Array {
+    Array { shape: [1, z.shape[0], z.shape[2], z.shape[3]], ..z.clone() }
 }
 
 pub(super) fn is_per_token(log_decay: View<'_>) -> bool {
@@ -280,11 +301,16 @@ impl StateBuffers {
         StateMut { s: self.s.slice_mut(), z: self.z.slice_mut(), stabilizer }
     }
 
-    /// In the shapes of the reference.
-    fn push(&self, results: &mut Results) {
+    /// S and z in the shapes of the reference.
+    fn sums(&self) -> [Array; 2] {
         let [batch, heads, features] = self.shapes.z;
-        results.push("state.s", self.s.array(self.shapes.s));
-        results.push("state.z", self.z.array([batch, 1, heads, features]));
+        [self.s.array(self.shapes.s), self.z.array([batch, 1, heads, features])]
+    }
+
+    fn push(&self, results: &mut Results) {
+        let ([batch, heads, _], [s, z]) = (self.shapes.z, self.sums());
+        results.push("state.s", s);
+        results.push("state.z", z);
         results.push("state.stabilizer", self.stabilizer.as_ref().map(|c| c.array([1, 1, batch, heads])));
     }
 }

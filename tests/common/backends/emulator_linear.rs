@@ -62,7 +62,7 @@ impl Backend for EmulatedLinear {
     }
 
     fn takes(&self, case: &Case) -> bool {
-        case.operation.has_state() || matches!(case.operation, Operation::MixedChunk(_))
+        !case.state_gradient && (case.operation.has_state() || matches!(case.operation, Operation::MixedChunk(_)))
     }
 
     fn run(&self, case: &Case, data: &Data, dtype: DType, pass: Pass) -> Result<Results, String> {

@@ -196,6 +196,8 @@ pub struct Case {
     pub prefix: usize,
     /// Whether the log-sum-exp has a gradient.
     pub lse_gradient: bool,
+    /// Whether the last state has a gradient, and with it the first.
+    pub state_gradient: bool,
     pub layout: Layout,
     pub dtypes: &'static [DType],
 }
@@ -218,6 +220,7 @@ impl Case {
             is_positive: false,
             prefix: 0,
             lse_gradient: false,
+            state_gradient: false,
             layout: Layout::Contiguous,
             dtypes: &FLOATS,
         }
@@ -252,6 +255,10 @@ impl Case {
         Self { lse_gradient: true, ..self }
     }
 
+    pub fn with_state_gradient(self) -> Self {
+        Self { state_gradient: true, ..self }
+    }
+
     pub fn only(self, dtypes: &'static [DType]) -> Self {
         Self { dtypes, ..self }
     }
@@ -269,6 +276,16 @@ impl Case {
     /// Heads of the output.
     pub fn output_heads(&self) -> usize {
         self.heads[0].max(self.heads[2])
+    }
+
+    /// D', or 0 without a state.
+    fn state_width(&self) -> usize {
+        match &self.operation {
+            Operation::Linear(options) => options.map.feature_width(self.width),
+            Operation::Norm(options) => options.map.feature_width(self.width),
+            Operation::Performer(options, directions) => options.map.feature_width(*directions),
+            _ => 0,
+        }
     }
 
     /// Whether the log-decay is one number per head.
@@ -310,6 +327,19 @@ fn in_whole_vectors(cases: Vec<Case>) -> Vec<Case> {
 /// The cases of every operation.
 pub fn lists() -> [Vec<Case>; 7] {
     [softmax(), diag(), gau(), linear(), performer(), norm(), mixed_chunk()]
+}
+
+/// The cases of the linear family with a gradient of the last state, and so of the first; for those that the kernels for
+/// warpgroups add there is no more to see, and states of every token must fit in memory.
+pub fn state_gradients() -> [Vec<Case>; 3] {
+    let is_small = |case: &Case| {
+        let features = case.state_width();
+        case.batch < 100 && features * case.value_width * case.keys <= 1 << 23
+    };
+    [linear(), performer(), norm()].map(|cases| {
+        let kept = cases.into_iter().filter(|case| case.dtypes != [DType::F16, DType::BF16] && is_small(case));
+        kept.map(Case::with_state_gradient).collect()
+    })
 }
 
 /// All cases of all operations.

@@ -3,6 +3,7 @@
 use attn_kernels::reference::{Array, State};
 use attn_kernels::transnormer::NormScope;
 
+use super::ends::{Ends, Sums as StateSums};
 use super::features::Features;
 use super::rows::{Round, Rows, add_scaled, dot};
 use super::weights::{Place, Row, Weights, column_of, row_of};
@@ -29,13 +30,14 @@ pub struct Branch<'a> {
     pub weights: Weights,
     pub finish: Finish,
     pub round: Round,
+    pub ends: Option<Ends>,
 }
 
 /// φ of all rows.
-struct Mapped {
-    q: Rows,
-    k: Rows,
-    exponents: Rows,
+pub struct Mapped {
+    pub q: Rows,
+    pub k: Rows,
+    pub exponents: Rows,
 }
 
 pub struct Gradients {
@@ -47,18 +49,20 @@ pub struct Gradients {
     pub sinks: Option<Rows>,
     /// Per token, `[1, B, Hs, M]`.
     pub log_decay: Option<Rows>,
+    /// Of the first state, where the last has one.
+    pub state: Option<StateSums>,
 }
 
 /// The gradient by φ on the way.
-struct Sweep {
-    q: Rows,
-    k: Rows,
-    v: Rows,
+pub struct Sweep {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
     bias: Option<Rows>,
     attention_bias: Option<Rows>,
     sinks: Option<Rows>,
     /// `[1, B, Hs, M]`
-    decay: Option<Rows>,
+    pub decay: Option<Rows>,
 }
 
 /// Sums of the rows: t, Σ w and, for softmax, the log-sum-exp.
@@ -69,11 +73,11 @@ struct Sums {
 }
 
 impl Branch<'_> {
-    fn heads(&self) -> usize {
+    pub fn heads(&self) -> usize {
         self.q.shape[1].max(self.v.shape[1])
     }
 
-    fn keeps(&self, b: usize, j: usize) -> bool {
+    pub fn keeps(&self, b: usize, j: usize) -> bool {
         self.key_mask.is_none_or(|mask| mask.row(0, 0, b)[j] != 0.0)
     }
 
@@ -233,6 +237,7 @@ impl Branch<'_> {
             let divisor = divisors.row(at)[0];
             self.row_backward(mapped, at, (d_t.row(at), d_sum.row(at)[0], divisor), &mut d);
         }
+        let state = self.ends.as_ref().map(|ends| self.end_backward(mapped, ends, (&d_t, &d_sum), &mut d));
         let keeps = |b, j| self.keeps(b, j);
         Gradients {
             q: self.map_backward(&self.q, &mapped.q, d.q, |_, _| true),
@@ -242,6 +247,7 @@ impl Branch<'_> {
             attention_bias: d.attention_bias.map(|term| term.round(self.round)),
             sinks: d.sinks.map(|sinks| sinks.round(self.round)),
             log_decay: d.decay,
+            state,
         }
     }
 

@@ -3,6 +3,7 @@
 //! overflow or underflow sets no bound). It is no oracle: `compare` believes its error only where that is small.
 
 mod branch;
+mod ends;
 mod features;
 mod rows;
 mod weights;
@@ -16,6 +17,7 @@ use super::cases::{Case, Operation};
 use super::data::{Data, slice_columns, slice_rows};
 use super::reference::Results;
 use branch::{Branch, Finish};
+use ends::{Ends, Sums};
 use features::Features;
 use rows::{Round, Rows};
 use weights::{Beside, Rule, Weights};
@@ -70,7 +72,12 @@ pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
         return mixed_chunk(case, &joined, Weights::mixed_chunk(options, bias), round);
     }
     let (weights, finish) = weights(case, &joined);
-    let branch = Branch { finish, ..branch(case, &joined, weights, round) };
+    let new = joined.k.shape[2] - data.k.shape[2]..joined.k.shape[2];
+    let ends = data
+        .d_state
+        .as_ref()
+        .map(|d| Ends { before: new.start, d_state: Sums { s: Rows::new(&d.s), z: Rows::new(&d.z) } });
+    let branch = Branch { finish, ends, ..branch(case, &joined, weights, round) };
     let (out, log_sum_exp, d) = branch.run(&Rows::new(&joined.d_out), joined.d_lse.as_ref().map(Rows::new).as_ref());
     let mut results = Results::default();
     results.push("out", out.array());
@@ -80,7 +87,6 @@ pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
     if case.operation.has_state() {
         results.push_state(branch.state());
     }
-    let new = joined.k.shape[2] - data.k.shape[2]..joined.k.shape[2];
     results.push("d_q", d.q.array());
     results.push("d_k", slice_rows(&d.k.array(), new.clone()));
     results.push("d_v", slice_rows(&d.v.array(), new.clone()));
@@ -90,6 +96,10 @@ pub fn run(case: &Case, data: &Data, dtype: DType, sample: usize) -> Results {
     results.push("d_sinks", d.sinks.map(|sinks| sinks.array()));
     let d_log_decay = d.log_decay.filter(|_| !case.has_decay_per_head());
     results.push("d_log_decay", d_log_decay.map(|d| slice_columns(&d.array(), new)));
+    if let Some(state) = d.state.filter(|_| data.state.is_some()) {
+        results.push("d_state.s", state.s.array());
+        results.push("d_state.z", state.z.array());
+    }
     results
 }
 
@@ -125,6 +135,7 @@ fn branch<'a>(case: &Case, data: &'a Data, weights: Weights, round: Round) -> Br
         weights,
         finish: Finish::None,
         round,
+        ends: None,
     }
 }
 

@@ -131,6 +131,11 @@ impl Weights {
         ]
     }
 
+    /// Whether a query of the linear family reads what came up to it.
+    pub fn is_causal(&self) -> bool {
+        matches!(self, Self::Decayed { causal: true, .. })
+    }
+
     /// g of a state head at key `t`, or 0.
     pub fn log_decay(&self, b: usize, state_head: usize, t: usize) -> f32 {
         match self {

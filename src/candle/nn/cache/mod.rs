@@ -105,12 +105,6 @@ impl Contents {
     }
 }
 
-/// A state for a cache: its tensors outside of any graph.
-pub(super) fn detached(state: &LinearState) -> LinearState {
-    let stabilizer = state.stabilizer().map(Tensor::detach);
-    LinearState::new(state.s().detach(), state.z().detach(), stabilizer, state.position())
-}
-
 /// Rows and sums to go back to.
 pub(super) struct Snapshot {
     position: usize,

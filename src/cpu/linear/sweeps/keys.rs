@@ -23,10 +23,16 @@ impl<'a, T: Number> Worker<'a, T> {
         self.after.refresh(context, context.starts_chunk(tile.end) || tile.end == sweep.span.end);
         self.keys.load(context, sweep.at, tile, stabilizer);
         self.gradient_from_later(context, rows);
-        if let Some(d_log) = d_log.as_deref_mut() {
-            d_log::add_rows(sweep, tile, [&self.keys.phi, &self.d_phi], -T::ONE, d_log);
+        let mut last = [0.0; TILE];
+        match d_log.as_deref_mut() {
+            Some(_) if sweep.ends_in_gradient(tile) => {
+                d_log::add_last(context, rows, [&self.keys.phi, &self.d_phi], &mut last);
+            }
+            Some(d_log) => d_log::add_rows(sweep, tile, [&self.keys.phi, &self.d_phi], -T::ONE, d_log),
+            None => {}
         }
         self.move_back(sweep, tile, d_log.is_some());
+        self.crossing.iter_mut().zip(last).for_each(|(crossing, last)| *crossing += last);
         for r in (0..rows).filter(|&r| !self.keys.present[r]) {
             self.d_phi[r * features..][..features].fill(T::ZERO);
             self.dv[r * e..][..e].fill(T::ZERO);
@@ -46,7 +52,7 @@ impl<'a, T: Number> Worker<'a, T> {
         let (v, right) = (self.keys.v.rows(), verbs.panels(&self.d_s_panels, value_width));
         verbs.multiply(&mut self.d_phi, features, Left::rows(v.data, v.row), right, size(features, value_width));
         let (d_phi, dv) = (&mut self.d_phi[..rows * features], &mut self.dv[..rows * e]);
-        if context.normalizes() {
+        if context.reads_z() {
             verbs.add_outer(d_phi, features, &[T::ONE; TILE], &after.z);
         }
         if self.keys.decays {

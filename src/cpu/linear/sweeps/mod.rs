@@ -39,6 +39,11 @@ impl<T: Number> Sweep<'_, T> {
     fn reader(&self, index: usize) -> usize {
         self.at.head * self.context.readers() + index
     }
+
+    /// Whether this is the last tile of the line, and the state after it has a gradient.
+    fn ends_in_gradient(&self, tile: &Range<usize>) -> bool {
+        self.context.ends_in_gradient && tile.end == self.context.positions()
+    }
 }
 
 /// What a head's segments need of others; nothing where the segments are the whole line.
@@ -77,6 +82,8 @@ pub struct Worker<'a, T> {
     scores: Buffer<T>,
     /// What pairs of the tile give to the gradients of its log-decays.
     crossing: [f64; TILE],
+    /// What passes from the tokens before the last tile to the gradient of the last state.
+    past: f64,
     d_phi: Buffer<T>,
     d_x: Buffer<T>,
     dv: Buffer<T>,
@@ -99,13 +106,15 @@ impl<'a, T: Number> Worker<'a, T> {
             weights: zeros(TILE * verbs.padded(TILE)),
             scores: zeros(TILE * verbs.padded(TILE)),
             crossing: [0.0; TILE],
+            past: 0.0,
             d_phi: zeros(TILE * features),
             d_x: zeros(TILE * verbs.padded(shapes.width)),
             dv: zeros(TILE * e),
         }
     }
 
-    /// Both sweeps over segments of a head. `d_log`, of zeros, receives the gradient of the log-decay per key.
+    /// Both sweeps over segments of a head. `d_log`, of zeros, receives the gradient of the log-decay per key; S and z have
+    /// theirs in [`Self::first_gradient`].
     pub fn head(
         &mut self,
         sweep: &Sweep<'a, T>,
@@ -146,7 +155,10 @@ impl<'a, T: Number> Worker<'a, T> {
                 self.after.next_segment(context);
             }
             let end = ends.get(index).or(around.end.filter(|_| index + 1 == segments.len()));
-            let mut passing = d_log::across(context, self.after.entering.as_ref(), end);
+            let mut passing = match d_log.is_some() && sweep.ends_in_gradient(segment) {
+                true => self.past,
+                false => d_log::across(context, self.after.entering.as_ref(), end),
+            };
             let tiles = context.tiles(segment.clone());
             let starts = stabilizers.split_off(stabilizers.len() - tiles.len());
             for (tile, mut stabilizer) in tiles.iter().zip(starts).rev() {
@@ -168,7 +180,7 @@ impl<'a, T: Number> Worker<'a, T> {
         match around.d_state {
             Some(all) if is_full => self.after.begin(all.clone()),
             Some(d_state) => self.after.enter(d_state.clone()),
-            None => self.after.begin(State::zero(context, Order::Plain)),
+            None => self.after.begin(State::last_gradient(context, sweep.saved, sweep.at)),
         }
         if is_full && around.state.is_none() {
             for (index, segment) in segments.iter().enumerate() {
@@ -180,6 +192,20 @@ impl<'a, T: Number> Worker<'a, T> {
             let all = self.before.last(context);
             self.before.begin(all);
         }
+    }
+
+    /// Gradients of S and z at the start of the segments that were swept.
+    pub fn first_gradient(&mut self, sweep: &Sweep<'a, T>) -> State<T> {
+        let context = sweep.context;
+        let mut gradient = self.after.last(context);
+        if context.is_full() && context.problem.map.is_stabilized() {
+            let [first, last] =
+                [State::initial(context, sweep.at, Order::Plain).stabilizer, self.before.own.stabilizer];
+            if first > T::NEG_INFINITY {
+                gradient.rescale(context, (first - last).exp());
+            }
+        }
+        gradient
     }
 
     fn face(&mut self, direction: Direction) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::super::rows::Number;
 use super::super::super::tile::{Band, Left, Product};
 use super::super::backward::Gradients;
-use super::super::state::{Order, State};
+use super::super::state::State;
 use super::super::tiles::first_row;
 use super::super::{Context, d_log};
 use super::{Sweep, Worker, put_gradient};
@@ -28,6 +28,10 @@ impl<'a, T: Number> Worker<'a, T> {
         }
         if context.is_inclusive() {
             self.transpose_values(context, rows);
+        }
+        if d_log.is_some() && sweep.ends_in_gradient(tile) {
+            let past = d_log::across(context, Some(self.after.sums()), Some(self.before.sums()));
+            self.past = if self.keys.decays { self.keys.decay().to_f64() * past } else { past };
         }
         for reader in 0..context.readers() {
             self.load_reader(sweep, reader, tile);
@@ -99,10 +103,10 @@ impl<'a, T: Number> Worker<'a, T> {
         }
     }
 
-    /// R and r of a segment's own queries at its start.
-    pub fn collect_queries(&mut self, sweep: &Sweep<'a, T>, mut stabilizer: T) {
+    /// R and r of a segment's own queries, and of `later` ones, at its start.
+    pub fn collect_queries(&mut self, sweep: &Sweep<'a, T>, mut stabilizer: T, later: State<T>) {
         let context = sweep.context;
-        self.after.begin(State::zero(context, Order::Plain));
+        self.after.begin(later);
         let tiles = context.tiles(sweep.span.clone());
         let mut stabilizers = Vec::with_capacity(tiles.len());
         for tile in &tiles {
