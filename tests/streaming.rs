@@ -97,7 +97,7 @@ fn gradients_of_pieces_are_those_of_the_whole() {
     for (index, list) in cases::state_gradients().iter().enumerate() {
         let cuttable = |case: &&Case| is_causal(case) && case.queries == case.keys && case.queries > 1;
         for (number, case) in list.iter().filter(cuttable).enumerate() {
-            let dtypes: Vec<_> = case.dtypes.iter().copied().filter(|dtype| *dtype != DType::F16).collect();
+            let dtypes: Vec<_> = cases::judged(case).iter().copied().filter(|dtype| *dtype != DType::F16).collect();
             for dtype in every_second(&dtypes, number) {
                 let data = Data::new(case, dtype);
                 let judge = Judge::new(case, &data, dtype);

@@ -342,6 +342,15 @@ pub fn state_gradients() -> [Vec<Case>; 3] {
     })
 }
 
+/// Types in which the reference judges a gradient of states: its product of hundreds of decays, one after another, is no
+/// better than f64. There central differences judge.
+pub fn judged(case: &Case) -> &'static [DType] {
+    match case.operation.log_decay() {
+        Some(_) if case.state_gradient && case.dtypes.contains(&DType::F32) => &[DType::F32],
+        _ => case.dtypes,
+    }
+}
+
 /// All cases of all operations.
 pub fn all() -> Vec<Case> {
     lists().concat()
