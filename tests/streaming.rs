@@ -168,7 +168,9 @@ fn queries_in_pieces_are_rows() {
     let mut count = 0;
     for list in [cases::softmax(), cases::diag(), cases::gau()] {
         let cuttable = |case: &&Case| {
-            let per_key = case.operation.key_mask().is_some() || counts_keys(case) || case.operation.bias().is_some();
+            let operation = &case.operation;
+            let of_pairs = operation.attention_bias().is_some() || operation.dropout().is_some();
+            let per_key = operation.key_mask().is_some() || counts_keys(case) || operation.bias().is_some() || of_pairs;
             sees_no_future(case)
                 && !per_key
                 && case.queries == case.keys

@@ -29,13 +29,12 @@ pub fn add_rows<T: Number>(
 
 /// Adds to each row t of the last tile what the rows j < t give to the state after it, which has a gradient: ⟨φ(k_j), dφ(k_j)⟩.
 pub fn add_last<T: Number>(context: &Context<'_, T>, rows: usize, [phi, d_phi]: [&[T]; 2], last: &mut [f64]) {
-    let (features, mut products) = (context.features.padded, [T::ZERO; TILE]);
-    let len = rows * features;
-    context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
+    let rows_of = |tile| <[T]>::chunks_exact(tile, context.features.padded);
     let mut before = 0.0;
-    for (last, product) in last.iter_mut().zip(products) {
+    for ((last, phi), d_phi) in last[..rows].iter_mut().zip(rows_of(phi)).zip(rows_of(d_phi)) {
         *last += before;
-        before += product.to_f64();
+        // There are few of them, and what they give is large where the last state's gradient is.
+        before += phi.iter().zip(d_phi).map(|(phi, d_phi)| phi.to_f64() * d_phi.to_f64()).sum::<f64>();
     }
 }
 
