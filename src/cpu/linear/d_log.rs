@@ -18,32 +18,24 @@ pub fn add_rows<T: Number>(
     sign: T,
     d_log: &mut [f64],
 ) {
-    let features = sweep.context.features.padded;
+    let context = sweep.context;
+    let (features, mut products) = (context.features.padded, [T::ZERO; TILE]);
+    let len = tile.len() * features;
+    context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
     for (r, d_log) in rows_with_key(sweep, tile, d_log) {
-        *d_log += sign.to_f64() * dot(&phi[r * features..][..features], &d_phi[r * features..][..features]);
+        *d_log += (sign * products[r]).to_f64();
     }
-}
-
-/// ⟨a, b⟩ in f64: what is left of many of them, of either sign, is added up over all tokens.
-fn dot<T: Number>(a: &[T], b: &[T]) -> f64 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
-    let mut sums = [0.0; 4];
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..4 {
-            sums[lane] += a[lane].to_f64() * b[lane].to_f64();
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a.to_f64() * b.to_f64()).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 /// Adds to each row t of the last tile what the rows j < t give to the state after it, which has a gradient: ⟨φ(k_j), dφ(k_j)⟩.
 pub fn add_last<T: Number>(context: &Context<'_, T>, rows: usize, [phi, d_phi]: [&[T]; 2], last: &mut [f64]) {
-    let rows_of = |tile| <[T]>::chunks_exact(tile, context.features.padded);
+    let (features, mut products) = (context.features.padded, [T::ZERO; TILE]);
+    let len = rows * features;
+    context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
     let mut before = 0.0;
-    for ((last, phi), d_phi) in last[..rows].iter_mut().zip(rows_of(phi)).zip(rows_of(d_phi)) {
+    for (last, product) in last.iter_mut().zip(products) {
         *last += before;
-        before += dot(phi, d_phi);
+        before += product.to_f64();
     }
 }
 
