@@ -334,7 +334,8 @@ pub fn lists() -> [Vec<Case>; 7] {
 pub fn state_gradients() -> [Vec<Case>; 3] {
     let is_small = |case: &Case| {
         let features = case.state_width();
-        case.batch < 100 && features * case.value_width * case.keys <= 1 << 23
+        // Beside large keys the gradient of a state gives values more than f16 holds.
+        case.batch < 100 && features * case.value_width * case.keys <= 1 << 23 && case.std < 1e3
     };
     [linear(), performer(), norm()].map(|cases| {
         let kept = cases.into_iter().filter(|case| case.dtypes != [DType::F16, DType::BF16] && is_small(case));
