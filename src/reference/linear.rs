@@ -71,8 +71,7 @@ pub fn linear_attention_with_state_backward(
     v: &Array,
     options: &LinearOptions<Array>,
     state: Option<&State>,
-    d_out: &Array,
-    d_state: Option<&StateGradient>,
+    (d_out, d_state): (&Array, Option<&StateGradient>),
 ) -> (Gradients, StateGradient) {
     call(q, k, v, options).recurrent_backward(state, d_out, d_state)
 }

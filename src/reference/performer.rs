@@ -76,8 +76,7 @@ pub fn performer_attention_with_state_backward(
     omega: &Array,
     options: &PerformerOptions<Array>,
     state: Option<&State>,
-    d_out: &Array,
-    d_state: Option<&StateGradient>,
+    (d_out, d_state): (&Array, Option<&StateGradient>),
 ) -> (Gradients, StateGradient) {
     call(q, k, v, omega, options).recurrent_backward(state, d_out, d_state)
 }

@@ -141,8 +141,7 @@ pub fn norm_attention_with_state_backward(
     v: &Array,
     options: &NormOptions<Array>,
     state: Option<&State>,
-    d_out: &Array,
-    d_state: Option<&StateGradient>,
+    (d_out, d_state): (&Array, Option<&StateGradient>),
 ) -> (Gradients, StateGradient) {
     norm_call(q, k, v, options).recurrent_backward(state, d_out, d_state)
 }

@@ -153,15 +153,15 @@ pub fn gradients_with_state(case: &Case, data: &Data) -> (Gradients, StateGradie
     match &case.operation {
         Operation::Linear(options) => {
             let options = options.with(extras);
-            reference::linear_attention_with_state_backward(q, k, v, &options, state, d_out, d_state)
+            reference::linear_attention_with_state_backward(q, k, v, &options, state, (d_out, d_state))
         }
         Operation::Norm(options) => {
             let options = options.with(extras);
-            reference::norm_attention_with_state_backward(q, k, v, &options, state, d_out, d_state)
+            reference::norm_attention_with_state_backward(q, k, v, &options, state, (d_out, d_state))
         }
         Operation::Performer(options, _) => {
             let (omega, options) = (data.omega.as_ref().expect("ω of a Performer"), options.with(extras));
-            reference::performer_attention_with_state_backward(q, k, v, omega, &options, state, d_out, d_state)
+            reference::performer_attention_with_state_backward(q, k, v, omega, &options, state, (d_out, d_state))
         }
         operation => panic!("{} has no state", operation.name()),
     }

@@ -75,7 +75,7 @@ fn check_linear(heads: [usize; 3], lengths: (usize, usize), options: &LinearOpti
         |x, d, d_state| {
             let first = state(x, None);
             let options = with_decay(x);
-            linear_attention_with_state_backward(&x[0], &x[1], &x[2], &options, Some(&first), d, Some(d_state))
+            linear_attention_with_state_backward(&x[0], &x[1], &x[2], &options, Some(&first), (d, Some(d_state)))
         },
         &format!("{heads:?} {lengths:?} {options:?}"),
     );
@@ -116,7 +116,7 @@ fn norm() {
             |x, d, d_state| {
                 let first = state(x, None);
                 let options = with_decay(x);
-                norm_attention_with_state_backward(&x[0], &x[1], &x[2], &options, Some(&first), d, Some(d_state))
+                norm_attention_with_state_backward(&x[0], &x[1], &x[2], &options, Some(&first), (d, Some(d_state)))
             },
             &format!("{options:?}"),
         );
@@ -144,7 +144,7 @@ fn performer() {
                 |x, d, d_state| {
                     let [q, k, v] = [&x[0], &x[1], &x[2]];
                     let (first, d_state) = (first(x), Some(d_state));
-                    performer_attention_with_state_backward(q, k, v, &omega, &options, Some(&first), d, d_state)
+                    performer_attention_with_state_backward(q, k, v, &omega, &options, Some(&first), (d, d_state))
                 },
                 &format!("{stabilizer:?} {options:?}"),
             );
