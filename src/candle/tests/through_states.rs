@@ -182,8 +182,7 @@ fn mixed_chunk() -> Result<()> {
         let operation = |x: &[Tensor], state: Option<&LinearState>| {
             mixed_chunk_attention_with_state(&x[0], &x[1], &x[4], &x[5], &x[2], &options, state)
         };
-        assert_trains(&operation, &[8, 4, 20, 6], &[0, 1, 2, 4, 5], 4)
-            .or_else(|error| Err(error.context("mixed chunk")))?;
+        assert_trains(&operation, &[8, 4, 20, 6], &[0, 1, 2, 4, 5], 4).map_err(|error| error.context("mixed chunk"))?;
     }
     Ok(())
 }

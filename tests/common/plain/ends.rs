@@ -75,11 +75,11 @@ impl Branch<'_> {
         }
         let Some(decay) = &mut d.decay else { return };
         let mut before = 0.0;
-        for t in 0..keys {
+        for (t, product) in products.iter().enumerate() {
             if self.keeps(b, t) {
                 decay.row_mut([0, b, h])[t] += before;
             }
-            before += products[t];
+            before += product;
         }
     }
 
