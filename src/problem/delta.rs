@@ -255,7 +255,7 @@ pub struct DeltaInputs<V> {
     pub v: V,
     /// Rank-one part of the transitions.
     pub rank_one: RankOne<V>,
-    /// [Hs], [B, Hs, N] or [B, Hs, N, D]
+    /// `[Hs]`, `[B, Hs, N]` or `[B, Hs, N, D]`
     pub log_decay: Option<V>,
     /// [B, N], 0 removes a token
     pub key_mask: Option<V>,

@@ -22,7 +22,7 @@ pub struct QuadraticInputs<V> {
     pub bias: Option<V>,
     /// [B, H, N, M], each of them or 1
     pub attention_bias: Option<V>,
-    /// [H]
+    /// `[H]`
     pub sinks: Option<V>,
 }
 

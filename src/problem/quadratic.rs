@@ -78,7 +78,7 @@ pub struct QuadraticShapes {
     pub bias: Option<(usize, usize)>,
     /// The term of each pair, when there is one.
     pub attention_bias: Option<PairTerm>,
-    /// Element type of the sinks [H], when there are any.
+    /// Element type of the sinks `[H]`, when there are any.
     pub sinks: Option<DType>,
     /// Sequences that are packed into the one batch entry, when there are any.
     pub sequences: Option<Sequences>,
@@ -148,7 +148,7 @@ impl QuadraticShapes {
         Ok(Self { attention_bias: Some(PairTerm { dims, dtype }), ..self })
     }
 
-    /// The same with sinks [H], in the dtype of q or f32.
+    /// The same with sinks `[H]`, in the dtype of q or f32.
     pub fn with_sinks<T: Operand>(self, function: &'static str, sinks: Option<&T>) -> Result<Self> {
         let Some(sinks) = sinks else { return Ok(self) };
         ensure_shape(function, "sinks", sinks, &[Some(self.heads)], "[heads of q]")?;
