@@ -16,7 +16,7 @@ use attn_kernels::reference::Array;
 
 use super::buffers::{smallest, unit};
 use super::cases::Case;
-use super::data::Data;
+use super::data::{Data, entry_dtype};
 use super::plain;
 use super::reference::{Results, expected, is_accumulated};
 
@@ -41,18 +41,27 @@ pub struct Judge {
 impl Judge {
     pub fn new(case: &Case, data: &Data, dtype: DType) -> Self {
         let expected = expected(case, data);
-        let bounds = match dtype {
-            DType::F32 => bounds(&expected, &plain_errors(case, DType::F32), 2.0, 1.0, |_| DType::F32),
-            DType::F64 => {
-                let ratio = unit(DType::F64) / unit(DType::F32);
-                bounds(&expected, &plain_errors(case, DType::F32), 3.0, ratio, |_| DType::F64)
-            }
-            _ => {
-                let mut plain = plain_errors(case, dtype).to_vec();
-                plain.extend(plain_errors(case, DType::F32).iter().filter(|(name, _)| is_held_in_f32(name)));
-                bounds(&expected, &plain, 2.0, 1.0, |name| if is_accumulated(name) { DType::F32 } else { dtype })
-            }
+        // Gradients of biases and sinks are in the dtype of these.
+        let entry = |name: &str, dtype| match name {
+            "d_attention_bias" => case.operation.attention_bias().map_or(dtype, |kind| entry_dtype(kind, dtype)),
+            "d_sinks" => case.operation.sinks().map_or(dtype, |kind| entry_dtype(kind, dtype)),
+            _ => dtype,
         };
+        let bounds =
+            match dtype {
+                DType::F32 => bounds(&expected, &plain_errors(case, DType::F32), 2.0, 1.0, |_| DType::F32),
+                DType::F64 => {
+                    let ratio = unit(DType::F64) / unit(DType::F32);
+                    bounds(&expected, &plain_errors(case, DType::F32), 3.0, ratio, |name| entry(name, DType::F64))
+                }
+                _ => {
+                    let mut plain = plain_errors(case, dtype).to_vec();
+                    plain.extend(plain_errors(case, DType::F32).iter().filter(|(name, _)| is_held_in_f32(name)));
+                    bounds(&expected, &plain, 2.0, 1.0, |name| {
+                        if is_accumulated(name) { DType::F32 } else { entry(name, dtype) }
+                    })
+                }
+            };
         Judge { expected, bounds }.with_rests(case, data, dtype)
     }
 
