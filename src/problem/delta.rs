@@ -1,5 +1,6 @@
 use super::{
-    DType, Elements, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
+    DType, Elements, Operand, Part, Sequences, check_heads, check_key_mask, check_qkv, ensure_dtype, ensure_shape,
+    ensure_value,
 };
 use crate::Result;
 
@@ -112,15 +113,7 @@ impl DeltaShapes {
             rank_one: rank_one.map(|_| ()),
             sequences: sequences.cloned(),
         };
-        for (argument, count, of) in [
-            ("q", shapes.query_heads, shapes.heads()),
-            ("k", shapes.state_heads(), shapes.heads()),
-            ("k", shapes.key_heads, shapes.state_heads()),
-            ("v", shapes.value_heads, shapes.state_heads()),
-        ] {
-            let needs = format!("a divisor of {of} heads (the larger of the others')");
-            ensure_value(of.is_multiple_of(count), function, argument, format_args!("{count} heads"), &needs)?;
-        }
+        check_heads(function, [q, k, v])?;
         if let Some(sequences) = sequences {
             let differs = sequences.ranges().find(|[queries, keys]| queries != keys);
             let got = differs.map_or(String::new(), |[queries, keys]| format!("queries {queries:?}, keys {keys:?}"));

@@ -1,9 +1,11 @@
-use super::{DType, Operand, Part, Sequences, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value};
+use super::{
+    DType, Operand, Part, Sequences, check_heads, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
+};
 use crate::gau::GlobalNorm;
 use crate::linear::FeatureMap;
 use crate::performer::FavorMap;
 use crate::transnormer::NormScope;
-use crate::{Error, Result};
+use crate::Result;
 
 /// φ of the linear engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +148,7 @@ impl LinearShapes {
             decay: Decay::None,
             sequences: sequences.cloned(),
         };
-        shapes.check_heads(function)?;
+        check_heads(function, [q, k, v])?;
         if let Scan::ChunkExclusive { .. } = scan {
             let needs = [None, None, Some(shapes.queries), None];
             ensure_shape(function, "k", k, &needs, "[batch, heads, queries, width]: as many keys as queries")?;
@@ -159,26 +161,6 @@ impl LinearShapes {
             shapes.decay = shapes.check_decay(function, scan, log_decay)?;
         }
         Ok(shapes)
-    }
-
-    fn check_heads(&self, function: &'static str) -> Result<()> {
-        let (heads, state_heads) = (self.heads(), self.state_heads());
-        for (argument, count, of) in [
-            ("q", self.query_heads, heads),
-            ("k", state_heads, heads),
-            ("k", self.key_heads, state_heads),
-            ("v", self.value_heads, state_heads),
-        ] {
-            if of % count != 0 {
-                return Err(Error::Shape {
-                    function,
-                    argument,
-                    got: format!("{count} heads"),
-                    needs: format!("a divisor of {of} heads (the larger of the others')"),
-                });
-            }
-        }
-        Ok(())
     }
 
     fn check_decay<T: Operand>(&self, function: &'static str, scan: Scan, log_decay: &T) -> Result<Decay> {

@@ -138,6 +138,30 @@ fn check_qkv<T: Operand>(function: &'static str, [q, k, v]: [&T; 3], sequences: 
     Ok(dtype)
 }
 
+/// The heads of the linear family: those of q and of the state, max(Hk, Hv), divide those of the output, the larger of both, and
+/// those of k and v divide those of the state.
+fn check_heads<T: Operand>(function: &'static str, operands: [&T; 3]) -> Result<()> {
+    let [query_heads, key_heads, value_heads] = operands.map(|operand| operand.dims()[1]);
+    let state_heads = key_heads.max(value_heads);
+    let heads = query_heads.max(state_heads);
+    for (argument, count, of) in [
+        ("q", query_heads, heads),
+        ("k", state_heads, heads),
+        ("k", key_heads, state_heads),
+        ("v", value_heads, state_heads),
+    ] {
+        if of % count != 0 {
+            return Err(Error::Shape {
+                function,
+                argument,
+                got: format!("{count} heads"),
+                needs: format!("a divisor of {of} heads (the larger of the others')"),
+            });
+        }
+    }
+    Ok(())
+}
+
 fn check_key_mask<T: Operand>(function: &'static str, k: &T, key_mask: Option<&T>) -> Result<()> {
     let Some(key_mask) = key_mask else { return Ok(()) };
     let (batch, keys) = (k.dims()[0], k.dims()[2]);

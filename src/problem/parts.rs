@@ -27,6 +27,13 @@ impl Part {
     }
 }
 
+impl Part {
+    /// That of the sequence, of a state of all.
+    fn state<'a>(&self, state: View<'a>) -> View<'a> {
+        self.sequence.map_or(state, |index| state.narrow(0, &(index..index + 1)))
+    }
+}
+
 impl<'a> View<'a> {
     fn narrow(&self, dimension: usize, range: &Range<usize>) -> Self {
         let start = range.start * self.strides()[dimension];
@@ -111,23 +118,21 @@ impl LinearSaved<View<'_>> {
 
 impl<'a> DeltaInputs<View<'a>> {
     pub(crate) fn part(&self, part: &Part) -> Self {
-        let rows = |view: View<'a>| view.narrow(2, &part.queries);
-        let state = |state: View<'a>| part.sequence.map_or(state, |index| state.narrow(0, &(index..index + 1)));
+        let rows = |view: View<'a>| view.rows(&part.queries);
         Self {
             q: rows(self.q),
             k: rows(self.k),
             v: rows(self.v),
             rank_one: self.rank_one.map(rows),
             log_decay: self.log_decay.map(|decay| if decay.dims().len() > 1 { rows(decay) } else { decay }),
-            key_mask: self.key_mask.map(|mask| mask.rows(&part.keys)),
-            state: self.state.map(state),
+            key_mask: self.key_mask.map(rows),
+            state: self.state.map(|state| part.state(state)),
         }
     }
 }
 
-impl<'a> DeltaSaved<View<'a>> {
+impl DeltaSaved<View<'_>> {
     pub(crate) fn part(&self, part: &Part) -> Self {
-        let state = |state: View<'a>| part.sequence.map_or(state, |index| state.narrow(0, &(index..index + 1)));
-        Self { d_out: self.d_out.rows(&part.queries), d_state: self.d_state.map(state) }
+        Self { d_out: self.d_out.rows(&part.queries), d_state: self.d_state.map(|state| part.state(state)) }
     }
 }

@@ -1,15 +1,13 @@
 //! The delta engine on tensors.
 //!
-//! A candle operation has at most three inputs. Here inputs of one dtype enter through a token: a tensor of one element,
-//! with the shape of all their gradients end to end, which hands these on.
+//! A candle operation has at most three inputs: those of one dtype enter through tokens.
 
-use std::sync::{Mutex, PoisonError};
-
-use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::{CpuStorage, CustomOp2, Device, Error, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Device, Error, Layout, Result, Shape, Tensor};
 
 use super::backend::{Backend, Cpu};
+use super::graph::{Ready, Token};
 use super::reading::{Readings, read};
+use super::results::Results;
 use super::tensors::{Admission, Buffer, accumulator, buffer, tensor, viewable};
 use crate::cpu::delta;
 use crate::problem::{
@@ -44,11 +42,7 @@ impl DeltaCall {
         tensors: DeltaTensors<'_>,
     ) -> Result<Self> {
         let admission = Admission::new(problem.function, q);
-        if !matches!(q.device(), Device::Cpu) {
-            let got = format!("{:?}", q.device().location());
-            let (function, argument) = (problem.function, "q");
-            return Err(crate::Error::Device { function, argument, got, needs: "the CPU".into() }.into());
-        }
+        admission.on_cpu()?;
         let differentiable = |argument, tensor| admission.differentiable(argument, tensor);
         let DeltaTensors { log_decay, key_mask, state } = tensors;
         Ok(Self {
@@ -75,34 +69,27 @@ impl DeltaCall {
         let mut out = buffer(&Device::Cpu, self.q.dtype(), self.problem.output_len())?;
         self.forward(DeltaOutputs { out: Cpu.room(&mut out)?, state: None })?;
         let shape = self.output_shape();
-        self.attach(out, &shape)
+        if !self.is_tracked() {
+            return Ok(tensor(out, &shape[..]));
+        }
+        self.attach(out, &shape, None)
     }
 
     /// The output in the dtype of q, and the state after the last token.
     pub fn output_and_state(self) -> Result<(Tensor, Tensor)> {
-        let (dtype, sums) = (self.q.dtype(), accumulator(self.q.dtype()));
-        let (out_len, states) = (self.problem.output_len(), self.problem.state_shape());
-        let state_len = states.iter().product::<usize>();
-        let shape = self.output_shape();
-        if self.q.elem_count() == 0 || !self.inputs().any(Tensor::track_op) {
-            let mut out = buffer(&Device::Cpu, dtype, out_len)?;
-            let mut state = buffer(&Device::Cpu, sums, state_len)?;
-            let rooms = DeltaOutputs { out: Cpu.room(&mut out)?, state: Some(Cpu.room(&mut state)?) };
-            self.forward(rooms)?;
+        let (name, shape, states) = (self.problem.function, self.output_shape(), self.problem.state_shape());
+        let mut out = buffer(&Device::Cpu, self.q.dtype(), self.problem.output_len())?;
+        let mut state = buffer(&Device::Cpu, accumulator(self.q.dtype()), states.iter().product())?;
+        self.forward(DeltaOutputs { out: Cpu.room(&mut out)?, state: Some(Cpu.room(&mut state)?) })?;
+        if !self.is_tracked() {
             // Without a token the state is that handed in, with its gradient.
-            let state = match self.state.filter(|state| state.track_op()) {
-                Some(given) => given,
-                None => tensor(state, &states[..]),
-            };
-            return Ok((tensor(out, &shape[..]), state));
+            let given = self.state.filter(|state| state.track_op());
+            return Ok((tensor(out, &shape[..]), given.unwrap_or_else(|| tensor(state, &states[..]))));
         }
-        // Both in one tensor of the graph.
-        let mut both = buffer(&Device::Cpu, sums, out_len + state_len)?;
-        let [out, state] = Cpu.rooms(&mut both, out_len)?;
-        self.forward(DeltaOutputs { out, state: Some(state) })?;
-        let both = self.attach(both, &[out_len + state_len])?;
-        let out = both.narrow(0, 0, out_len)?.reshape(&shape[..])?.to_dtype(dtype)?;
-        Ok((out, both.narrow(0, out_len, state_len)?.reshape(&states[..])?))
+        let results = Results::<2>::default();
+        let token = self.attach(Results::<2>::token(&Device::Cpu)?, &[2], Some(results.clone()))?;
+        let hand_out = |index, result, dims: &[usize]| results.hand_out(&token, index, Ready::new(name, result, dims));
+        Ok((hand_out(0, out, &shape)?, hand_out(1, state, &states)?))
     }
 
     fn output_shape(&self) -> [usize; 4] {
@@ -125,8 +112,9 @@ impl DeltaCall {
         beta.into_iter().chain(tracked).collect()
     }
 
-    fn inputs(&self) -> impl Iterator<Item = &Tensor> {
-        self.rows().into_iter().chain(self.sums())
+    /// Whether results have gradients: nothing is computed without tokens.
+    fn is_tracked(&self) -> bool {
+        self.q.elem_count() > 0 && self.rows().into_iter().chain(self.sums()).any(Tensor::track_op)
     }
 
     /// Calls the engine with the operands, while `saved` can be read, too.
@@ -167,21 +155,19 @@ impl DeltaCall {
         self.compute(&[], |inputs, _| Ok(delta::forward(&self.problem, inputs, outputs)?))
     }
 
-    /// Puts a result into the graph: the output, or with it the state.
-    fn attach(self, result: Buffer, shape: &[usize]) -> Result<Tensor> {
-        if self.q.elem_count() == 0 || !self.inputs().any(Tensor::track_op) {
-            return Ok(tensor(result, shape));
-        }
+    /// Puts a result into the graph: the output, or what stands for output and state.
+    fn attach(self, result: Buffer, shape: &[usize], results: Option<Results<2>>) -> Result<Tensor> {
         let rows = token(&self.rows())?;
         let sums = match &self.sums()[..] {
             [] => Tensor::zeros(1, accumulator(self.q.dtype()), &Device::Cpu)?,
             sums => token(sums)?,
         };
-        rows.apply_op2(&sums, Join { result: Mutex::new(Some(result.storage)), shape: shape.into(), call: self })
+        let result = Ready::new(self.problem.function, result, shape);
+        rows.apply_op2(&sums, Join { result, results, call: self })
     }
 
     /// The gradients of the inputs in the dtype of q, and of those in the dtype of sums, end to end.
-    fn backward(&self, gradient: &Tensor) -> Result<[Buffer; 2]> {
+    fn backward(&self, d_out: &Tensor, d_state: Option<&Tensor>) -> Result<[Buffer; 2]> {
         let len = |inputs: &[&Tensor]| inputs.iter().map(|input| input.elem_count()).sum::<usize>();
         let (rows, sums) = (self.rows(), self.sums());
         let mut rows_room = buffer(&Device::Cpu, self.q.dtype(), len(&rows))?;
@@ -198,13 +184,7 @@ impl DeltaCall {
         let [log_decay, state] =
             [&self.log_decay, &self.state].map(|input| input.as_ref().filter(|input| input.track_op()).map(&mut sum));
         let rooms = DeltaGradients { q, k, v, rank_one, log_decay, state };
-        let (d_out, d_state) = if gradient.rank() == 1 {
-            let (out_len, states) = (self.problem.output_len(), self.problem.state_shape());
-            let state = gradient.narrow(0, out_len, states.iter().product())?.reshape(&states[..])?;
-            (gradient.narrow(0, 0, out_len)?.reshape(&self.output_shape()[..])?, Some(state))
-        } else {
-            (viewable(gradient)?, None)
-        };
+        let (d_out, d_state) = (viewable(d_out)?, d_state.map(viewable).transpose()?);
         let saved: Vec<&Tensor> = [&d_out].into_iter().chain(&d_state).collect();
         self.compute(&saved, |inputs, readings| {
             let saved =
@@ -218,37 +198,15 @@ impl DeltaCall {
 /// Inputs of one dtype as one.
 fn token(inputs: &[&Tensor]) -> Result<Tensor> {
     let (first, others) = inputs.split_first().ok_or_else(|| Error::msg("a token of nothing"))?;
-    others.iter().try_fold((*first).clone(), |token, input| token.apply_op2(input, Pair))
-}
-
-/// Two inputs as one.
-struct Pair;
-
-impl CustomOp2 for Pair {
-    fn name(&self) -> &'static str {
-        "token"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, _: &CpuStorage, ly: &Layout) -> Result<(CpuStorage, Shape)> {
-        let len = lx.shape().elem_count() + ly.shape().elem_count();
-        Ok((x.device().zeros_impl(&Shape::from(1), x.dtype())?, Shape::from(len)))
-    }
-
-    fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, both: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (x_len, y_len) = (x.elem_count(), y.elem_count());
-        let part = |input: &Tensor, start, len| -> Result<Option<Tensor>> {
-            input.track_op().then(|| both.narrow(0, start, len)?.reshape(input.shape())).transpose()
-        };
-        Ok((part(x, 0, x_len)?, part(y, x_len, y_len)?))
-    }
+    others.iter().try_fold((*first).clone(), |token, input| token.apply_op2(input, Token))
 }
 
 /// The operation on the token of the inputs in the dtype of q and that of the others.
 struct Join {
     call: DeltaCall,
-    /// Until candle asks for it.
-    result: Mutex<Option<Storage>>,
-    shape: Shape,
+    result: Ready,
+    /// The output and the state, where the result stands for both.
+    results: Option<Results<2>>,
 }
 
 impl CustomOp2 for Join {
@@ -257,10 +215,7 @@ impl CustomOp2 for Join {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        match self.result.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(Storage::Cpu(result)) => Ok((result, self.shape.clone())),
-            _ => Err(Error::msg(format!("{}: asked twice for its result", self.name()))),
-        }
+        self.result.on_cpu()
     }
 
     fn bwd(
@@ -270,7 +225,14 @@ impl CustomOp2 for Join {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [of_rows, of_sums] = self.call.backward(gradient)?;
+        let [d_out, d_state] = match &self.results {
+            Some(results) => results.collect(gradient)?.map(|returned| returned.map(|returned| returned.gradient)),
+            None => [Some(gradient.clone()), None],
+        };
+        let shape = self.call.output_shape();
+        let row = || Tensor::zeros((1, 1, 1, shape[3]), self.call.q.dtype(), &Device::Cpu)?.broadcast_as(&shape[..]);
+        let d_out = d_out.map_or_else(row, Ok)?;
+        let [of_rows, of_sums] = self.call.backward(&d_out, d_state.as_ref())?;
         let of = |input: &Tensor, gradient| input.track_op().then(|| tensor(gradient, input.shape()));
         Ok((of(rows, of_rows), of(sums, of_sums)))
     }

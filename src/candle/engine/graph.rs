@@ -181,27 +181,27 @@ impl<N: Node> CustomOp3 for Join<N> {
     }
 }
 
-/// q and k as one input.
-struct Token;
+/// Two inputs of one dtype as one.
+pub struct Token;
 
 impl CustomOp2 for Token {
     fn name(&self) -> &'static str {
         "token"
     }
 
-    fn cpu_fwd(&self, q: &CpuStorage, lq: &Layout, _: &CpuStorage, lk: &Layout) -> Result<(CpuStorage, Shape)> {
-        let len = lq.shape().elem_count() + lk.shape().elem_count();
-        Ok((q.device().zeros_impl(&Shape::from(1), q.dtype())?, Shape::from(len)))
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, _: &CpuStorage, ly: &Layout) -> Result<(CpuStorage, Shape)> {
+        let len = lx.shape().elem_count() + ly.shape().elem_count();
+        Ok((x.device().zeros_impl(&Shape::from(1), x.dtype())?, Shape::from(len)))
     }
 
-    fn cuda_fwd(&self, q: &CudaStorage, lq: &Layout, _: &CudaStorage, lk: &Layout) -> Result<(CudaStorage, Shape)> {
-        let len = lq.shape().elem_count() + lk.shape().elem_count();
-        Ok((q.device().zeros_impl(&Shape::from(1), q.dtype())?, Shape::from(len)))
+    fn cuda_fwd(&self, x: &CudaStorage, lx: &Layout, _: &CudaStorage, ly: &Layout) -> Result<(CudaStorage, Shape)> {
+        let len = lx.shape().elem_count() + ly.shape().elem_count();
+        Ok((x.device().zeros_impl(&Shape::from(1), x.dtype())?, Shape::from(len)))
     }
 
-    fn bwd(&self, q: &Tensor, k: &Tensor, _: &Tensor, qk: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (d_q, d_k) = split(qk, q, k)?;
-        Ok((q.track_op().then_some(d_q), k.track_op().then_some(d_k)))
+    fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, both: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (d_x, d_y) = split(both, x, y)?;
+        Ok((x.track_op().then_some(d_x), y.track_op().then_some(d_y)))
     }
 }
 

@@ -6,7 +6,7 @@ use super::backend::{Backend, on_device};
 use super::graph::{GradientRooms, Gradients, Inputs, Node, Ready, attach, zero};
 use super::reading::{Readings, read};
 use super::results::{Results, Returned};
-use super::tensors::{Admission, Buffer, accumulator, buffer, is_cut, rows, tensor, viewable};
+use super::tensors::{Admission, Buffer, accumulator, buffer, end_to_end, is_cut, rows, tensor, viewable};
 use crate::candle::LinearState;
 use crate::problem::{
     Decay, Linear, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateGradient, StateMut, StateView,
@@ -308,15 +308,6 @@ impl OutputNode {
         let wanted = self.call.extras().into_iter().zip(gradients).filter(|(extra, _)| extra.is_some());
         end_to_end(wanted.filter_map(|(_, gradient)| gradient).collect())
     }
-}
-
-/// The one, or all end to end.
-fn end_to_end(mut tensors: Vec<Tensor>) -> Result<Option<Tensor>> {
-    if tensors.len() < 2 {
-        return Ok(tensors.pop());
-    }
-    let flat: Vec<Tensor> = tensors.iter().map(Tensor::flatten_all).collect::<Result<_>>()?;
-    Tensor::cat(&flat, 0).map(Some)
 }
 
 impl Node for OutputNode {

@@ -7,7 +7,7 @@ use candle_core::{DType, Layout, Result, Tensor};
 use super::backend::{Backend, on_device};
 use super::graph::{GradientRooms, Gradients, Inputs, Node, attach};
 use super::reading::{Readings, read};
-use super::tensors::{Admission, Buffer, accumulator, buffer, is_cut, rows, tensor, viewable};
+use super::tensors::{Admission, Buffer, accumulator, buffer, end_to_end, is_cut, rows, tensor, viewable};
 use crate::problem::{Quadratic, QuadraticGradients, QuadraticInputs, QuadraticSaved};
 
 /// A problem with its tensors.
@@ -64,15 +64,13 @@ impl QuadraticCall {
 
     fn with_extra(self) -> Result<Self> {
         let tracked: Vec<&Tensor> = self.shared().into_iter().flatten().filter(|x| x.track_op()).collect();
-        let extra = match tracked[..] {
-            [] => None,
-            [one] => Some(one.clone()),
-            _ => {
-                let sums = accumulator(self.q.dtype());
-                let flat = |x: &&Tensor| x.flatten_all()?.to_dtype(sums);
-                Some(Tensor::cat(&tracked.iter().map(flat).collect::<Result<Vec<_>>>()?, 0)?)
-            }
+        let sums = accumulator(self.q.dtype());
+        let inputs = match tracked[..] {
+            // Of several there is one dtype.
+            [_, _, ..] => tracked.iter().map(|x| x.to_dtype(sums)).collect::<Result<_>>()?,
+            _ => tracked.into_iter().cloned().collect(),
         };
+        let extra = end_to_end(inputs)?;
         Ok(Self { extra, ..self })
     }
 

@@ -69,6 +69,17 @@ impl<'a> Admission<'a> {
         Err(crate::Error::Device { function: self.function, argument, got: name(location), needs }.into())
     }
 
+    /// Refuses q where only the CPU has the operation.
+    pub fn on_cpu(self) -> Result<()> {
+        match self.device {
+            Device::Cpu => Ok(()),
+            device => {
+                let (function, got) = (self.function, name(device.location()));
+                Err(crate::Error::Device { function, argument: "q", got, needs: name(DeviceLocation::Cpu) }.into())
+            }
+        }
+    }
+
     /// An argument without a gradient, ready to be viewed; tracked ones are refused.
     pub fn constant(self, argument: &'static str, tensor: &Tensor) -> Result<Tensor> {
         if tensor.track_op() {
@@ -102,6 +113,15 @@ pub fn is_cut(sequences: Option<&Sequences>, q: &Tensor) -> bool {
 /// Some of the queries or keys: the third dimension, the last one of fewer.
 pub fn rows(x: &Tensor, range: &Range<usize>) -> Result<Tensor> {
     x.narrow((x.rank() - 1).min(2), range.start, range.len())
+}
+
+/// None, the one, or all end to end.
+pub fn end_to_end(mut tensors: Vec<Tensor>) -> Result<Option<Tensor>> {
+    if tensors.len() < 2 {
+        return Ok(tensors.pop());
+    }
+    let flat: Vec<Tensor> = tensors.iter().map(Tensor::flatten_all).collect::<Result<_>>()?;
+    Tensor::cat(&flat, 0).map(Some)
 }
 
 /// Names the dtype of a storage that no engine takes.

@@ -154,7 +154,7 @@ impl<T: Number> Sums<T> {
 struct Worker<T> {
     chunk: Chunk<T>,
     gradient: ChunkGradient<T>,
-    /// Of each chunk of a segment, at its start, and that behind the last.
+    /// Of each chunk of a segment, at its start.
     states: Vec<Buffer<T>>,
     /// Per state head.
     d_states: Vec<Buffer<T>>,
@@ -170,9 +170,10 @@ impl<T: Number> Worker<T> {
         let sums = |count: usize, width| Sums::new(context, count * heads / shapes.state_heads(), width);
         let keys = || sums(shapes.key_heads, shapes.width);
         let state = || Buffer::zeros(context.state_len());
+        let chunk = Chunk::new(context);
         Self {
-            chunk: Chunk::new(context),
-            gradient: ChunkGradient::new(context),
+            gradient: ChunkGradient::new(context, &chunk),
+            chunk,
             states: (0..SEGMENT / CHUNK).map(|_| state()).collect(),
             d_states: (0..heads).map(|_| state()).collect(),
             q: sums(shapes.query_heads, shapes.width),

@@ -34,9 +34,9 @@ pub struct Chunk<T> {
     /// Products of each reading row with each added row, readings first.
     pub products: Vec<Buffer<T>>,
     pub fade: Fade<T>,
-    /// Keys of the delta rule, which are b, and β.
+    /// By the delta rule, where b is the keys.
     pub beta: [T; CHUNK],
-    /// What queries and keys were divided by, and multiplied with: per reading head, then of the keys.
+    /// What queries, per reading head, and then keys were multiplied with, their norms and τ.
     pub factors: Vec<[T; CHUNK]>,
 }
 

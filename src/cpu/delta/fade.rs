@@ -27,6 +27,8 @@ pub struct Fade<T> {
     faded: Buffer<T>,
     /// Gradients on their way back.
     gathered: Buffer<T>,
+    /// Sums over tokens, per channel.
+    sum: Buffer<T>,
     products: [T; CHUNK],
     panels: Buffer<T>,
 }
@@ -76,6 +78,7 @@ impl<T: Number> Fade<T> {
             all_behind: zeros(),
             faded: zeros(),
             gathered: zeros(),
+            sum: Buffer::zeros(d),
             products: [T::ZERO; CHUNK],
             panels: Buffer::zeros(context.verbs.panels_len(CHUNK, d)),
         }
@@ -311,17 +314,17 @@ impl<T: Number> Fade<T> {
             row[state.len()..].fill(T::ZERO);
             verbs.multiply_elements(row, last);
         }
-        let mut sum = Buffer::zeros(d);
+        let sum = &mut self.sum;
         for (read, d_read, reach) in &mut *reads {
             sum.fill(T::ZERO);
             for i in (0..rows).rev() {
                 let row = i * d..(i + 1) * d;
                 if reach.early() == 0 {
-                    verbs.add_products(&mut sum, &d_read[row.clone()], &read.faded[row.clone()]);
+                    verbs.add_products(sum, &d_read[row.clone()], &read.faded[row.clone()]);
                 }
-                verbs.add_outer(&mut d_log[row.clone()], d, &[T::ONE], &sum);
+                verbs.add_outer(&mut d_log[row.clone()], d, &[T::ONE], sum);
                 if reach.early() == 1 {
-                    verbs.add_products(&mut sum, &d_read[row.clone()], &read.faded[row]);
+                    verbs.add_products(sum, &d_read[row.clone()], &read.faded[row]);
                 }
             }
             verbs.multiply_elements(&mut d_read[(reach.early() * d).min(rows * d)..], &self.all_through);
@@ -330,8 +333,8 @@ impl<T: Number> Fade<T> {
             sum.fill(T::ZERO);
             for j in 0..rows {
                 let row = j * d..(j + 1) * d;
-                verbs.add_outer(&mut d_log[row.clone()], d, &[T::ONE], &sum);
-                verbs.add_products(&mut sum, &d_source[row.clone()], &source.faded[row]);
+                verbs.add_outer(&mut d_log[row.clone()], d, &[T::ONE], sum);
+                verbs.add_products(sum, &d_source[row.clone()], &source.faded[row]);
             }
             verbs.multiply_elements(d_source, &self.all_behind);
         }

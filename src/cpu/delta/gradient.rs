@@ -23,9 +23,8 @@ pub struct ChunkGradient<T> {
 }
 
 impl<T: Number> ChunkGradient<T> {
-    pub fn new(context: &Context<'_, T>) -> Self {
+    pub fn new(context: &Context<'_, T>, chunk: &Chunk<T>) -> Self {
         let (verbs, (d, e)) = (context.verbs, context.padded());
-        let chunk = Chunk::new(context);
         let zeros = |len| Buffer::zeros(len);
         let (reads, sources) = (chunk.reads.len(), chunk.sources.len());
         let all = |count, len| (0..count).map(|_| zeros(len)).collect();
