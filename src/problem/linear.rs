@@ -1,11 +1,11 @@
 use super::{
     DType, Operand, Part, Sequences, check_heads, check_key_mask, check_qkv, ensure_dtype, ensure_shape, ensure_value,
 };
+use crate::Result;
 use crate::gau::GlobalNorm;
 use crate::linear::FeatureMap;
 use crate::performer::FavorMap;
 use crate::transnormer::NormScope;
-use crate::Result;
 
 /// φ of the linear engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
