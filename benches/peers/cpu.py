@@ -2,9 +2,9 @@
 
     pip install -r benches/peers/requirements.txt
     python benches/peers/cpu.py
-    python benches/peers/cpu.py --mechanisms softmax --lengths 512,2048 --dtypes f32 --passes fwd --threads 2
+    python benches/peers/cpu.py --mechanisms softmax --lengths 512,2048 --widths 64,128 --dtypes f32 --passes fwd --threads 2
 
-B 1, H 8, D 64. Every side has the same number of threads and allocates its results inside the time, each with its own
+B 1, H 8. Every side has the same number of threads and allocates its results inside the time, each with its own
 allocator. A ratio is the median over rounds of the peer's time over ours, for ours twice:
 
 * through candle, as its users run it (`peer_candle`, with mimalloc): out = attention(q, k, v); fwdbwd is the forward pass of
@@ -38,7 +38,7 @@ import peers
 from onnx_runtime import OnnxRuntime
 from ours import ROOT, Ours
 
-BATCH, HEADS, HEAD_DIM = 1, 8, 64
+BATCH, HEADS = 1, 8
 CHUNKS = (32, 64, 128, 256)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -68,6 +68,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mechanisms", type=names(list(LONGEST)), default=list(LONGEST))
     parser.add_argument("--lengths", type=numbers, default=LENGTHS)
+    parser.add_argument("--widths", type=numbers, default=[64], help="of heads (default 64)")
     parser.add_argument("--dtypes", type=names(list(DTYPES)), default=list(DTYPES))
     parser.add_argument("--masks", type=names(["causal", "full"]), help="default causal, for softmax also full")
     parser.add_argument("--passes", type=names(["fwd", "fwdbwd"]), default=["fwd", "fwdbwd"])
@@ -85,21 +86,21 @@ def cases(args):
         if mechanism in RULES:
             passes, dtypes, masks = ["fwd"], ["f32"], ["causal"]
         lengths = [length for length in args.lengths if length <= LONGEST[mechanism]]
-        yield from itertools.product([mechanism], args.threads, passes, masks, dtypes, lengths)
+        yield from itertools.product([mechanism], args.threads, passes, masks, dtypes, args.widths, lengths)
 
 
 class PyTorch:
     """One case of PyTorch's side."""
 
-    def __init__(self, mechanism, passes, causal, dtype, length):
+    def __init__(self, mechanism, passes, causal, dtype, width, length):
         self.has_loss = True
-        shape = (BATCH, HEADS, length, HEAD_DIM)
+        shape = (BATCH, HEADS, length, width)
         self.is_training = passes == "fwdbwd"
         self.q, self.k, self.v = (
             torch.randn(shape, dtype=dtype).requires_grad_(self.is_training) for _ in range(3)
         )
         self.d_out = torch.randn(shape, dtype=dtype)
-        omega = torch.randn(peers.DIRECTIONS, HEAD_DIM, dtype=dtype)
+        omega = torch.randn(peers.DIRECTIONS, width, dtype=dtype)
         chunks = CHUNKS if mechanism != "softmax" else CHUNKS[:1]
         forms = [peers.attention(mechanism, causal, chunk, omega) for chunk in chunks]
         self.attention = forms[0]
@@ -137,7 +138,7 @@ class Case:
     """The sides of one case: the peer twice, and ours twice."""
 
     def __init__(self, engine, candle, operations, case, folder):
-        mechanism, threads, passes, mask, dtype, length = case
+        mechanism, threads, passes, mask, dtype, width, length = case
         torch.set_num_threads(threads)
         fields = {
             "mechanism": "softmax" if mechanism == "operations" else "linear" if mechanism in RULES else mechanism,
@@ -146,17 +147,17 @@ class Case:
             "dtype": dtype,
             "batch": BATCH,
             "heads": HEADS,
-            "head_dim": HEAD_DIM,
+            "head_dim": width,
             "len": length,
             "threads": threads,
         }
         if mechanism in RULES:
-            theirs = self.onnx_runtime(RULES[mechanism], length, threads, folder, fields)
+            theirs = self.onnx_runtime(RULES[mechanism], width, length, threads, folder, fields)
         elif mechanism == "operations":
             theirs = operations
             operations.prepare_operations(**fields)
         else:
-            theirs = PyTorch(mechanism, passes, mask == "causal", DTYPES[dtype], length)
+            theirs = PyTorch(mechanism, passes, mask == "causal", DTYPES[dtype], width, length)
         without_loss = theirs.without_loss() if isinstance(theirs, PyTorch) and passes == "fwdbwd" else None
         engine.prepare(**fields)
         candle.prepare(**fields)
@@ -164,11 +165,11 @@ class Case:
             self.check(engine, theirs, folder)
         self.theirs, self.candle, self.without_loss, self.engine = theirs, candle, without_loss, engine
 
-    def onnx_runtime(self, rule, length, threads, folder, fields):
+    def onnx_runtime(self, rule, width, length, threads, folder, fields):
         """Also writes the operands for our side."""
         generator = numpy.random.default_rng(0)
         q, k, v, d_out = (
-            generator.standard_normal((BATCH, HEADS, length, HEAD_DIM), numpy.float32) for _ in range(4)
+            generator.standard_normal((BATCH, HEADS, length, width), numpy.float32) for _ in range(4)
         )
         log_decay = -generator.random((BATCH, HEADS, length), numpy.float32)
         arrays = [q, k, v, d_out] + ([log_decay] if rule == "gated" else [])
@@ -234,12 +235,12 @@ def heading():
             f"{onnxruntime.__version__}; {datetime.date.today()}; commit {commit}{changed}; "
             f"`python benches/peers/{pathlib.Path(__file__).name}{''.join(' ' + argument for argument in sys.argv[1:])}`",
             "",
-            "B 1, H 8, D 64; Performer with 256 features. What each row is: `benches/peers/cpu.py`. Medians; ratios are "
+            "B 1, H 8; Performer with 256 features. What each row is: `benches/peers/cpu.py`. Medians; ratios are "
             "those of one round, the peer's time over ours.",
             "",
-            "| mechanism | peer | threads | pass | mask | dtype | length | peer ms | through candle ms | ratio "
+            "| mechanism | peer | threads | pass | mask | dtype | width | length | peer ms | through candle ms | ratio "
             "| peer, d_out given, ms | engine alone ms | ratio |",
-            "| --- | --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| --- | --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
     )
 
@@ -259,13 +260,13 @@ def main():
     engine, candles = Ours(), {}
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(args):
-            mechanism, threads, passes, mask, dtype, length = case
+            mechanism, threads, passes, mask, dtype, width, length = case
             if threads not in candles:
                 candles[threads] = [Ours(name="peer_candle", threads=threads) for _ in range(2)]
             sides = Case(engine, *candles[threads], case, pathlib.Path(folder))
             theirs, mine, ratio, given, alone, engine_ratio = compare(sides, args.samples)
             lines.append(
-                f"| {mechanism} | {peer(mechanism)} | {threads} | {passes} | {mask} | {dtype} | {length} "
+                f"| {mechanism} | {peer(mechanism)} | {threads} | {passes} | {mask} | {dtype} | {width} | {length} "
                 f"| {theirs * 1e3:.3f} | {mine * 1e3:.3f} | {ratio:.2f} "
                 f"| {given * 1e3:.3f} | {alone * 1e3:.3f} | {engine_ratio:.2f} |"
             )
