@@ -153,7 +153,13 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &LinearSaved<'_>, gradients: 
             });
         }
     }
-    parallel::run(tasks, || Worker::new(context), |worker, task| task.run(context, saved, &statistics, worker));
+    let nanoseconds = 3 * context.nanoseconds();
+    parallel::run_brief(
+        nanoseconds,
+        tasks,
+        || Worker::new(context),
+        |worker, task| task.run(context, saved, &statistics, worker),
+    );
     let log_decays = gradients.log_decay.into_iter().flat_map(Rooms::into_heads);
     for (mut room, d_log) in log_decays.zip(d_log.chunks(shapes.keys.max(1))) {
         f64::store(d_log, &mut room, 0);

@@ -131,7 +131,8 @@ fn sums<T: Number>(
             });
         }
     }
-    parallel::run(tasks, || Worker::new(context), |worker, task| worker.run(context, task));
+    let nanoseconds = context.nanoseconds();
+    parallel::run_brief(nanoseconds, tasks, || Worker::new(context), |worker, task| worker.run(context, task));
 }
 
 /// Tiles of one worker.
