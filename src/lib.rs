@@ -12,6 +12,8 @@
 //! | `gated_linear_attention` | linear with a decay per channel (GLA) | [`DeltaOptions`] |
 //! | `delta_attention` | delta rules: DeltaNet, Gated DeltaNet, Kimi Delta Attention | [`DeltaOptions`] |
 //! | `generalized_delta_attention` | any transition of a diagonal and rank one: RWKV-7 | [`DeltaOptions`] |
+//! | `diagonal_scan`, `complex_diagonal_scan` | h_t = a_t ⊙ h_{t−1} + b_t: LRU, S4D, discounted returns | [`ScanOptions`] |
+//! | `selective_scan` | Mamba's, with states that no memory holds | [`SelectiveScanOptions`] |
 //! | `rotary_linear_attention`, `…_performer_…`, `…_norm_…` | the same with rotary embedding behind the features | as without |
 //!
 //! With the feature `candle` (default) the operations take and return candle tensors and give gradients to every
@@ -49,6 +51,7 @@ pub mod problem;
 pub mod random_features;
 pub mod reference;
 mod relative_bias;
+pub mod scan;
 pub mod softmax;
 pub mod transnormer;
 
@@ -57,13 +60,14 @@ pub mod transnormer;
 pub use candle::nn;
 #[cfg(feature = "candle")]
 pub use candle::{
-    LinearState, delta_attention, delta_attention_with_state, diag_attention, gated_linear_attention,
-    gated_linear_attention_with_state, gau_attention, generalized_delta_attention,
+    LinearState, complex_diagonal_scan, complex_diagonal_scan_with_state, delta_attention, delta_attention_with_state,
+    diag_attention, diagonal_scan, diagonal_scan_with_state, discounted_returns, gated_linear_attention,
+    gated_linear_attention_with_state, gau_attention, generalized_advantages, generalized_delta_attention,
     generalized_delta_attention_with_state, linear_attention, linear_attention_with_state, mixed_chunk_attention,
     mixed_chunk_attention_with_state, norm_attention, norm_attention_with_state, performer_attention,
     performer_attention_with_state, rotary_linear_attention, rotary_linear_attention_with_state, rotary_norm_attention,
     rotary_norm_attention_with_state, rotary_performer_attention, rotary_performer_attention_with_state,
-    softmax_attention, softmax_attention_with_lse,
+    selective_scan, selective_scan_with_state, softmax_attention, softmax_attention_with_lse,
 };
 pub use delta::DeltaOptions;
 pub use error::{Error, Result};
@@ -73,6 +77,7 @@ pub use performer::{FavorMap, PerformerOptions};
 pub use problem::{Dropout, Mask, Sequences};
 pub use random_features::{FeatureKind, random_features};
 pub use relative_bias::{T5Buckets, alibi_bias, alibi_slopes, t5_buckets};
+pub use scan::{ScanOptions, SelectiveScanOptions, hippo_legs, s4d_lin};
 pub use softmax::SoftmaxOptions;
 pub use transnormer::{DiagOptions, DiagWeight, NormOptions, NormScope};
 

@@ -29,5 +29,7 @@ mod packed;
 mod plans;
 mod primitives;
 mod sanitized;
+#[cfg(feature = "candle")]
+mod scans;
 mod streaming;
 mod structure;

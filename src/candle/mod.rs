@@ -30,6 +30,7 @@ mod own_gradient;
 mod performer;
 mod rotary;
 mod rotated;
+mod scan;
 mod softmax;
 mod state;
 mod storage;
@@ -46,6 +47,10 @@ pub use performer::{performer_attention, performer_attention_with_state};
 pub use rotated::{
     rotary_linear_attention, rotary_linear_attention_with_state, rotary_norm_attention,
     rotary_norm_attention_with_state, rotary_performer_attention, rotary_performer_attention_with_state,
+};
+pub use scan::{
+    complex_diagonal_scan, complex_diagonal_scan_with_state, diagonal_scan, diagonal_scan_with_state,
+    discounted_returns, generalized_advantages, selective_scan, selective_scan_with_state,
 };
 pub use softmax::{softmax_attention, softmax_attention_with_lse};
 pub use state::LinearState;

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::rows::Number;
 use super::simd::{Isa, MOST_LANES, Real};
 use super::tile::Verbs;
 use crate::activation::Activation;
@@ -11,7 +12,7 @@ use crate::linear::FeatureMap;
 const PIECE: usize = 1 << 14;
 
 /// f32 or f64.
-pub(crate) trait Element: Real {
+pub(crate) trait Element: Number {
     fn verbs() -> &'static Verbs<Self>;
 }
 

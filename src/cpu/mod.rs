@@ -88,6 +88,8 @@ pub(crate) mod products;
 pub mod quadratic;
 mod rooms;
 mod rows;
+#[cfg(feature = "candle")]
+pub(crate) mod scan;
 mod simd;
 mod tile;
 

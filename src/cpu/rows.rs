@@ -17,6 +17,8 @@ pub trait Number: Real {
     fn store(from: &[Self], into: &mut SliceMut<'_>, at: usize);
     /// Elements of an operand that is summed in this type.
     fn stored(slice: Slice<'_>) -> Elements<'_, Self>;
+    /// The elements where they lie, if they are of this type.
+    fn own(slice: Slice<'_>) -> Option<&[Self]>;
     fn slice(data: &[Self]) -> Slice<'_>;
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
     /// Whether the elements are of this type.
@@ -62,6 +64,10 @@ impl Number for f32 {
             Slice::BF16(x) => Elements::BF16(x),
             Slice::F64(_) | Slice::U8(_) => unreachable!("operands of this dtype are not summed in f32"),
         }
+    }
+
+    fn own(slice: Slice<'_>) -> Option<&[Self]> {
+        if let Slice::F32(elements) = slice { Some(elements) } else { None }
     }
 
     fn slice(data: &[Self]) -> Slice<'_> {
@@ -115,6 +121,10 @@ impl Number for f64 {
             Slice::F64(x) => Elements::Own(x),
             _ => unreachable!("operands of this dtype are not summed in f64"),
         }
+    }
+
+    fn own(slice: Slice<'_>) -> Option<&[Self]> {
+        if let Slice::F64(elements) = slice { Some(elements) } else { None }
     }
 
     fn slice(data: &[Self]) -> Slice<'_> {

@@ -32,6 +32,7 @@ mod quadratic;
 mod recurrent;
 mod recurrent_backward;
 mod rotary;
+mod scan;
 mod softmax;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,7 @@ pub use rotary::{
     rotary_linear_attention, rotary_linear_attention_backward, rotary_norm_attention, rotary_norm_attention_backward,
     rotary_performer_attention, rotary_performer_attention_backward,
 };
+pub use scan::{SelectiveScan, diagonal_scan, diagonal_scan_backward, selective_scan, selective_scan_backward};
 pub use softmax::{SoftmaxOutput, softmax_attention, softmax_attention_backward};
 pub use transnormer::{
     diag_attention, diag_attention_backward, norm_attention, norm_attention_backward, norm_attention_with_state,

@@ -2,10 +2,10 @@
 //!
 //! A candle operation has at most three inputs: those of one dtype enter through tokens.
 
-use candle_core::{CpuStorage, CustomOp2, Device, Error, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
 use super::backend::{Backend, Cpu};
-use super::graph::{Ready, Token};
+use super::graph::{Ready, token};
 use super::reading::{Readings, read};
 use super::results::Results;
 use super::tensors::{Admission, Buffer, accumulator, buffer, tensor, viewable};
@@ -42,7 +42,7 @@ impl DeltaCall {
         tensors: DeltaTensors<'_>,
     ) -> Result<Self> {
         let admission = Admission::new(problem.function, q);
-        admission.on_cpu()?;
+        admission.on_cpu("q")?;
         let differentiable = |argument, tensor| admission.differentiable(argument, tensor);
         let DeltaTensors { log_decay, key_mask, state } = tensors;
         Ok(Self {
@@ -193,12 +193,6 @@ impl DeltaCall {
         })?;
         Ok([rows_room, sums_room])
     }
-}
-
-/// Inputs of one dtype as one.
-fn token(inputs: &[&Tensor]) -> Result<Tensor> {
-    let (first, others) = inputs.split_first().ok_or_else(|| Error::msg("a token of nothing"))?;
-    others.iter().try_fold((*first).clone(), |token, input| token.apply_op2(input, Token))
 }
 
 /// The operation on the token of the inputs in the dtype of q and that of the others.

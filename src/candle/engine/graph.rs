@@ -181,6 +181,12 @@ impl<N: Node> CustomOp3 for Join<N> {
     }
 }
 
+/// Inputs of one dtype as one.
+pub fn token(inputs: &[&Tensor]) -> Result<Tensor> {
+    let (first, others) = inputs.split_first().ok_or_else(|| Error::msg("a token of nothing"))?;
+    others.iter().try_fold((*first).clone(), |token, input| token.apply_op2(input, Token))
+}
+
 /// Two inputs of one dtype as one.
 pub struct Token;
 

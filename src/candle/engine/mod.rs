@@ -7,6 +7,7 @@ mod backend;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod delta;
+mod elements;
 mod graph;
 mod linear;
 mod quadratic;
@@ -15,6 +16,7 @@ mod results;
 mod tensors;
 
 pub use delta::{DeltaCall, DeltaTensors};
+pub use elements::{Computation, compute};
 pub use linear::{LinearCall, LinearTensors};
 pub use quadratic::QuadraticCall;
-pub use tensors::{accumulator, rows};
+pub use tensors::{Admission, accumulator, rows};

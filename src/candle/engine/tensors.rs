@@ -69,13 +69,13 @@ impl<'a> Admission<'a> {
         Err(crate::Error::Device { function: self.function, argument, got: name(location), needs }.into())
     }
 
-    /// Refuses q where only the CPU has the operation.
-    pub fn on_cpu(self) -> Result<()> {
+    /// Refuses the argument whose device is that of the call where only the CPU has the operation.
+    pub fn on_cpu(self, argument: &'static str) -> Result<()> {
         match self.device {
             Device::Cpu => Ok(()),
             device => {
                 let (function, got) = (self.function, name(device.location()));
-                Err(crate::Error::Device { function, argument: "q", got, needs: name(DeviceLocation::Cpu) }.into())
+                Err(crate::Error::Device { function, argument, got, needs: name(DeviceLocation::Cpu) }.into())
             }
         }
     }

@@ -16,6 +16,8 @@ mod multiply;
 mod pairs;
 #[cfg(feature = "candle")]
 mod parts;
+#[cfg(feature = "candle")]
+mod scan;
 mod scores;
 mod transpose;
 
@@ -25,6 +27,8 @@ pub use maps::Decays;
 pub use multiply::{Band, Left, Product, Right};
 use multiply::{PANEL_VECTORS, Place};
 pub use pairs::Pairs;
+#[cfg(feature = "candle")]
+pub use scan::{Step, StepGradients};
 pub use scores::{Bounds, Delta, Online};
 
 #[cfg(target_arch = "aarch64")]
@@ -144,6 +148,18 @@ verbs! {
     log_sum_exp = loss::log_sum_exp(row: &[T], result: &mut T);
     #[cfg(feature = "candle")]
     scaled_exp = loss::scaled_exp(into: &mut [T], row: &[T], shift: T, factor: T);
+    #[cfg(feature = "candle")]
+    recur = scan::recur(into: &mut [T], a: &[T], x: &[T], b: &[T]);
+    #[cfg(feature = "candle")]
+    recur_complex = scan::recur_complex(
+        into: [&mut [T]; 2], a: [&[T]; 2], x: [&[T]; 2], b: [&[T]; 2], conjugate: bool
+    );
+    #[cfg(feature = "candle")]
+    selective = scan::selective(h: &mut [T], width: usize, a: &[T], step: Step<'_, T>, y: &mut [T]);
+    #[cfg(feature = "candle")]
+    selective_gradient = scan::selective_gradient(
+        d_h: &mut [T], before: &[T], width: usize, a: &[T], step: Step<'_, T>, d_y: &[T], to: StepGradients<'_, T>
+    );
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -411,6 +427,61 @@ impl<T: Real> Verbs<T> {
     pub fn scaled_exp(&self, into: &mut [T], row: &[T], shift: T, factor: T) {
         assert!(row.len() == into.len());
         unsafe { (self.scaled_exp)(into, row, shift, factor) }
+    }
+
+    /// into = a ⊙ x + b, of numbers or of complex ones, real parts before imaginary ones, with a or its conjugate.
+    #[cfg(feature = "candle")]
+    pub fn recur<const P: usize>(
+        &self,
+        into: [&mut [T]; P],
+        a: [&[T]; P],
+        x: [&[T]; P],
+        b: [&[T]; P],
+        conjugate: bool,
+    ) {
+        let len = into.first().map_or(0, |part| part.len());
+        assert!(into.iter().all(|part| part.len() == len));
+        assert!([a, x, b].iter().flatten().all(|part| part.len() == len));
+        let mut into = into.into_iter();
+        match (into.next(), into.next()) {
+            (Some(into), None) => unsafe { (self.recur)(into, a[0], x[0], b[0]) },
+            (Some(re), Some(im)) => unsafe {
+                (self.recur_complex)([re, im], [a[0], a[1]], [x[0], x[1]], [b[0], b[1]], conjugate)
+            },
+            _ => {}
+        }
+    }
+
+    /// See [`scan::selective`].
+    #[cfg(feature = "candle")]
+    pub fn selective(&self, h: &mut [T], width: usize, a: &[T], step: Step<'_, T>, y: &mut [T]) {
+        self.check_step(&step, [h.len(), a.len()], width, y.len());
+        unsafe { (self.selective)(h, width, a, step, y) }
+    }
+
+    /// See [`scan::selective_gradient`].
+    #[cfg(feature = "candle")]
+    #[allow(clippy::too_many_arguments)]
+    pub fn selective_gradient(
+        &self,
+        d_h: &mut [T],
+        before: &[T],
+        width: usize,
+        a: &[T],
+        step: Step<'_, T>,
+        d_y: &[T],
+        to: StepGradients<'_, T>,
+    ) {
+        self.check_step(&step, [d_h.len(), a.len()], width, d_y.len());
+        self.check_step(&step, [before.len(), to.a.len()], width, to.u.len());
+        assert!(to.delta.len() == d_y.len() && to.b.len() == step.b.len() && to.c.len() == step.c.len());
+        unsafe { (self.selective_gradient)(d_h, before, width, a, step, d_y, to) }
+    }
+
+    #[cfg(feature = "candle")]
+    fn check_step(&self, step: &Step<'_, T>, tiles: [usize; 2], width: usize, channels: usize) {
+        assert!(width.is_multiple_of(self.lanes) && channels <= width && step.b.len() == step.c.len());
+        assert!(tiles == [width * step.b.len(); 2] && step.delta.len() == channels && step.u.len() == channels);
     }
 
     /// Whole rows in `tile`, as wide as those in place, which are all inside their elements; returns how many.
