@@ -18,6 +18,7 @@ pub trait Number: Real {
     /// Elements of an operand that is summed in this type.
     fn stored(slice: Slice<'_>) -> Elements<'_, Self>;
     /// The elements where they lie, if they are of this type.
+    #[cfg(feature = "candle")]
     fn own(slice: Slice<'_>) -> Option<&[Self]>;
     fn slice(data: &[Self]) -> Slice<'_>;
     fn slice_mut(data: &mut [Self]) -> SliceMut<'_>;
@@ -66,6 +67,7 @@ impl Number for f32 {
         }
     }
 
+    #[cfg(feature = "candle")]
     fn own(slice: Slice<'_>) -> Option<&[Self]> {
         if let Slice::F32(elements) = slice { Some(elements) } else { None }
     }
@@ -123,6 +125,7 @@ impl Number for f64 {
         }
     }
 
+    #[cfg(feature = "candle")]
     fn own(slice: Slice<'_>) -> Option<&[Self]> {
         if let Slice::F64(elements) = slice { Some(elements) } else { None }
     }

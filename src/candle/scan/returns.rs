@@ -9,8 +9,8 @@ use crate::scan::ScanOptions;
 /// R_t = r_t + γ_t R_{t+1},   γ_t = γ, or 0 where an episode ends
 /// ```
 ///
-/// rewards `[B, N]`, `ends` `[B, N]` of u8: other than 0 at the last step of an episode, behind which nothing is seen. The
-/// same dtype and sizes as the rewards. Gradients: the rewards.
+/// rewards `[B, N]` → R of the same dtype and sizes; `ends` `[B, N]` of any dtype: other than 0 at the last step of an episode,
+/// behind which nothing is seen (a log-decay of −∞). Gradients: the rewards.
 ///
 /// # Errors
 /// As [`diagonal_scan`]; ends of another shape.

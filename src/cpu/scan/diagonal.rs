@@ -64,7 +64,7 @@ fn unzip<A, B, const P: usize>(pairs: [(A, B); P]) -> ([A; P], [B; P]) {
     (firsts, seconds.map(|second| second.expect("one for each pair")))
 }
 
-fn cut<'a, T, const P: usize>(parts: [&'a [T]; P], at: Range<usize>) -> [&'a [T]; P] {
+fn cut<T, const P: usize>(parts: [&[T]; P], at: Range<usize>) -> [&[T]; P] {
     parts.map(|part| &part[at.clone()])
 }
 
