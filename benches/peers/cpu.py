@@ -7,7 +7,8 @@
 B 1, H 8. Every side has the same number of threads and allocates its results inside the time, each with its own
 allocator. A ratio is the median over rounds of the peer's time over ours, for ours twice:
 
-* through candle, as its users run it (`peer_candle`, with mimalloc): out = attention(q, k, v); fwdbwd is the forward pass of
+* through candle, as its users run it (`peer_candle`, with mimalloc, candle's threads sleeping between operations):
+  out = attention(q, k, v); fwdbwd is the forward pass of
   Σ out ⊙ d_out and `backward`. PyTorch runs the same with its autograd.
 * the engine alone (`peer_bench`), which is given d_out. So is PyTorch beside it.
 

@@ -24,7 +24,10 @@ class Ours:
     def __init__(self, program=None, features=(), name="peer_bench", threads=None):
         """`program` is the example if it is built already; `threads` is what candle's own operations take."""
         self.name, self.program = name, program or built(name, features)
-        environment = os.environ if threads is None else {**os.environ, "RAYON_NUM_THREADS": str(threads)}
+        # candle's threads sleep between operations, as the README advises.
+        environment = {"CANDLE_BARRIER_POOL_SPIN_LIMIT": "1", **os.environ}
+        if threads is not None:
+            environment["RAYON_NUM_THREADS"] = str(threads)
         self.process = subprocess.Popen(
             [self.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
