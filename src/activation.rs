@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// The non-linearity a of a feed-forward layer, and the gate of a gated one: an operation with a gradient, see
+/// The non-linearity a of a layer, and the gate of a gated one: an operation with a gradient, see
 /// [`Activation::gate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -14,4 +14,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0)
     Relu,
+    /// 1/(1 + e⁻ˣ): gates of recurrent layers.
+    Sigmoid,
+    /// ln(1 + eˣ): steps and decays of recurrent layers.
+    Softplus,
 }

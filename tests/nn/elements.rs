@@ -8,7 +8,14 @@ use candle_core::{DType, Device, Module, Result, Tensor, Var};
 
 use super::{assert_close, assert_refused, random};
 
-const ALL: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+const ALL: [Activation; 6] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Sigmoid,
+    Activation::Softplus,
+];
 
 /// Alone, a part of a vector, whole ones, and more than a thread takes at once.
 const COUNTS: [usize; 5] = [1, 7, 64, 16_384, 16_384 * 2 + 21];
@@ -32,6 +39,8 @@ fn value_and_slope(activation: Activation, x: f64) -> (f64, f64) {
             (x * up, up * (1.0 + x * down * unit * (1.0 + 3.0 * cubic)))
         }
         Activation::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
+        Activation::Sigmoid => (sigmoid(x), sigmoid(x) * sigmoid(-x)),
+        Activation::Softplus => (x.max(0.0) + (-x.abs()).exp().ln_1p(), sigmoid(x)),
     }
 }
 
@@ -88,11 +97,12 @@ fn activations_have_no_holes() -> Result<()> {
                 let y = activation.forward(&x)?;
                 let d_x = wide(y.sum_all()?.backward()?.get(&x).unwrap())?[0];
                 let (x, y) = (wide(&x)?[0], wide(&y)?[0]);
-                // At both ends the activation is x or 0, and around 0 it is near 0.
+                // At both ends the activation is x or 0, and around 0 it is near 0; the sigmoid is flat at both.
+                let is_flat = activation == Activation::Sigmoid;
                 let (value, slope) = match x {
-                    _ if x > 50.0 => (x, Some(1.0)),
+                    _ if x > 50.0 => (if is_flat { 1.0 } else { x }, Some(if is_flat { 0.0 } else { 1.0 })),
                     _ if x < -50.0 => (0.0, Some(0.0)),
-                    _ => (0.0, None),
+                    _ => (value_and_slope(activation, 0.0).0, None),
                 };
                 let error = (y - value).abs();
                 assert!(error <= 1e-6 * value.abs() + 1e-35, "{activation:?} {isa}: {y} at {x}, not {value}");

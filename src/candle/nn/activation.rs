@@ -6,11 +6,12 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Mo
 
 use crate::activation::Activation;
 use crate::candle::engine::accumulator;
+use crate::candle::own_gradient::with_gradient;
 use crate::candle::storage::{by_dtype, elements};
 use crate::cpu::elementwise;
 
 impl Module for Activation {
-    /// a(x), of any shape. Gradients: x.
+    /// a(), of any shape. Gradients: x.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if !x.device().is_cpu() {
             return self.by_operations(x);
@@ -70,8 +71,26 @@ impl Activation {
             Self::Gelu => x.gelu_erf(),
             Self::GeluTanh => x.gelu(),
             Self::Relu => x.relu(),
+            Self::Sigmoid => candle_nn::ops::sigmoid(x),
+            // ln(1 + e^{−|x|}) of candle has no form without cancellation: by 2 artanh, whose argument is at most 1/3.
+            Self::Softplus => softplus(x),
         }
     }
+}
+
+/// max(x, 0) + ln(1 + e^{−|x|}), the logarithm by ln(1 + p) = 2 artanh(p/(2 + p)).
+fn softplus(x: &Tensor) -> Result<Tensor> {
+    const TERMS: u32 = 17;
+    let constant = x.detach();
+    let power = constant.abs()?.neg()?.exp()?;
+    let ratio = (&power / (&power + 2.0)?)?;
+    let square = ratio.sqr()?;
+    let mut series = ratio.zeros_like()?;
+    for term in (0..TERMS).rev() {
+        series = ((series * &square)? + 1.0 / f64::from(2 * term + 1))?;
+    }
+    let value = (constant.relu()? + ((ratio * series)? * 2.0)?)?;
+    with_gradient("softplus", x, value, move |d_y| d_y * candle_nn::ops::sigmoid(&constant)?)
 }
 
 /// x·(1 + g)/2

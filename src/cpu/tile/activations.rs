@@ -1,4 +1,4 @@
-//! Activations of feed-forward layers, alone or as the gate of other numbers. Slices of any length, all of one.
+//! Activations of layers, alone or as the gate of other numbers. Slices of any length, all of one.
 
 use super::super::simd::{Real, Simd, exp, normal};
 use super::parts::{load, store};
@@ -17,6 +17,8 @@ pub unsafe fn activate<T: Real, S: Simd<T>>(into: &mut [T], x: &[T], gated: Opti
             Activation::Gelu => forward::<T, S, Gelu>(into, x, gated),
             Activation::GeluTanh => forward::<T, S, GeluTanh>(into, x, gated),
             Activation::Relu => forward::<T, S, Relu>(into, x, gated),
+            Activation::Sigmoid => forward::<T, S, Sigmoid>(into, x, gated),
+            Activation::Softplus => forward::<T, S, Softplus>(into, x, gated),
         }
     }
 }
@@ -40,6 +42,8 @@ pub unsafe fn activate_gradient<T: Real, S: Simd<T>>(
             Activation::Gelu => backward::<T, S, Gelu>(d_x, d_y, x, gated),
             Activation::GeluTanh => backward::<T, S, GeluTanh>(d_x, d_y, x, gated),
             Activation::Relu => backward::<T, S, Relu>(d_x, d_y, x, gated),
+            Activation::Sigmoid => backward::<T, S, Sigmoid>(d_x, d_y, x, gated),
+            Activation::Softplus => backward::<T, S, Softplus>(d_x, d_y, x, gated),
         }
     }
 }
@@ -94,6 +98,8 @@ struct Silu;
 struct Gelu;
 struct GeluTanh;
 struct Relu;
+struct Sigmoid;
+struct Softplus;
 
 impl Curve for Silu {
     #[inline(always)]
@@ -146,6 +152,40 @@ impl Curve for Relu {
             let zero = S::splat(T::ZERO);
             // NaN stays NaN.
             (S::max(zero, x), S::select_less(zero, x, S::splat(T::ONE), zero))
+        }
+    }
+}
+
+impl Curve for Sigmoid {
+    #[inline(always)]
+    unsafe fn value_and_slope<T: Real, S: Simd<T>>(x: S::V) -> (S::V, S::V) {
+        // SAFETY: the caller has the instruction set of S.
+        unsafe {
+            let (up, down) = sigmoids::<T, S>(x);
+            (up, S::mul(up, down))
+        }
+    }
+}
+
+impl Curve for Softplus {
+    /// max(x, 0) + ln(1 + e^{−|x|}), the logarithm by ln(1 + p) = 2 artanh(p/(2 + p)): its argument is at most 1/3.
+    #[inline(always)]
+    unsafe fn value_and_slope<T: Real, S: Simd<T>>(x: S::V) -> (S::V, S::V) {
+        // SAFETY: the caller has the instruction set of S.
+        unsafe {
+            let (zero, two) = (S::splat(T::ZERO), S::splat(T::from_f64(2.0)));
+            // `min` and `max` return their second operand for NaN.
+            let power = exp::<T, S>(S::min(S::sub(zero, x), x));
+            let ratio = S::div(power, S::add(two, power));
+            let square = S::mul(ratio, ratio);
+            // The first term left out is below a rounding.
+            let terms: i32 = if T::IS_NARROW { 8 } else { 17 };
+            let mut series = zero;
+            for term in (0..terms).rev() {
+                series = S::fma(series, square, S::splat(T::from_f64(1.0 / f64::from(2 * term + 1))));
+            }
+            let value = S::fma(S::mul(two, ratio), series, S::max(zero, x));
+            (value, sigmoids::<T, S>(x).0)
         }
     }
 }
