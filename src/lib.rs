@@ -1,3 +1,4 @@
+//! | `causal_convolution` | short causal convolution of every channel | [`ConvolutionOptions`] |
 //! Efficient attention with gradients, for candle tensors and for plain slices.
 //!
 //! | operation | mechanism | options |
@@ -18,7 +19,7 @@
 //!
 //! With the feature `candle` (default) the operations take and return candle tensors and give gradients to every
 //! differentiable input; they are in the module `candle` and at the crate's root. Without it [`cpu`] has a call for each
-//! that takes views of slices and gives outputs, gradients and states as vectors. Beneath both an options struct describes
+//! attention that takes views of slices and gives outputs, gradients and states as vectors. Beneath both an options struct describes
 //! a problem ([`problem`]) and an engine of the backend computes it in memory of the caller.
 //! The feature brings layers, caches for decoding and language models as well, in the module `nn`.
 //! [`mod@reference`] holds the same operations as plain f64 loops: the definition that everything is tested against.
@@ -40,6 +41,7 @@
 mod activation;
 #[cfg(feature = "candle")]
 pub mod candle;
+mod convolution;
 pub mod cpu;
 pub mod delta;
 mod error;
@@ -60,15 +62,17 @@ pub mod transnormer;
 pub use candle::nn;
 #[cfg(feature = "candle")]
 pub use candle::{
-    LinearState, complex_diagonal_scan, complex_diagonal_scan_with_state, delta_attention, delta_attention_with_state,
-    diag_attention, diagonal_scan, diagonal_scan_with_state, discounted_returns, gated_linear_attention,
-    gated_linear_attention_with_state, gau_attention, generalized_advantages, generalized_delta_attention,
-    generalized_delta_attention_with_state, linear_attention, linear_attention_with_state, mixed_chunk_attention,
-    mixed_chunk_attention_with_state, norm_attention, norm_attention_with_state, performer_attention,
-    performer_attention_with_state, rotary_linear_attention, rotary_linear_attention_with_state, rotary_norm_attention,
+    LinearState, causal_convolution, causal_convolution_with_state, complex_diagonal_scan,
+    complex_diagonal_scan_with_state, delta_attention, delta_attention_with_state, diag_attention, diagonal_scan,
+    diagonal_scan_with_state, discounted_returns, gated_linear_attention, gated_linear_attention_with_state,
+    gau_attention, generalized_advantages, generalized_delta_attention, generalized_delta_attention_with_state,
+    linear_attention, linear_attention_with_state, mixed_chunk_attention, mixed_chunk_attention_with_state,
+    norm_attention, norm_attention_with_state, performer_attention, performer_attention_with_state,
+    rotary_linear_attention, rotary_linear_attention_with_state, rotary_norm_attention,
     rotary_norm_attention_with_state, rotary_performer_attention, rotary_performer_attention_with_state,
     selective_scan, selective_scan_with_state, softmax_attention, softmax_attention_with_lse,
 };
+pub use convolution::ConvolutionOptions;
 pub use delta::DeltaOptions;
 pub use error::{Error, Result};
 pub use gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};

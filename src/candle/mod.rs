@@ -19,6 +19,7 @@
 //! Rows without a visible key give 0, log-sum-exp −∞ and no gradient. Keys and values that a key mask removes never
 //! reach an output, not even as NaN.
 
+mod convolution;
 mod delta;
 mod engine;
 mod favor;
@@ -27,6 +28,7 @@ mod gau;
 mod linear;
 pub mod nn;
 mod own_gradient;
+mod packing;
 mod performer;
 mod rotary;
 mod rotated;
@@ -36,6 +38,7 @@ mod state;
 mod storage;
 mod transnormer;
 
+pub use convolution::{causal_convolution, causal_convolution_with_state};
 pub use delta::{
     delta_attention, delta_attention_with_state, gated_linear_attention, gated_linear_attention_with_state,
     generalized_delta_attention, generalized_delta_attention_with_state,

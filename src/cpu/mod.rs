@@ -77,6 +77,8 @@
 
 mod buffer;
 mod calls;
+#[cfg(feature = "candle")]
+pub(crate) mod convolution;
 pub mod delta;
 #[cfg(feature = "candle")]
 pub(crate) mod elementwise;

@@ -66,7 +66,7 @@ impl Sequences {
     }
 
     /// Queries and keys of each sequence.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = [Range<usize>; 2]> {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = [Range<usize>; 2]> {
         let range = |ends: &[u32]| ends[0] as usize..ends[1] as usize;
         self.queries.windows(2).zip(self.keys.windows(2)).map(move |(queries, keys)| [range(queries), range(keys)])
     }

@@ -19,6 +19,7 @@
 //! measured from p. With H output heads, head h reads head h·Hx/H of an operand with Hx heads.
 
 mod array;
+mod convolution;
 mod delta;
 mod dense;
 mod features;
@@ -39,6 +40,9 @@ mod tests;
 mod transnormer;
 
 pub use array::Array;
+pub use convolution::{
+    ConvolutionGradients, ConvolutionInputs, causal_convolution, causal_convolution_backward, causal_convolution_state,
+};
 pub use delta::{DeltaGradients, delta_attention, delta_attention_backward};
 pub use gau::{gau_attention, gau_attention_backward};
 pub use linear::{

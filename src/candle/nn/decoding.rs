@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{Module, Result, Tensor};
 
-use super::batch::{Packing, packed_tokens};
+use super::batch::packed_tokens;
 use super::cache::{Cache, ModelCache};
 use super::generate::{Generation, generate};
 use super::model::LanguageModel;
@@ -13,6 +13,7 @@ use super::pieces::{Piece, cut};
 use super::projection::Products;
 use super::running::{Request, RunningBatch};
 use super::sampler::Sampler;
+use crate::candle::packing::Packing;
 use crate::problem::ensure_value;
 use crate::{Result as CoreResult, Sequences};
 

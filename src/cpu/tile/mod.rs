@@ -6,6 +6,8 @@
 #[cfg(feature = "candle")]
 mod activations;
 pub mod bf16;
+#[cfg(feature = "candle")]
+mod convolution;
 mod decayed;
 mod dropout;
 mod in_place;
@@ -144,6 +146,10 @@ verbs! {
     activate_gradient = activations::activate_gradient(
         d_x: &mut [T], d_y: &[T], x: &[T], gated: Option<(&[T], &mut [T])>, activation: Activation
     );
+    #[cfg(feature = "candle")]
+    weighted_rows = convolution::weighted_rows(into: &mut [T], weights: &[&[T]], rows: &[&[T]]);
+    #[cfg(feature = "candle")]
+    add_row_products = convolution::add_row_products(sums: &mut [T], row: &[T], rows: &[&[T]]);
     #[cfg(feature = "candle")]
     log_sum_exp = loss::log_sum_exp(row: &[T], result: &mut T);
     #[cfg(feature = "candle")]
@@ -410,6 +416,21 @@ impl<T: Real> Verbs<T> {
         assert!(d_y.len() == len && x.len() == len);
         assert!(gated.as_ref().is_none_or(|(gated, d_gated)| gated.len() == len && d_gated.len() == len));
         unsafe { (self.activate_gradient)(d_x, d_y, x, gated, activation) }
+    }
+
+    /// See [`convolution::weighted_rows`].
+    #[cfg(feature = "candle")]
+    pub fn weighted_rows(&self, into: &mut [T], weights: &[&[T]], rows: &[&[T]]) {
+        let is_whole = |slice: &&[T]| slice.len() == into.len();
+        assert!(weights.len() == rows.len() && weights.iter().chain(rows).all(is_whole));
+        unsafe { (self.weighted_rows)(into, weights, rows) }
+    }
+
+    /// See [`convolution::add_row_products`].
+    #[cfg(feature = "candle")]
+    pub fn add_row_products(&self, sums: &mut [T], row: &[T], rows: &[&[T]]) {
+        assert!(sums.len() == row.len() * rows.len() && rows.iter().all(|other| other.len() == row.len()));
+        unsafe { (self.add_row_products)(sums, row, rows) }
     }
 
     /// ln Σ exp(x) of a row.
