@@ -25,40 +25,44 @@ pub fn array(tensor: &Tensor) -> Result<Array> {
     Ok(Array { data: tensor.flatten_all()?.to_vec1()?, shape })
 }
 
-fn silu(mut x: Array) -> Array {
+pub fn silu(mut x: Array) -> Array {
     x.data.iter_mut().for_each(|x| *x /= 1.0 + (-*x).exp());
     x
 }
 
-fn times(mut x: Array, y: &Array) -> Array {
+pub fn times(mut x: Array, y: &Array) -> Array {
     assert_eq!(x.shape, y.shape);
     x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x *= y);
     x
 }
 
 /// [1, B, N, H·D] → [B, H, N, D]
-fn split(x: &Array, heads: usize) -> Array {
+pub fn split(x: &Array, heads: usize) -> Array {
     let [_, batch, rows, width] = x.shape;
     let head = width / heads;
     Array::from_fn([batch, heads, rows, head], |[b, h, i, d]| x.row(0, b, i)[h * head + d])
 }
 
 /// [B, H, N, D] → [1, B, N, H·D]
-fn join(x: &Array) -> Array {
+pub fn join(x: &Array) -> Array {
     let [batch, heads, rows, head] = x.shape;
     Array::from_fn([1, batch, rows, heads * head], |[_, b, i, c]| x.row(b, c / head, i)[c % head])
 }
 
 impl ByHand<'_> {
-    fn weight(&self, name: &str) -> Option<Array> {
+    pub fn weight(&self, name: &str) -> Option<Array> {
         self.variables.data().lock().unwrap().get(name).map(|variable| array(variable).unwrap())
     }
 
     /// x W, plus the bias if there is one: [1, B, N, in] → [1, B, N, out]
-    fn project(&self, x: &Array, name: &str) -> Array {
+    pub fn project(&self, x: &Array, name: &str) -> Array {
+        assert_eq!(self.weight(&format!("{name}.bias")).is_some(), self.config.bias);
+        self.linear(x, name)
+    }
+
+    pub fn linear(&self, x: &Array, name: &str) -> Array {
         let weight = self.weight(&format!("{name}.weight")).unwrap();
         let bias = self.weight(&format!("{name}.bias"));
-        assert_eq!(bias.is_some(), self.config.bias);
         let [_, batch, rows, width] = x.shape;
         assert_eq!(weight.shape[3], width);
         Array::from_fn([1, batch, rows, weight.shape[2]], |[_, b, i, out]| {
@@ -101,6 +105,9 @@ impl ByHand<'_> {
     fn right_padded(&self, x: &Array, key_mask: Array) -> Array {
         if self.config.mechanism.is_gated_unit() {
             return self.gated(x, key_mask);
+        }
+        if self.config.mechanism.is_recurrent() {
+            return self.recurrent(x, key_mask);
         }
         let (heads, key_heads) = (self.config.heads, self.config.key_heads());
         let rotate = |rows: Array| match self.config.mechanism {
@@ -176,7 +183,7 @@ impl ByHand<'_> {
                 let options = NormOptions { map, causal, epsilon, norm, log_decay, key_mask, sequences: None };
                 reference::norm_attention(q, k, v, &options)
             }
-            Mechanism::Gau { .. } | Mechanism::Flash { .. } => panic!("gated units are elsewhere"),
+            other => panic!("{} is elsewhere", other.name()),
         }
     }
 

@@ -45,6 +45,30 @@ fn sums_are_constant_and_rows_bounded() -> Result<()> {
                 let rows = (2 * chunk + 64) * 8 * (4 + 4 + 2 * WIDTH);
                 assert!(largest <= sums + rows, "{what}: {largest}");
             }
+            ref mechanism if mechanism.is_recurrent() => {
+                let (heads, key_heads) = (config.heads, config.key_heads());
+                // Widths of D, rows that the convolutions keep, and channels of each.
+                let (width, kept, channels) = match *mechanism {
+                    Mechanism::Gla { key_width: Some(width), convolution: None, .. } => (width, 0, 0),
+                    Mechanism::Gla { convolution: Some(taps), .. } => (2, taps - 1, 4 * (2 + 2 + 4)),
+                    Mechanism::Deltanet { key_width, convolution, .. } => {
+                        let width = key_width.unwrap_or(4);
+                        (width, convolution - 1, 4 * (2 * width + 4))
+                    }
+                    Mechanism::GatedDeltanet { key_width, convolution, .. } => {
+                        let width = key_width.unwrap_or(4);
+                        (width, convolution - 1, 2 * key_heads * width + 4 * heads)
+                    }
+                    Mechanism::Kda { convolution, .. } => (4, convolution - 1, 3 * 4 * 4),
+                    Mechanism::Mamba2 { key_width, convolution, .. } => {
+                        (key_width, convolution - 1, 2 * key_heads * key_width + 4 * heads)
+                    }
+                    _ => (4, 0, 0),
+                };
+                let state_heads = if matches!(mechanism, Mechanism::Gla { .. }) { key_heads } else { heads };
+                let expected = 8 * (state_heads * width * 4 + kept * channels);
+                assert!(bytes.iter().all(|bytes| *bytes == expected), "{what}: {bytes:?}, not {expected}");
+            }
             _ => {
                 let features = match config.mechanism {
                     Mechanism::Performer { map, features, .. } => map.feature_width(features),

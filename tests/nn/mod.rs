@@ -1,6 +1,7 @@
 //! Layers, caches, models and sampling.
 
 mod by_hand;
+mod by_hand_recurrent;
 mod caches;
 mod checkpoints;
 mod configs;
@@ -8,10 +9,12 @@ mod decoding;
 mod elements;
 mod formulas;
 mod gradients;
+mod hybrid;
 mod models;
 mod norms;
 mod padding;
 mod ragged;
+mod recurrent;
 mod refusals;
 mod rotary;
 mod running;
@@ -22,7 +25,7 @@ use std::path::PathBuf;
 
 use attn_kernels::gau::{GauNorm, GlobalNorm};
 use attn_kernels::linear::FeatureMap;
-use attn_kernels::nn::{Attention, AttentionConfig, Mechanism, seeded_weights};
+use attn_kernels::nn::{Attention, AttentionConfig, Mechanism, Slopes, seeded_weights};
 use attn_kernels::performer::FavorMap;
 use attn_kernels::random_features::FeatureKind;
 use attn_kernels::transnormer::{DiagWeight, NormScope};
@@ -51,6 +54,25 @@ fn layers() -> Vec<AttentionConfig> {
     let norm = |map, scope| Mechanism::Norm { map, epsilon: 0.01, scope };
     let gau = |norm, bias_reach| Mechanism::Gau { key_width: 4, expansion: 2, norm, bias_reach };
     let flash = |global_norm| Mechanism::Flash { chunk: 5, key_width: 4, expansion: 2, global_norm };
+    let recurrent = |mechanism| AttentionConfig { head_width: Some(4), ..AttentionConfig::new(WIDTH, 4, mechanism) };
+    let grouped = |config| AttentionConfig { key_heads: Some(2), ..config };
+    let gla = |key_width, gate_divisor, convolution| Mechanism::Gla {
+        key_width,
+        low_rank: 3,
+        gate_divisor,
+        convolution,
+        epsilon: 0.01,
+    };
+    let deltanet = |key_width, convolution, gate, negative_eigenvalues| Mechanism::Deltanet {
+        key_width,
+        convolution,
+        gate,
+        negative_eigenvalues,
+        epsilon: 0.01,
+    };
+    let gated_deltanet = |key_width| Mechanism::GatedDeltanet { key_width, convolution: 4, epsilon: 0.01 };
+    let mamba2 = |convolution_bias| Mechanism::Mamba2 { key_width: 6, convolution: 4, convolution_bias, epsilon: 0.01 };
+    let lightning = |slopes, place| Mechanism::Lightning { slopes, place, epsilon: 0.01 };
     vec![
         heads(Mechanism::default()),
         plain(heads(Mechanism::Softmax { window: Some(5), soft_cap: Some(2.0) })),
@@ -73,6 +95,17 @@ fn layers() -> Vec<AttentionConfig> {
         plain(unit(gau(GauNorm::Fixed { length: 2.0 }, None))),
         unit(flash(GlobalNorm::Mean)),
         plain(unit(flash(GlobalNorm::Chunk))),
+        grouped(recurrent(gla(Some(3), 4.0, None))),
+        plain(recurrent(gla(None, 2.0, Some(3)))),
+        recurrent(deltanet(None, 4, false, true)),
+        plain(recurrent(deltanet(Some(3), 2, true, false))),
+        grouped(recurrent(gated_deltanet(Some(6)))),
+        plain(recurrent(gated_deltanet(None))),
+        recurrent(Mechanism::Kda { convolution: 4, epsilon: 0.01 }),
+        recurrent(mamba2(true)),
+        AttentionConfig { bias: true, ..grouped(recurrent(mamba2(false))) },
+        recurrent(lightning(Slopes::Geometric, None)),
+        plain(recurrent(lightning(Slopes::Linear, Some([1, 3])))),
     ]
 }
 
@@ -99,7 +132,7 @@ fn layer(config: &AttentionConfig) -> Result<(VarMap, Attention)> {
 /// Replaces weights that begin at 0 or nearly so.
 fn enlarge(variables: &VarMap) -> Result<()> {
     for (name, variable) in variables.data().lock().unwrap().iter() {
-        if [".bias", "bias", "gamma", "beta", "norm.weight"].iter().any(|end| name.ends_with(end)) {
+        if ["bias", "gamma", "beta", "norm.weight", "g_norm_swish_gate.weight"].iter().any(|end| name.ends_with(end)) {
             variable.set(&random(name, variable.dims())?.to_dtype(variable.dtype())?)?;
         }
     }

@@ -98,8 +98,12 @@ fn gradients_reach_the_weights_of_cached_rows() -> Result<()> {
         let (variables, layer) = layer(&config)?;
         let whole = layer.forward(&x)?.sqr()?.sum_all()?.backward()?;
         let cached = layer.forward_cached(&x, &mut layer.cache()?)?.sqr()?.sum_all()?.backward()?;
-        for (name, variable) in
-            variables.data().lock().unwrap().iter().filter(|(name, _)| name.ends_with("o_proj.weight"))
+        for (name, variable) in variables
+            .data()
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(name, _)| name.ends_with("o_proj.weight") || name.ends_with("out_proj.weight"))
         {
             let [whole, cached] = [&whole, &cached].map(|gradients| gradients.get(variable).unwrap());
             let scale = 1.0 + whole.abs()?.max_all()?.to_scalar::<f64>()?;
@@ -179,9 +183,16 @@ fn padded_prompts_of_models() -> Result<()> {
 fn logits_do_not_depend_on_neighbours_and_threads() -> Result<()> {
     let prompt = |index: usize| (0..1 + index * 97 % 290).map(|i| (i * i + index) as u32 % 300).collect::<Vec<_>>();
     let prompts: Vec<_> = (0..9).map(prompt).collect();
-    for (name, dtype) in
-        [("softmax", DType::F32), ("retention", DType::F32), ("gau", DType::F32), ("norm", DType::BF16)]
-    {
+    for (name, dtype) in [
+        ("softmax", DType::F32),
+        ("retention", DType::F32),
+        ("gau", DType::F32),
+        ("norm", DType::BF16),
+        ("hybrid", DType::F32),
+        ("mamba2", DType::F32),
+        ("kda", DType::BF16),
+        ("gla", DType::F32),
+    ] {
         let config = LanguageModelConfig::named(name, 300, 96, 2, 4)?;
         let variables = VarMap::new();
         let model = LanguageModel::new(&config, seeded_weights(&variables, 1, dtype, &Device::Cpu))?;
@@ -212,7 +223,7 @@ fn logits_do_not_depend_on_neighbours_and_threads() -> Result<()> {
 #[test]
 fn caches_of_a_list_are_picked_stored_and_cut() -> Result<()> {
     let prompts = [&[1u32, 2, 3, 4, 5, 6, 7][..], &[8, 9], &[10, 0, 5, 5]];
-    for name in ["softmax", "retention", "flash", "gau"] {
+    for name in ["softmax", "retention", "flash", "gau", "gated_deltanet", "mamba2"] {
         let (_, model) = model(name, DType::F32)?;
         let mut caches = vec![model.cache()?; 3];
         model.next_logits_each(&prompts, &mut caches)?;

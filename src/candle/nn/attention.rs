@@ -3,7 +3,7 @@ use std::borrow::BorrowMut;
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::batch::{Batch, Packing, gathered, packed_tokens};
+use super::batch::{Batch, gathered, packed_tokens};
 use super::cache::Cache;
 use super::config::AttentionConfig;
 use super::gated::GatedUnit;
@@ -11,7 +11,9 @@ use super::heads::Heads;
 use super::mark::check_mark;
 use super::mechanism::Mechanism;
 use super::pieces::{Piece, cut};
+use super::recurrent::{self, Recurrent};
 use super::siblings::ensure_absent;
+use crate::candle::packing::Packing;
 use crate::problem::ensure_value;
 use crate::{Error, Result as CoreResult, Sequences};
 
@@ -32,6 +34,14 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// y       = (u ⊙ attention(q, k, v)) W_o
 /// ```
 ///
+/// Recurrent layers (GLA, DeltaNet, Gated DeltaNet, KDA, Mamba-2, lightning attention), with a decay g, β and a gate z that
+/// are made of x:
+///
+/// ```text
+/// q, k, v = conv(x W_q), conv(x W_k), conv(x W_v)     short causal convolutions with SiLU, split into heads
+/// y       = gate(norm(attention(q, k, v, g, β)), z) W_o
+/// ```
+///
 /// The residual connection and the norm before it are the block's. Gradients: all weights and x.
 ///
 /// | weights | shape | of |
@@ -44,6 +54,22 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// | `z_proj.weight`, `u_proj.weight`, `v_proj.weight` | `[s, width]`, `[e, width]`, `[e, width]` | gated units |
 /// | `gamma`, `beta` | `[2, s]` (q, k) or `[4, s]` (local q, k, global q, k) | GAU; FLASH |
 /// | `relative_bias` | causal `[R + 1]` for j − i = −R … 0, else `[2R + 1]`; FLASH: R = C − 1 | gated units |
+/// | `q_proj`, `k_proj`, `v_proj`, `o_proj`, `g_proj`, each `.weight` | q and k `[heads · key_width, width]`, v and g `[heads · head_width, width]`, the output across | GLA, DeltaNet (g if gated), KDA (without g) |
+/// | `gk_proj.0.weight`, `gk_proj.1.weight`, `gk_proj.1.bias` | `[low_rank, width]`, `[key_heads · key_width, low_rank]`, and as wide | GLA |
+/// | `b_proj.weight` | `[heads, width]` | DeltaNet, KDA: β |
+/// | `q_conv1d.weight`, `k_conv1d.weight`, `v_conv1d.weight` | `[channels, 1, taps]` | DeltaNet, KDA, GLA with a convolution |
+/// | `f_a_proj.weight`, `f_b_proj.weight` | `[head_width, width]`, `[heads · head_width, head_width]` | KDA: decay |
+/// | `g_a_proj.weight`, `g_b_proj.weight` | as those | KDA: gate |
+/// | `in_proj_qkv.weight` | `[2 · key_heads · key_width + heads · head_width, width]` | Gated DeltaNet |
+/// | `in_proj_z.weight`, `in_proj_b.weight`, `in_proj_a.weight` | `[heads · head_width, width]`, `[heads, width]`, `[heads, width]` | Gated DeltaNet: gate, β, decay |
+/// | `in_proj.weight` | `[2 · heads · head_width + 2 · key_heads · key_width + heads, width]`: z, x, B, C, Δ | Mamba-2 |
+/// | `conv1d.weight`, `conv1d.bias` | `[channels, 1, taps]`, `[channels]` | Gated DeltaNet (q, k, v; no bias), Mamba-2 (x, B, C) |
+/// | `A_log`, `dt_bias` | `[heads]`; KDA `[1, 1, heads, 1]` and `[heads · head_width]`; in the dtype of sums | Gated DeltaNet, KDA, Mamba-2 |
+/// | `D` | `[heads]`, in the dtype of sums | Mamba-2 |
+/// | `qkv_proj.weight` | `[3 · heads · head_width, width]`, by head q, k, v | lightning |
+/// | `output_gate.weight` | `[heads · head_width, width]` | lightning |
+/// | `out_proj.weight` | `[width, heads · head_width]` | Gated DeltaNet, Mamba-2, lightning |
+/// | `g_norm_swish_gate.weight`; `o_norm.weight`; `norm.weight` | `[head_width]`; all heads in Mamba-2 and lightning | GLA; DeltaNet, KDA; the others |
 /// | `….bias` | of every projection, if `bias` is set, but for those in `unbiased` | all |
 /// | `mechanism.<kind>` | `[1]` | all: the [mark](super#checkpoints) |
 ///
@@ -79,6 +105,7 @@ pub struct Attention {
 enum Inner {
     Heads(Heads),
     Gated(GatedUnit),
+    Recurrent(Recurrent),
 }
 
 impl Attention {
@@ -92,10 +119,10 @@ impl Attention {
         config.check()?;
         check_mark(&config.mechanism, &weights)?;
         ensure_used(config, &weights)?;
-        let inner = if config.mechanism.is_gated_unit() {
-            Inner::Gated(GatedUnit::new(config, &weights)?)
-        } else {
-            Inner::Heads(Heads::new(config, &weights)?)
+        let inner = match &config.mechanism {
+            gated if gated.is_gated_unit() => Inner::Gated(GatedUnit::new(config, &weights)?),
+            recurrent if recurrent.is_recurrent() => Inner::Recurrent(Recurrent::new(config, &weights)?),
+            _ => Inner::Heads(Heads::new(config, &weights)?),
         };
         let (dtype, device) = (weights.dtype(), weights.device().clone());
         Ok(Self { config: config.clone(), inner, dtype, device, redraws: 0 })
@@ -138,6 +165,7 @@ impl Attention {
         match &self.inner {
             Inner::Heads(heads) => heads.forward(x, batch),
             Inner::Gated(unit) => unit.forward(x, batch),
+            Inner::Recurrent(layer) => layer.forward(x, batch),
         }
     }
 
@@ -244,6 +272,7 @@ impl Attention {
         let out = match &self.inner {
             Inner::Heads(heads) => heads.forward_cached(x, &mut pieces),
             Inner::Gated(unit) => unit.forward_cached(x, &mut pieces),
+            Inner::Recurrent(layer) => layer.forward_cached(x, &mut pieces),
         };
         for (Piece { rows, cache }, before) in pieces.into_iter().zip(before) {
             match &out {
@@ -261,7 +290,7 @@ impl Attention {
     pub fn seed(&self) -> Result<Option<u64>> {
         match &self.inner {
             Inner::Heads(heads) => heads.omega().map(|omega| omega.seed()).transpose(),
-            Inner::Gated(_) => Ok(None),
+            Inner::Gated(_) | Inner::Recurrent(_) => Ok(None),
         }
     }
 
@@ -274,7 +303,7 @@ impl Attention {
         let kind = self.config.mechanism.name();
         let omega = match &mut self.inner {
             Inner::Heads(heads) => heads.omega_mut(),
-            Inner::Gated(_) => None,
+            Inner::Gated(_) | Inner::Recurrent(_) => None,
         };
         let needs = "a performer layer: others have no random features";
         ensure_value(omega.is_some(), "Attention::redraw", "self", format!("a {kind} layer"), needs)?;
@@ -315,7 +344,30 @@ impl Attention {
 
 /// Refuses weights of attention layers that one of this configuration leaves out.
 fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
-    const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "g_proj", "z_proj", "u_proj"];
+    const PROJECTIONS: [&str; 22] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "g_proj",
+        "z_proj",
+        "u_proj",
+        "b_proj",
+        "f_a_proj",
+        "f_b_proj",
+        "g_a_proj",
+        "g_b_proj",
+        "in_proj",
+        "in_proj_qkv",
+        "in_proj_qkvz",
+        "in_proj_z",
+        "in_proj_ba",
+        "in_proj_b",
+        "in_proj_a",
+        "qkv_proj",
+        "output_gate",
+        "out_proj",
+    ];
     const OTHERS: [&str; 11] = [
         "q_norm.weight",
         "k_norm.weight",
@@ -339,9 +391,9 @@ fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
     let used: &[&str] = match config.mechanism {
         Mechanism::Gau { bias_reach: None, .. } => &["gamma", "beta"],
         Mechanism::Gau { .. } | Mechanism::Flash { .. } => &["gamma", "beta", "relative_bias"],
-        _ => &[],
+        ref other => recurrent::other_weights(other),
     };
-    let others = OTHERS.into_iter().filter(|name| !used.contains(name));
+    let others = OTHERS.into_iter().chain(recurrent::OTHERS).filter(|name| !used.contains(name));
     let why = format!("a {} layer of this configuration has no such part", config.mechanism.name());
     ensure_absent(weights, foreign.iter().map(String::as_str).chain(others), &why)
 }

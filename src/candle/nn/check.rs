@@ -2,6 +2,7 @@
 
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
+use super::recurrent::sizes;
 use crate::gau::GauNorm;
 use crate::problem::ensure_value;
 use crate::random_features::FeatureKind;
@@ -71,7 +72,56 @@ pub(super) fn check_mechanism(config: &AttentionConfig) -> crate::Result<()> {
             check_size("expansion", *expansion)?;
             one_head(config)
         }
+        Mechanism::Gla { low_rank, gate_divisor, epsilon, .. } => {
+            check_size("low_rank", *low_rank)?;
+            above_zero("gate_divisor", *gate_divisor)?;
+            check_recurrent(config, *epsilon)
+        }
+        Mechanism::Deltanet { epsilon, .. } | Mechanism::Kda { epsilon, .. } => {
+            equal_heads(config)?;
+            check_recurrent(config, *epsilon)
+        }
+        Mechanism::GatedDeltanet { epsilon, .. } | Mechanism::Mamba2 { epsilon, .. } => {
+            check_recurrent(config, *epsilon)
+        }
+        Mechanism::Lightning { place, epsilon, .. } => {
+            equal_heads(config)?;
+            let needs = "a layer's number below how many there are";
+            ensure_value(
+                place.is_none_or(|[layer, layers]| layer < layers),
+                function,
+                "place",
+                format!("{place:?}"),
+                needs,
+            )?;
+            check_recurrent(config, *epsilon)
+        }
     }
+}
+
+/// What holds for all layers with a matrix for a state.
+fn check_recurrent(config: &AttentionConfig, epsilon: f64) -> crate::Result<()> {
+    let (function, kind) = ("AttentionConfig", config.mechanism.name());
+    ensure_value(config.causal, function, "causal", "false", &format!("`true` for {kind}"))?;
+    let got = config.rotary.unwrap_or_default();
+    ensure_value(config.rotary.is_none(), function, "rotary", got, &format!("none for {kind}: it has no positions"))?;
+    ensure_value(epsilon.is_finite() && epsilon > 0.0, function, "epsilon", epsilon, "a finite number above 0")?;
+    check_size("key_width", sizes(config).key_width)?;
+    let taps = match config.mechanism {
+        Mechanism::Gla { convolution, .. } => convolution.unwrap_or(1),
+        Mechanism::Deltanet { convolution, .. }
+        | Mechanism::GatedDeltanet { convolution, .. }
+        | Mechanism::Kda { convolution, .. }
+        | Mechanism::Mamba2 { convolution, .. } => convolution,
+        _ => 1,
+    };
+    check_size("convolution", taps)
+}
+
+/// The rules without groups of heads.
+fn equal_heads(config: &AttentionConfig) -> crate::Result<()> {
+    let needs = format!("{}, as `heads`, for {}", config.heads, config.mechanism.name());
+    ensure_value(config.key_heads() == config.heads, "AttentionConfig", "key_heads", config.key_heads(), &needs)
 }
 
 /// Gated units have one head, whose width is their key width.

@@ -26,12 +26,14 @@ use crate::problem::ensure_value;
 pub struct AttentionConfig {
     /// Width of the layer's input and output rows.
     pub width: usize,
-    /// Query heads. GAU and FLASH have one head by construction and need 1 here.
+    /// Query heads. GAU and FLASH have one head by construction and need 1 here. In Gated DeltaNet and Mamba-2 heads of values.
     pub heads: usize,
-    /// Heads of keys and values, a divisor of `heads`. Default: `heads`.
+    /// Heads of keys and values, a divisor of `heads`. In Gated DeltaNet heads of queries and keys, in Mamba-2 groups of B and
+    /// C; the other delta rules and lightning attention have as many as `heads`. Default: `heads`; 1 in Mamba-2.
     #[serde(default)]
     pub key_heads: Option<usize>,
-    /// Width of a head of queries, keys and values. Default: `width / heads`.
+    /// Width of a head of queries, keys and values; of values alone where the mechanism has a `key_width`. Default:
+    /// `width / heads`, twice that in Mamba-2.
     #[serde(default)]
     pub head_width: Option<usize>,
     /// Whether a token sees only itself and those before it. Default: yes.
@@ -45,7 +47,8 @@ pub struct AttentionConfig {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unbiased: Vec<String>,
     /// Base of the rotary embedding of queries and keys, usually 10000; none without. Linear attention, norm and
-    /// Performer rotate the features, [behind φ](crate::candle::rotary_linear_attention). Default: none.
+    /// Performer rotate the features, [behind φ](crate::candle::rotary_linear_attention). Recurrent layers have none.
+    /// Default: none.
     #[serde(default)]
     pub rotary: Option<f64>,
     /// The kind of attention. Default: softmax.
@@ -78,6 +81,15 @@ impl AttentionConfig {
         match self.mechanism {
             Mechanism::Retention { gate: true, .. } => &["q_proj", "k_proj", "v_proj", "o_proj", "g_proj"],
             Mechanism::Gau { .. } | Mechanism::Flash { .. } => &["z_proj", "u_proj", "v_proj", "o_proj"],
+            Mechanism::Gla { .. } => &["q_proj", "k_proj", "v_proj", "o_proj", "g_proj"],
+            Mechanism::Deltanet { gate: false, .. } => &["q_proj", "k_proj", "v_proj", "o_proj", "b_proj"],
+            Mechanism::Deltanet { .. } => &["q_proj", "k_proj", "v_proj", "o_proj", "b_proj", "g_proj"],
+            Mechanism::GatedDeltanet { .. } => &["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"],
+            Mechanism::Kda { .. } => {
+                &["q_proj", "k_proj", "v_proj", "o_proj", "b_proj", "f_a_proj", "f_b_proj", "g_a_proj", "g_b_proj"]
+            }
+            Mechanism::Mamba2 { .. } => &["in_proj", "out_proj"],
+            Mechanism::Lightning { .. } => &["qkv_proj", "output_gate", "out_proj"],
             _ => &["q_proj", "k_proj", "v_proj", "o_proj"],
         }
     }
@@ -98,20 +110,26 @@ impl AttentionConfig {
 
     /// Heads of keys and values.
     pub fn key_heads(&self) -> usize {
-        self.key_heads.unwrap_or(self.heads)
+        let usual = if matches!(self.mechanism, Mechanism::Mamba2 { .. }) { 1 } else { self.heads };
+        self.key_heads.unwrap_or(usual)
     }
 
     /// Width of a head.
     pub fn head_width(&self) -> usize {
-        self.head_width.unwrap_or(self.width / self.heads.max(1))
+        self.head_width.unwrap_or(self.inner_width() / self.heads.max(1))
+    }
+
+    /// Width of all heads, where `head_width` does not say otherwise.
+    fn inner_width(&self) -> usize {
+        if matches!(self.mechanism, Mechanism::Mamba2 { .. }) { self.width.saturating_mul(2) } else { self.width }
     }
 
     /// Refuses what no layer can be.
     ///
     /// # Errors
     /// A width or number of heads of 0, heads that do not divide, a rotary embedding of an odd width, `unbiased`
-    /// projections that the layer does not have or without `bias`, a retention that is not causal, a value of the
-    /// mechanism out of range. The error names the field.
+    /// projections that the layer does not have or without `bias`, a retention or a recurrent layer that is not causal, a
+    /// rotary embedding or key heads that a recurrent layer does not have, a value of the mechanism out of range. The error names the field.
     pub fn check(&self) -> Result<()> {
         let function = "AttentionConfig";
         let sizes = [("width", self.width), ("heads", self.heads), ("key_heads", self.key_heads())];
@@ -121,8 +139,9 @@ impl AttentionConfig {
         let needs = format!("a divisor of {} heads", self.heads);
         ensure_value(self.heads.is_multiple_of(self.key_heads()), function, "key_heads", self.key_heads(), &needs)?;
         if self.head_width.is_none() {
-            let needs = format!("a divisor of the width {}, or a `head_width`", self.width);
-            ensure_value(self.width.is_multiple_of(self.heads), function, "heads", self.heads, &needs)?;
+            let width = self.inner_width();
+            let needs = format!("a divisor of the width {width}, or a `head_width`");
+            ensure_value(width.is_multiple_of(self.heads), function, "heads", self.heads, &needs)?;
         }
         check_size("head_width", self.head_width())?;
         for name in &self.unbiased {

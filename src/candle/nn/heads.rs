@@ -194,7 +194,7 @@ impl Kernel {
                 let omega = Omega::new(*directions, *features, config.head_width(), *seed, weights)?;
                 Self::Performer(PerformerOptions { map: *map, causal, epsilon: *epsilon, ..Default::default() }, omega)
             }
-            Mechanism::Gau { .. } | Mechanism::Flash { .. } => candle_core::bail!("gated units are no heads"),
+            other => candle_core::bail!("{} is no layer of heads", other.name()),
         })
     }
 
@@ -214,7 +214,7 @@ impl Kernel {
                 *state = Some(next.detach());
                 Ok(out)
             }
-            Contents::Chunk(..) => candle_core::bail!("the cache is one of gated units"),
+            Contents::Chunk(..) | Contents::Recurrent(_) => candle_core::bail!("the cache is one of another layer"),
         }
     }
 

@@ -2,6 +2,8 @@ use candle_core::Result;
 use serde::{Deserialize, Serialize};
 
 use super::config::yes;
+use super::defaults;
+use super::recurrent::Slopes;
 use crate::Error;
 use crate::gau::{GauNorm, GlobalNorm};
 use crate::linear::FeatureMap;
@@ -37,10 +39,10 @@ pub enum Mechanism {
     /// [Performer attention](crate::candle::performer_attention).
     Performer {
         /// m, random directions. Default 256.
-        #[serde(default = "default_features")]
+        #[serde(default = "defaults::features")]
         features: usize,
         /// How the directions are drawn. Default: orthogonal.
-        #[serde(default = "default_feature_kind")]
+        #[serde(default = "defaults::feature_kind")]
         directions: FeatureKind,
         /// Seed of the directions of a new layer. A layer that is loaded has those of its checkpoint. Default 0.
         #[serde(default)]
@@ -50,7 +52,7 @@ pub enum Mechanism {
         map: FavorMap,
         /// ε ≥ 0, added to the divisor. Default 1e-6. The divisor is relative to the largest exponents seen, so with ε
         /// above 0 the gradient is inexact by as much as ε weighs in it.
-        #[serde(default = "default_epsilon")]
+        #[serde(default = "defaults::epsilon")]
         epsilon: f64,
     },
     /// [NormAttention](crate::candle::norm_attention) of TransNormer.
@@ -59,7 +61,7 @@ pub enum Mechanism {
         #[serde(default)]
         map: FeatureMap,
         /// ε > 0 under the root of the norm. Default 1e-6.
-        #[serde(default = "default_epsilon")]
+        #[serde(default = "defaults::epsilon")]
         epsilon: f64,
         /// Norm per head or over all heads. Default: per head.
         #[serde(default)]
@@ -68,10 +70,10 @@ pub enum Mechanism {
     /// [DiagAttention](crate::candle::diag_attention) of TransNormer.
     Diag {
         /// Positions in a block. Default 64.
-        #[serde(default = "default_block")]
+        #[serde(default = "defaults::block")]
         block: usize,
         /// Softmax or ReLU. Default: softmax.
-        #[serde(default = "default_diag_weight")]
+        #[serde(default = "defaults::diag_weight")]
         weight: DiagWeight,
     },
     /// Retention (RetNet, Sun et al. 2023): [NormAttention](crate::candle::norm_attention) of plain q and k with a decay
@@ -84,82 +86,137 @@ pub enum Mechanism {
         #[serde(default = "yes")]
         gate: bool,
         /// ε > 0 under the root of the norm per head. Default 1e-6.
-        #[serde(default = "default_epsilon")]
+        #[serde(default = "defaults::epsilon")]
         epsilon: f64,
     },
     /// Gated attention unit (Hua et al. 2022): [`gau_attention`](crate::candle::gau_attention) between gates, in the
     /// place of attention and feed-forward.
     Gau {
         /// s, the width of queries and keys. Default 128.
-        #[serde(default = "default_key_width")]
+        #[serde(default = "defaults::key_width")]
         key_width: usize,
         /// Width of values and gate, in units of `width`. Default 2.
-        #[serde(default = "default_expansion")]
+        #[serde(default = "defaults::expansion")]
         expansion: usize,
         /// Scaling of the weights. Default: the sum of the row with ε = 1e-6, which does not depend on the length.
-        #[serde(default = "default_gau_norm")]
+        #[serde(default = "defaults::gau_norm")]
         norm: GauNorm,
         /// R ≥ 1 of the relative bias: distances up to R have a number each, those beyond share the last. `None`: no
         /// bias. Default 128.
-        #[serde(default = "default_reach")]
+        #[serde(default = "defaults::reach")]
         bias_reach: Option<usize>,
     },
     /// FLASH (Hua et al. 2022): [`mixed_chunk_attention`](crate::candle::mixed_chunk_attention) between gates, in the
     /// place of attention and feed-forward, with a relative bias inside chunks.
     Flash {
         /// C, positions in a chunk. Default 256.
-        #[serde(default = "default_chunk")]
+        #[serde(default = "defaults::chunk")]
         chunk: usize,
         /// s, the width of queries and keys. Default 128.
-        #[serde(default = "default_key_width")]
+        #[serde(default = "defaults::key_width")]
         key_width: usize,
         /// Width of values and gate, in units of `width`. Default 2.
-        #[serde(default = "default_expansion")]
+        #[serde(default = "defaults::expansion")]
         expansion: usize,
         /// Scaling of the part between chunks. Default: the mean over finished chunks.
         #[serde(default)]
         global_norm: GlobalNorm,
     },
-}
-
-fn default_features() -> usize {
-    256
-}
-
-fn default_feature_kind() -> FeatureKind {
-    FeatureKind::Orthogonal
-}
-
-fn default_epsilon() -> f64 {
-    1e-6
-}
-
-fn default_block() -> usize {
-    64
-}
-
-fn default_diag_weight() -> DiagWeight {
-    DiagWeight::Softmax
-}
-
-fn default_key_width() -> usize {
-    128
-}
-
-fn default_expansion() -> usize {
-    2
-}
-
-fn default_gau_norm() -> GauNorm {
-    GauNorm::RowSum { epsilon: 1e-6 }
-}
-
-fn default_reach() -> Option<usize> {
-    Some(128)
-}
-
-fn default_chunk() -> usize {
-    256
+    /// Gated linear attention (GLA, Yang et al. 2023): [`gated_linear_attention`](crate::candle::gated_linear_attention) with
+    /// g = ln sigmoid(x W_gk)/c per channel of the keys, an RMS norm per head and an output gate silu(x W_g).
+    Gla {
+        /// Width of a head of queries and keys. Default: half of `head_width`.
+        #[serde(default)]
+        key_width: Option<usize>,
+        /// Width between the two factors of W_gk. Default 16.
+        #[serde(default = "defaults::low_rank")]
+        low_rank: usize,
+        /// c > 0. Default 16.
+        #[serde(default = "defaults::gate_divisor")]
+        gate_divisor: f64,
+        /// Taps of the [short convolutions](crate::candle::causal_convolution) of queries, keys and values, with SiLU.
+        /// Default: none.
+        #[serde(default)]
+        convolution: Option<usize>,
+        /// ε > 0 under the root of the norm. Default 1e-5.
+        #[serde(default = "defaults::norm_epsilon")]
+        epsilon: f64,
+    },
+    /// DeltaNet (Yang et al. 2024): [`delta_attention`](crate::candle::delta_attention) of l2-normalised queries and keys with
+    /// β = sigmoid(x W_b), behind short convolutions, and an RMS norm per head.
+    Deltanet {
+        /// Width of a head of queries and keys. Default: `head_width`.
+        #[serde(default)]
+        key_width: Option<usize>,
+        /// Taps of the short convolutions. Default 4.
+        #[serde(default = "defaults::taps")]
+        convolution: usize,
+        /// Whether the normed output passes the gate silu(x W_g). Default: no.
+        #[serde(default)]
+        gate: bool,
+        /// Whether β is 2·sigmoid(x W_b), so that transitions have eigenvalues down to −1 (Grazzi et al. 2024). Default: no.
+        #[serde(default)]
+        negative_eigenvalues: bool,
+        /// ε > 0 under the root of the norm. Default 1e-5.
+        #[serde(default = "defaults::norm_epsilon")]
+        epsilon: f64,
+    },
+    /// Gated DeltaNet (Yang et al. 2024) as in Qwen3-Next and Qwen3.5: DeltaNet with a decay per head and token,
+    /// g = −e^A softplus(x W_a + b), and an output gate silu(x W_z) behind the norm. `key_heads` are those of queries and
+    /// keys, `heads` those of values.
+    GatedDeltanet {
+        /// Width of a head of queries and keys. Default: `head_width`.
+        #[serde(default)]
+        key_width: Option<usize>,
+        /// Taps of the short convolutions. Default 4.
+        #[serde(default = "defaults::taps")]
+        convolution: usize,
+        /// ε > 0 under the root of the norm. Default 1e-6.
+        #[serde(default = "defaults::epsilon")]
+        epsilon: f64,
+    },
+    /// Kimi Delta Attention (Kimi Team 2025): DeltaNet with a decay per channel of the keys,
+    /// g = −e^A softplus(x W_fa W_fb + b), and an output gate sigmoid(x W_ga W_gb) behind the norm.
+    Kda {
+        /// Taps of the short convolutions. Default 4.
+        #[serde(default = "defaults::taps")]
+        convolution: usize,
+        /// ε > 0 under the root of the norm. Default 1e-5.
+        #[serde(default = "defaults::norm_epsilon")]
+        epsilon: f64,
+    },
+    /// Mamba-2 (Dao & Gu 2024): [`linear_attention`](crate::candle::linear_attention) of C, B and Δx with
+    /// g = −e^A Δ and Δ = softplus(x W_Δ + b) per head, a skip D ⊙ x, and an RMS norm of all heads behind the gate silu(z).
+    /// `key_heads` are the groups of B and C, 1 by default, `head_width` is that of x, 2 · `width` / `heads` by default. A block
+    /// of it usually has no feed-forward part.
+    Mamba2 {
+        /// Width of a head of B and C: the state size of the paper. Default 128.
+        #[serde(default = "defaults::key_width")]
+        key_width: usize,
+        /// Taps of the short convolution of x, B and C. Default 4.
+        #[serde(default = "defaults::taps")]
+        convolution: usize,
+        /// Whether the convolution has a bias. Default: yes.
+        #[serde(default = "yes")]
+        convolution_bias: bool,
+        /// ε > 0 under the root of the norm. Default 1e-5.
+        #[serde(default = "defaults::norm_epsilon")]
+        epsilon: f64,
+    },
+    /// Lightning attention (Qin et al. 2024) as in MiniMax-Text-01: [`linear_attention`](crate::candle::linear_attention) of
+    /// silu(x W_qkv) with a decay per head, an RMS norm of all heads, and an output gate sigmoid(x W_o) behind it.
+    Lightning {
+        /// How fast the heads forget. Default: geometric.
+        #[serde(default)]
+        slopes: Slopes,
+        /// The layer's number, from 0, and how many there are: deeper layers forget more slowly. Default: in a model those of
+        /// the block, alone 0 of 1.
+        #[serde(default)]
+        place: Option<[usize; 2]>,
+        /// ε > 0 under the root of the norm. Default 1e-6.
+        #[serde(default = "defaults::epsilon")]
+        epsilon: f64,
+    },
 }
 
 impl Default for Mechanism {
@@ -171,44 +228,34 @@ impl Default for Mechanism {
 
 impl Mechanism {
     /// The names of all kinds.
-    pub const NAMES: [&'static str; 8] =
-        ["softmax", "linear", "performer", "norm", "diag", "retention", "gau", "flash"];
+    pub const NAMES: [&'static str; 14] = [
+        "softmax",
+        "linear",
+        "performer",
+        "norm",
+        "diag",
+        "retention",
+        "gau",
+        "flash",
+        "gla",
+        "deltanet",
+        "gated_deltanet",
+        "kda",
+        "mamba2",
+        "lightning",
+    ];
 
     /// The mechanism of that [name](Self::NAMES) with its defaults.
     ///
     /// # Errors
     /// A name that is not in the list.
     pub fn named(name: &str) -> Result<Self> {
-        Ok(match name {
-            "softmax" => Self::default(),
-            "linear" => Self::Linear { map: FeatureMap::EluPlusOne, normalized: true },
-            "performer" => Self::Performer {
-                features: default_features(),
-                directions: default_feature_kind(),
-                seed: 0,
-                map: FavorMap::Positive,
-                epsilon: default_epsilon(),
-            },
-            "norm" => Self::Norm { map: FeatureMap::EluPlusOne, epsilon: default_epsilon(), scope: NormScope::Head },
-            "diag" => Self::Diag { block: default_block(), weight: default_diag_weight() },
-            "retention" => Self::Retention { log_decay: None, gate: true, epsilon: default_epsilon() },
-            "gau" => Self::Gau {
-                key_width: default_key_width(),
-                expansion: default_expansion(),
-                norm: default_gau_norm(),
-                bias_reach: default_reach(),
-            },
-            "flash" => Self::Flash {
-                chunk: default_chunk(),
-                key_width: default_key_width(),
-                expansion: default_expansion(),
-                global_norm: GlobalNorm::Mean,
-            },
-            _ => {
-                let (got, needs) = (format!("`{name}`"), format!("one of {}", Self::NAMES.join(", ")));
-                return Err(Error::Value { function: "Mechanism::named", argument: "name", got, needs }.into());
-            }
-        })
+        if !Self::NAMES.contains(&name) {
+            let (got, needs) = (format!("`{name}`"), format!("one of {}", Self::NAMES.join(", ")));
+            return Err(Error::Value { function: "Mechanism::named", argument: "name", got, needs }.into());
+        }
+        // What a configuration may leave out has its default.
+        serde_json::from_value(serde_json::json!({ "kind": name })).map_err(candle_core::Error::wrap)
     }
 
     /// The name of the kind, as in a configuration.
@@ -222,11 +269,31 @@ impl Mechanism {
             Self::Retention { .. } => "retention",
             Self::Gau { .. } => "gau",
             Self::Flash { .. } => "flash",
+            Self::Gla { .. } => "gla",
+            Self::Deltanet { .. } => "deltanet",
+            Self::GatedDeltanet { .. } => "gated_deltanet",
+            Self::Kda { .. } => "kda",
+            Self::Mamba2 { .. } => "mamba2",
+            Self::Lightning { .. } => "lightning",
         }
     }
 
     /// Whether the layer has gates of its own and stands in the place of attention and feed-forward.
     pub fn is_gated_unit(&self) -> bool {
         matches!(self, Self::Gau { .. } | Self::Flash { .. })
+    }
+
+    /// Whether the layer has a matrix for a state, behind short convolutions, gates and norms of its own: GLA, the delta rules,
+    /// Mamba-2, lightning attention. Such layers are causal and have no rotary embedding.
+    pub fn is_recurrent(&self) -> bool {
+        matches!(
+            self,
+            Self::Gla { .. }
+                | Self::Deltanet { .. }
+                | Self::GatedDeltanet { .. }
+                | Self::Kda { .. }
+                | Self::Mamba2 { .. }
+                | Self::Lightning { .. }
+        )
     }
 }

@@ -27,8 +27,13 @@ pub struct LanguageModelConfig {
     pub vocabulary: usize,
     /// Blocks.
     pub layers: usize,
-    /// The attention of every block; its width is that of the model.
+    /// The attention of every block, or of the first of a `pattern`; its width is that of the model.
     pub attention: AttentionConfig,
+    /// Attention layers that take turns with `attention`: the blocks have that, then these in their order, then that again and
+    /// so on. Three delta rules to one softmax are a delta rule in `attention` and two of it and softmax here. A pattern may be
+    /// as long as the model. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pattern: Vec<AttentionConfig>,
     /// The mechanism of the second half of the blocks, if it is another (of L blocks, the last ⌈L/2⌉). Default: none.
     #[serde(default)]
     pub second_half: Option<Mechanism>,
@@ -45,15 +50,34 @@ pub struct LanguageModelConfig {
 
 impl LanguageModelConfig {
     /// The names that [`named`](Self::named) knows.
-    pub const NAMES: [&'static str; 9] =
-        ["softmax", "linear", "performer", "norm", "diag", "retention", "gau", "flash", "transnormer"];
+    pub const NAMES: [&'static str; 16] = [
+        "softmax",
+        "linear",
+        "performer",
+        "norm",
+        "diag",
+        "retention",
+        "gau",
+        "flash",
+        "gla",
+        "deltanet",
+        "gated_deltanet",
+        "kda",
+        "mamba2",
+        "lightning",
+        "transnormer",
+        "hybrid",
+    ];
 
-    /// The usual model of a mechanism, causal, with rotary embedding of base 10000:
+    /// The usual model of a mechanism, causal, with rotary embedding of base 10000 where the mechanism takes one:
     ///
     /// | name | blocks |
     /// | --- | --- |
     /// | `softmax`, `linear`, `performer`, `norm`, `diag`, `retention` | that attention; SwiGLU of hidden width 8/3 · width, in steps of 8 |
     /// | `gau`, `flash` | the gated unit alone (`heads` does not matter): two of them weigh as much as a block of the others |
+    /// | `gla`, `deltanet`, `gated_deltanet`, `kda`, `lightning` | that recurrent layer; SwiGLU |
+    /// | `mamba2` | that layer alone, with `heads` heads of twice the width |
+    /// | `hybrid` | `gated_deltanet`, but every fourth and the last `softmax`, as in Qwen3-Next and Kimi Linear; SwiGLU |
     /// | `transnormer` | diag in the first half of the blocks, norm in the second; SwiGLU |
     ///
     /// # Errors
@@ -61,43 +85,87 @@ impl LanguageModelConfig {
     pub fn named(name: &str, vocabulary: usize, width: usize, layers: usize, heads: usize) -> Result<Self> {
         let (first, second_half) = match name {
             "transnormer" => ("diag", Some(Mechanism::named("norm")?)),
+            "hybrid" => ("gated_deltanet", None),
             other => (other, None),
         };
         let mechanism = Mechanism::named(first)?;
-        let is_gated = mechanism.is_gated_unit();
-        let heads = if is_gated { 1 } else { heads };
-        let attention = AttentionConfig { rotary: Some(10000.0), ..AttentionConfig::new(width, heads, mechanism) };
+        let heads = if mechanism.is_gated_unit() { 1 } else { heads };
+        let is_alone = mechanism.is_gated_unit() || matches!(mechanism, Mechanism::Mamba2 { .. });
+        let of = |mechanism: Mechanism| {
+            let rotary = (!mechanism.is_recurrent()).then_some(10000.0);
+            AttentionConfig { rotary, ..AttentionConfig::new(width, heads, mechanism) }
+        };
+        let block = |layer: usize| match layer % 4 == 3 || layer + 1 == layers {
+            true => of(Mechanism::default()),
+            false => of(mechanism.clone()),
+        };
+        let (attention, pattern) = match name {
+            "hybrid" => {
+                let turns = if layers.is_multiple_of(4) { layers.min(4) } else { layers };
+                (block(0), (1..turns).map(block).collect())
+            }
+            _ => (of(mechanism), Vec::new()),
+        };
         let hidden = (8 * width).div_ceil(3).next_multiple_of(8);
         let swiglu = FeedForwardConfig { hidden, gated: true, activation: Activation::Silu, bias: false };
-        let feed_forward = (!is_gated).then_some(swiglu);
-        Ok(Self { vocabulary, layers, attention, second_half, feed_forward, norm: NormConfig::default(), tied: false })
+        let feed_forward = (!is_alone).then_some(swiglu);
+        let norm = NormConfig::default();
+        Ok(Self { vocabulary, layers, attention, pattern, second_half, feed_forward, norm, tied: false })
     }
 
     /// The mechanism of block `layer`, from 0.
     pub fn mechanism(&self, layer: usize) -> &Mechanism {
         match &self.second_half {
             Some(second) if layer >= self.layers / 2 => second,
-            _ => &self.attention.mechanism,
+            _ => &self.turn(layer).mechanism,
         }
     }
 
-    /// The attention of block `layer`, from 0. Random features of a Performer are drawn from the seed plus `layer`.
+    /// Whose turn it is.
+    fn turn(&self, layer: usize) -> &AttentionConfig {
+        match layer % (self.pattern.len() + 1) {
+            0 => &self.attention,
+            turn => &self.pattern[turn - 1],
+        }
+    }
+
+    /// The attention of block `layer`, from 0. Random features of a Performer are drawn from the seed plus `layer`; lightning
+    /// attention without a place has that of the block.
     pub fn attention(&self, layer: usize) -> AttentionConfig {
         let mut mechanism = self.mechanism(layer).clone();
-        if let Mechanism::Performer { seed, .. } = &mut mechanism {
-            *seed = seed.wrapping_add(layer as u64);
+        match &mut mechanism {
+            Mechanism::Performer { seed, .. } => *seed = seed.wrapping_add(layer as u64),
+            Mechanism::Lightning { place, .. } => *place = Some(place.unwrap_or([layer, self.layers])),
+            _ => {}
         }
-        AttentionConfig { mechanism, ..self.attention.clone() }
+        AttentionConfig { mechanism, ..self.turn(layer).clone() }
     }
 
     /// Refuses what no model can be.
     ///
     /// # Errors
-    /// No tokens, no blocks, or an attention that [`AttentionConfig::check`] refuses.
+    /// No tokens, no blocks, a pattern beside a second half or of layers of another width, more layers in it than blocks, or an
+    /// attention that [`AttentionConfig::check`] refuses.
     pub fn check(&self) -> Result<()> {
         let function = "LanguageModelConfig";
         ensure_value(self.vocabulary > 0, function, "vocabulary", self.vocabulary, "at least 1")?;
         ensure_value(self.layers > 0, function, "layers", self.layers, "at least 1")?;
+        let is_one = self.pattern.is_empty() || self.second_half.is_none();
+        ensure_value(is_one, function, "second_half", "given", "none beside a `pattern`")?;
+        let (turns, needs) =
+            (self.pattern.len() + 1, format!("at most {} layers in turn, as many as blocks", self.layers));
+        let got = format!("of {turns} layers with `attention`");
+        ensure_value(self.pattern.is_empty() || turns <= self.layers, function, "pattern", got, &needs)?;
+        let width = self.attention.width;
+        let other = self.pattern.iter().map(|layer| layer.width).find(|other| *other != width);
+        let got = format!("of a layer of width {}", other.unwrap_or_default());
+        ensure_value(
+            other.is_none(),
+            function,
+            "pattern",
+            got,
+            &format!("layers of width {width}, that of `attention`"),
+        )?;
         (0..self.layers).try_for_each(|layer| self.attention(layer).check())
     }
 }

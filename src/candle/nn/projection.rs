@@ -28,6 +28,12 @@ impl Projection {
         Ok(Self(Linear::new(weight, bias)))
     }
 
+    /// Of some of the rows of the weights.
+    pub fn part(&self, first: usize, count: usize) -> Result<Self> {
+        let of = |tensor: &Tensor| tensor.narrow(0, first, count);
+        Ok(Self(Linear::new(of(self.0.weight())?, self.0.bias().map(of).transpose()?)))
+    }
+
     /// Of a matrix without bias.
     pub fn of(weight: Tensor) -> Self {
         Self(Linear::new(weight, None))

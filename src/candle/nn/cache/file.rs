@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::safetensors::BufferedSafetensors;
 use candle_core::{Error, Result, Tensor};
 
-use super::{Cache, Contents, Rows, kept_rows};
+use super::{Cache, Contents, Recurrence, Rows, kept_rows};
 use crate::candle::LinearState;
 use crate::candle::nn::mechanism::Mechanism;
 
@@ -91,6 +91,8 @@ fn at(path: &Path, error: impl std::fmt::Display) -> Error {
 }
 
 const ROWS: [&str; 2] = ["keys", "values"];
+/// Names of a state and of the last inputs of up to three short convolutions.
+const RECURRENCE: [&str; 4] = ["s", "inputs.0", "inputs.1", "inputs.2"];
 const CHUNK: [&str; 3] = ["local_keys", "global_keys", "values"];
 
 fn named(contents: &Contents) -> Result<Vec<(&'static str, Tensor)>> {
@@ -105,6 +107,10 @@ fn named(contents: &Contents) -> Result<Vec<(&'static str, Tensor)>> {
         Contents::Rows(rows) => ROWS.into_iter().zip(rows.tensors()?).collect(),
         Contents::Sums(state) => sums(state).collect(),
         Contents::Chunk(rows, state) => CHUNK.into_iter().zip(rows.tensors()?).chain(sums(state)).collect(),
+        Contents::Recurrent(recurrence) => {
+            let tensors = recurrence.iter().flat_map(Recurrence::tensors).cloned();
+            RECURRENCE.into_iter().zip(tensors).collect()
+        }
     })
 }
 
@@ -121,6 +127,11 @@ fn contents(like: &Contents, get: &dyn Fn(&str) -> Result<Option<Tensor>>, posit
     Ok(match like {
         Contents::Rows(_) => Contents::Rows(rows(&ROWS)?),
         Contents::Sums(_) => Contents::Sums(sums(position)?),
+        Contents::Recurrent(_) => {
+            let [s, inputs @ ..] = RECURRENCE.map(get);
+            let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+            Contents::Recurrent(s?.map(|s| Recurrence { s, inputs }))
+        }
         Contents::Chunk(..) => {
             let rows = rows(&CHUNK)?;
             let finished = position.saturating_sub(rows.len());

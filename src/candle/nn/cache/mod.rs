@@ -1,5 +1,6 @@
 mod file;
 mod model;
+mod recurrence;
 mod rows;
 
 use std::borrow::Borrow;
@@ -15,6 +16,7 @@ use crate::problem::ensure_value;
 
 use file::{load, save};
 pub use model::ModelCache;
+pub(super) use recurrence::Recurrence;
 pub(super) use rows::Rows;
 
 /// What an [`Attention`](super::Attention) layer keeps of the tokens that it has seen, so that a sequence can be
@@ -27,6 +29,7 @@ pub(super) use rows::Rows;
 /// | diag | keys and values of the current block | no |
 /// | linear, Performer, norm, retention | S, z and the stabiliser: a [`LinearState`] | no |
 /// | FLASH | keys and values of the current chunk, S | no |
+/// | GLA, DeltaNet, Gated DeltaNet, KDA, Mamba-2, lightning | S, and the last inputs of the short convolutions, one fewer than taps | no |
 ///
 /// Rows are appended in place in buffers that grow by half when full, so a token costs no copy of those before it. A
 /// clone is cheap and independent: the buffers are shared until one of both is extended. Nothing in a cache is in a
@@ -74,6 +77,8 @@ pub(super) enum Contents {
     Sums(Option<LinearState>),
     /// Local keys, global keys and values of the current chunk, and the sums over those before.
     Chunk(Rows, Option<LinearState>),
+    /// State and convolutions of recurrent layers.
+    Recurrent(Option<Recurrence>),
 }
 
 impl Contents {
@@ -85,6 +90,12 @@ impl Contents {
             | Mechanism::Performer { .. }
             | Mechanism::Norm { .. }
             | Mechanism::Retention { .. } => Self::Sums(None),
+            Mechanism::Gla { .. }
+            | Mechanism::Deltanet { .. }
+            | Mechanism::GatedDeltanet { .. }
+            | Mechanism::Kda { .. }
+            | Mechanism::Mamba2 { .. }
+            | Mechanism::Lightning { .. } => Self::Recurrent(None),
         }
     }
 }
@@ -93,14 +104,21 @@ impl Contents {
     fn rows(&self) -> Option<&Rows> {
         match self {
             Self::Rows(rows) | Self::Chunk(rows, _) => Some(rows),
-            Self::Sums(_) => None,
+            Self::Sums(_) | Self::Recurrent(_) => None,
         }
     }
 
     fn sums(&self) -> Option<&LinearState> {
         match self {
             Self::Sums(state) | Self::Chunk(_, state) => state.as_ref(),
-            Self::Rows(_) => None,
+            Self::Rows(_) | Self::Recurrent(_) => None,
+        }
+    }
+
+    fn recurrence(&self) -> Option<&Recurrence> {
+        match self {
+            Self::Recurrent(recurrence) => recurrence.as_ref(),
+            _ => None,
         }
     }
 }
@@ -118,6 +136,7 @@ impl Cache {
             Contents::Rows(rows) => Contents::Rows(rows.snapshot()),
             Contents::Sums(state) => Contents::Sums(state.clone()),
             Contents::Chunk(rows, state) => Contents::Chunk(rows.snapshot(), state.clone()),
+            Contents::Recurrent(recurrence) => Contents::Recurrent(recurrence.clone()),
         };
         Snapshot { position: self.position, batch: self.batch, contents }
     }
@@ -148,6 +167,7 @@ impl Cache {
             Contents::Rows(rows) => rows.bytes(),
             Contents::Sums(state) => sums(state),
             Contents::Chunk(rows, state) => rows.bytes() + sums(state),
+            Contents::Recurrent(recurrence) => recurrence.as_ref().map_or(0, Recurrence::bytes),
         }
     }
 
@@ -198,6 +218,10 @@ impl Cache {
             Contents::Rows(_) => Contents::Rows(rows(Contents::rows)?),
             Contents::Sums(_) => Contents::Sums(sums(Contents::sums)?),
             Contents::Chunk(..) => Contents::Chunk(rows(Contents::rows)?, sums(Contents::sums)?),
+            Contents::Recurrent(_) => {
+                let all: Vec<_> = caches.iter().filter_map(|cache| cache.contents.recurrence()).collect();
+                Contents::Recurrent(Recurrence::cat(&all)?)
+            }
         };
         let batch = caches.iter().filter_map(|cache| cache.batch).sum();
         Ok(Self { contents, batch: Some(batch), ..first.clone() })
@@ -243,6 +267,9 @@ impl Cache {
                 rows.reorder(&indices)?;
                 sums(state)?;
             }
+            Contents::Recurrent(recurrence) => {
+                *recurrence = recurrence.as_ref().map(|one| one.reordered(&indices)).transpose()?;
+            }
         }
         self.batch = Some(rows.len());
         Ok(())
@@ -266,7 +293,7 @@ impl Cache {
         let count = self.position - len;
         let refuse = |needs: String| ensure_value(count == 0, function, "len", len, &needs);
         match &mut self.contents {
-            Contents::Sums(_) => {
+            Contents::Sums(_) | Contents::Recurrent(_) => {
                 let kind = self.config.mechanism.name();
                 refuse(format!("0 or {seen}: sums of {kind} attention cannot be taken back; keep a clone"))?;
             }

@@ -1,0 +1,242 @@
+//! Which parts every kind has, and what they are called among its weights: GLA and DeltaNet as in flash-linear-attention,
+//! Gated DeltaNet as in Qwen3.5, KDA as in Kimi Linear, Mamba-2 and lightning attention (MiniMax) as in transformers.
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::decay::Decay;
+use super::logits::Logits;
+use super::output::{Gate, Output};
+use super::short_convolution::ShortConvolution;
+use super::{Inward, Recurrent, Sizes, Stream};
+use crate::activation::Activation;
+use crate::candle::engine::accumulator;
+use crate::candle::nn::config::AttentionConfig;
+use crate::candle::nn::mechanism::Mechanism;
+use crate::candle::nn::norm::{Norm, NormConfig, NormKind};
+use crate::candle::nn::projection::Projection;
+
+/// Weights beside projections that some kind has.
+pub(in crate::candle::nn) const OTHERS: [&str; 19] = [
+    "gk_proj.0.weight",
+    "gk_proj.0.bias",
+    "gk_proj.1.weight",
+    "gk_proj.1.bias",
+    "q_conv1d.weight",
+    "k_conv1d.weight",
+    "v_conv1d.weight",
+    "q_conv1d.bias",
+    "k_conv1d.bias",
+    "v_conv1d.bias",
+    "conv1d.weight",
+    "conv1d.bias",
+    "A_log",
+    "dt_bias",
+    "D",
+    "g_norm_swish_gate.weight",
+    "o_norm.weight",
+    "norm.weight",
+    "norm.bias",
+];
+
+/// Those of [`OTHERS`] that a kind has; none of other mechanisms.
+pub(in crate::candle::nn) fn other_weights(mechanism: &Mechanism) -> &'static [&'static str] {
+    const CONVOLUTIONS: [&str; 3] = ["q_conv1d.weight", "k_conv1d.weight", "v_conv1d.weight"];
+    const GLA: [&str; 7] = [
+        "gk_proj.0.weight",
+        "gk_proj.1.weight",
+        "gk_proj.1.bias",
+        "g_norm_swish_gate.weight",
+        CONVOLUTIONS[0],
+        CONVOLUTIONS[1],
+        CONVOLUTIONS[2],
+    ];
+    const DELTA: [&str; 6] = [CONVOLUTIONS[0], CONVOLUTIONS[1], CONVOLUTIONS[2], "o_norm.weight", "A_log", "dt_bias"];
+    const JOINED: [&str; 6] = ["conv1d.weight", "A_log", "dt_bias", "norm.weight", "D", "conv1d.bias"];
+    match mechanism {
+        Mechanism::Gla { convolution: None, .. } => &GLA[..4],
+        Mechanism::Gla { .. } => &GLA,
+        Mechanism::Deltanet { .. } => &DELTA[..4],
+        Mechanism::Kda { .. } => &DELTA,
+        Mechanism::GatedDeltanet { .. } => &JOINED[..4],
+        Mechanism::Mamba2 { convolution_bias: false, .. } => &JOINED[..5],
+        Mechanism::Mamba2 { .. } => &JOINED,
+        Mechanism::Lightning { .. } => &["norm.weight"],
+        _ => &[],
+    }
+}
+
+/// Heads and widths of a layer that [is recurrent](Mechanism::is_recurrent).
+pub(in crate::candle::nn) fn sizes(config: &AttentionConfig) -> Sizes {
+    let (heads, key_heads, value_width) = (config.heads, config.key_heads(), config.head_width());
+    let equal = |key_width| Sizes { query_heads: heads, key_heads, value_heads: key_heads, key_width, value_width };
+    let more_values =
+        |key_width| Sizes { query_heads: key_heads, key_heads, value_heads: heads, key_width, value_width };
+    match config.mechanism {
+        Mechanism::Gla { key_width, .. } => equal(key_width.unwrap_or((value_width / 2).max(1))),
+        Mechanism::Deltanet { key_width, .. } => equal(key_width.unwrap_or(value_width)),
+        Mechanism::GatedDeltanet { key_width, .. } => more_values(key_width.unwrap_or(value_width)),
+        Mechanism::Mamba2 { key_width, .. } => more_values(key_width),
+        _ => equal(value_width),
+    }
+}
+
+/// Reads weights by their names.
+struct Reader<'a, 'w> {
+    config: &'a AttentionConfig,
+    weights: &'a VarBuilder<'w>,
+    sizes: Sizes,
+}
+
+impl Recurrent {
+    pub fn new(config: &AttentionConfig, weights: &VarBuilder) -> Result<Self> {
+        let sizes = sizes(config);
+        let read = Reader { config, weights, sizes };
+        let [queries, keys, values] = sizes.widths();
+        let inner = sizes.heads() * sizes.value_width;
+        let silu = |logits, is_first| Some(Gate { logits, activation: Activation::Silu, is_first });
+        let (inward, decay, beta, output) = match &config.mechanism {
+            Mechanism::Gla { low_rank, gate_divisor, convolution, epsilon, .. } => {
+                let down = read.unbiased("gk_proj.0", [config.width, *low_rank])?;
+                let up = Projection::new(*low_rank, keys, true, weights.pp("gk_proj.1"))?;
+                let decay = Decay::LogSigmoid { logits: Logits::LowRank([down, up]), divisor: *gate_divisor };
+                let gate = silu(Logits::Plain(read.projection("g_proj", inner)?), false);
+                let output = read.output(["g_norm_swish_gate", "o_proj"], *epsilon, false, gate)?;
+                (read.apart(*convolution)?, decay, None, output)
+            }
+            Mechanism::Deltanet { convolution, gate, negative_eigenvalues, epsilon, .. } => {
+                let gate = gate.then(|| read.projection("g_proj", inner)).transpose()?;
+                let gate = gate.and_then(|gate| silu(Logits::Plain(gate), false));
+                let factor = if *negative_eigenvalues { 2.0 } else { 1.0 };
+                let beta = (read.projection("b_proj", sizes.value_heads)?, factor);
+                let output = read.output(["o_norm", "o_proj"], *epsilon, false, gate)?;
+                (read.apart(Some(*convolution))?, Decay::None, Some(beta), output)
+            }
+            Mechanism::GatedDeltanet { convolution, epsilon, .. } => {
+                let joined = read.projection("in_proj_qkv", queries + keys + values)?;
+                let convolution = read.convolution("conv1d", [queries + keys + values, *convolution], false)?;
+                let inward = Inward::Apart([
+                    Stream::part(&joined, &convolution, 0, 0, queries)?,
+                    Stream::part(&joined, &convolution, 0, queries, keys)?,
+                    Stream::part(&joined, &convolution, 0, queries + keys, values)?,
+                ]);
+                let decay = read.softplus(Logits::Plain(read.projection("in_proj_a", sizes.value_heads)?), false)?;
+                let beta = (read.projection("in_proj_b", sizes.value_heads)?, 1.0);
+                let gate = silu(Logits::Plain(read.projection("in_proj_z", inner)?), false);
+                (inward, decay, Some(beta), read.output(["norm", "out_proj"], *epsilon, false, gate)?)
+            }
+            Mechanism::Kda { convolution, epsilon } => {
+                let width = sizes.value_width;
+                let low_rank = |[down, up]: [&str; 2], output| -> Result<_> {
+                    let up = Projection::new(width, output, config.has_bias(up), weights.pp(up))?;
+                    Ok(Logits::LowRank([read.projection(down, width)?, up]))
+                };
+                let decay = read.softplus(low_rank(["f_a_proj", "f_b_proj"], keys)?, true)?;
+                let beta = (read.projection("b_proj", sizes.value_heads)?, 1.0);
+                let logits = low_rank(["g_a_proj", "g_b_proj"], inner)?;
+                let gate = Some(Gate { logits, activation: Activation::Sigmoid, is_first: false });
+                let output = read.output(["o_norm", "o_proj"], *epsilon, false, gate)?;
+                (read.apart(Some(*convolution))?, decay, Some(beta), output)
+            }
+            Mechanism::Mamba2 { convolution, convolution_bias, epsilon, .. } => {
+                // Rows z, x, B, C, Δ.
+                let joined = read.projection("in_proj", 2 * inner + keys + queries + sizes.heads())?;
+                let taps = *convolution;
+                let convolution = read.convolution("conv1d", [inner + keys + queries, taps], *convolution_bias)?;
+                let stream = |first, count| Stream::part(&joined, &convolution, inner, first, count);
+                let inward = Inward::Apart([stream(inner + keys, queries)?, stream(inner, keys)?, stream(0, inner)?]);
+                let steps = joined.part(2 * inner + keys + queries, sizes.heads())?;
+                let decay = read.softplus(Logits::Plain(steps), false)?;
+                let gate = silu(Logits::Plain(joined.part(0, inner)?), true);
+                let output = read.output(["norm", "out_proj"], *epsilon, true, gate)?;
+                let skip = Some(read.numbers("D", sizes.heads(), Init::Const(1.0))?);
+                (inward, decay, None, Output { skip, ..output })
+            }
+            Mechanism::Lightning { slopes, place, epsilon } => {
+                let inward = Inward::ByHead(read.projection("qkv_proj", 3 * inner)?);
+                let log_decay = slopes.log_decay(config.heads, place.unwrap_or([0, 1]));
+                let log_decay = Tensor::from_vec(log_decay, config.heads, &Device::Cpu)?;
+                let sums = accumulator(weights.dtype());
+                let decay = Decay::Fixed(log_decay.to_dtype(sums)?.to_device(weights.device())?);
+                let logits = Logits::Plain(read.projection("output_gate", inner)?);
+                let gate = Some(Gate { logits, activation: Activation::Sigmoid, is_first: false });
+                (inward, decay, None, read.output(["norm", "out_proj"], *epsilon, true, gate)?)
+            }
+            _ => candle_core::bail!("{} is no recurrent layer", config.mechanism.name()),
+        };
+        Ok(Self { sizes, inward, decay, beta, output })
+    }
+}
+
+impl Stream {
+    /// Channels of joined weights, those of the projection `before` further on.
+    fn part(
+        projection: &Projection,
+        convolution: &ShortConvolution,
+        before: usize,
+        first: usize,
+        count: usize,
+    ) -> Result<Self> {
+        let projection = projection.part(before + first, count)?;
+        Ok(Self { projection, convolution: Some(convolution.part(first, count)?) })
+    }
+}
+
+impl Reader<'_, '_> {
+    /// From rows of the layer's width, with a bias if the configuration says so.
+    fn projection(&self, name: &str, output: usize) -> Result<Projection> {
+        Projection::new(self.config.width, output, self.config.has_bias(name), self.weights.pp(name))
+    }
+
+    fn unbiased(&self, name: &str, [input, output]: [usize; 2]) -> Result<Projection> {
+        Projection::new(input, output, false, self.weights.pp(name))
+    }
+
+    fn convolution(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<ShortConvolution> {
+        ShortConvolution::new(shape, bias, self.weights.pp(name))
+    }
+
+    /// q, k and v with weights of their own.
+    fn apart(&self, taps: Option<usize>) -> Result<Inward> {
+        let [q, k, v] = self.sizes.widths();
+        let stream = |name: &str, width: usize| -> Result<_> {
+            let convolution = taps.map(|taps| self.convolution(&format!("{name}_conv1d"), [width, taps], false));
+            let projection = self.projection(&format!("{name}_proj"), width)?;
+            Ok(Stream { projection, convolution: convolution.transpose()? })
+        };
+        Ok(Inward::Apart([stream("q", q)?, stream("k", k)?, stream("v", v)?]))
+    }
+
+    /// Numbers in the dtype of sums.
+    fn numbers(&self, name: &str, shape: impl Into<candle_core::Shape>, init: Init) -> Result<Tensor> {
+        self.weights.get_with_hints_dtype(shape, name, init, accumulator(self.weights.dtype()))
+    }
+
+    /// Fresh ones have e^A between 1 and 16 and steps between 0.001 and 0.1, evenly on the logarithmic scale.
+    fn softplus(&self, logits: Logits, by_channel: bool) -> Result<Decay> {
+        let heads = self.sizes.heads();
+        let rates = Init::Uniform { lo: 0.0, up: 16f64.ln() };
+        let steps = Init::Uniform { lo: 0.001f64.ln(), up: 0.1f64.ln() };
+        let has_steps = matches!(self.config.mechanism, Mechanism::Mamba2 { .. });
+        let (a_log, count) = match by_channel {
+            true => (self.numbers("A_log", (1, 1, heads, 1), rates)?, heads * self.sizes.key_width),
+            false => (self.numbers("A_log", heads, rates)?, heads),
+        };
+        Ok(Decay::Softplus { logits, bias: self.numbers("dt_bias", count, steps)?, a_log, by_channel, has_steps })
+    }
+
+    fn output(
+        &self,
+        [norm, projection]: [&str; 2],
+        epsilon: f64,
+        is_whole: bool,
+        gate: Option<Gate>,
+    ) -> Result<Output> {
+        let inner = self.sizes.heads() * self.sizes.value_width;
+        let width = if is_whole { inner } else { self.sizes.value_width };
+        let norm = Norm::new(width, &NormConfig { kind: NormKind::Rms, epsilon }, self.weights.pp(norm))?;
+        let bias = self.config.has_bias(projection);
+        let projection = Projection::new(inner, self.config.width, bias, self.weights.pp(projection))?;
+        Ok(Output { skip: None, norm, is_whole, gate, projection })
+    }
+}
