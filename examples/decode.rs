@@ -51,7 +51,7 @@ const WARM_UP: usize = 3;
 struct Options {
     #[arg(
         long, value_delimiter = ',', value_parser = PossibleValuesParser::new(LanguageModelConfig::NAMES),
-        default_value = "softmax,linear,performer,norm,retention"
+        default_value = "softmax,linear,performer,norm,retention,gated_deltanet,kda,mamba2"
     )]
     mechanisms: Vec<String>,
     /// Tokens before the steps that are timed

@@ -46,6 +46,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const TESTED: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
 enum Mechanism {
     /// A cache of all keys and values
     Softmax,
@@ -54,18 +55,31 @@ enum Mechanism {
     Performer,
     Norm,
     Retention,
+    /// With keys as wide as values
+    Gla,
+    Deltanet,
+    GatedDeltanet,
+    Kda,
+    /// With a state of that width
+    Mamba2,
+    Lightning,
 }
 
 impl Mechanism {
     fn name(self) -> String {
-        format!("{self:?}").to_lowercase()
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
     }
 }
 
 /// Associative recall against the size of the state.
 #[derive(Parser)]
 struct Options {
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "softmax,linear,performer,norm,retention")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "softmax,linear,performer,norm,retention,gla,deltanet,gated_deltanet,kda,mamba2"
+    )]
     mechanisms: Vec<Mechanism>,
     /// Widths of the head: a linear state has about the square of it numbers, the cache of softmax twice as many per token
     #[arg(long, value_parser = positive, value_delimiter = ',', default_value = "8,16,32,64")]

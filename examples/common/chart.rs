@@ -70,8 +70,8 @@ pub struct Chart<'a> {
     pub legend: SeriesLabelPosition,
 }
 
-/// Colours that remain distinct to the colour-blind (Okabe and Ito), and grey.
-const COLOURS: [(&str, RGBColor); 9] = [
+/// Colours that remain distinct to the colour-blind (Okabe and Ito; Tol for recurrent layers), and grey.
+const COLOURS: [(&str, RGBColor); 16] = [
     ("softmax", RGBColor(0, 0, 0)),
     ("linear", RGBColor(0, 114, 178)),
     ("performer", RGBColor(213, 94, 0)),
@@ -80,6 +80,13 @@ const COLOURS: [(&str, RGBColor); 9] = [
     ("retention", RGBColor(0, 158, 115)),
     ("diag", RGBColor(204, 121, 167)),
     ("flash", RGBColor(230, 159, 0)),
+    ("gla", RGBColor(51, 34, 136)),
+    ("deltanet", RGBColor(136, 34, 85)),
+    ("gated_deltanet", RGBColor(170, 68, 153)),
+    ("kda", RGBColor(204, 102, 119)),
+    ("mamba2", RGBColor(68, 170, 153)),
+    ("lightning", RGBColor(17, 119, 51)),
+    ("hybrid", RGBColor(221, 204, 119)),
     ("", RGBColor(130, 130, 130)),
 ];
 

@@ -25,6 +25,8 @@ pub fn config(mechanism: &str, width: usize, state_width: usize) -> Result<Langu
         Mechanism::Performer { features, .. } => *features = 4 * state_width,
         // The slowest head of four in RetNet, γ = 1 − 2⁻⁸: after 192 tokens half of a pair is left.
         Mechanism::Retention { log_decay, .. } => *log_decay = Some(vec![(-1.0f64 / 256.0).ln_1p()]),
+        Mechanism::Gla { key_width, .. } => *key_width = Some(state_width),
+        Mechanism::Mamba2 { key_width, .. } => *key_width = state_width,
         _ => {}
     }
     Ok(config)
