@@ -62,6 +62,8 @@ enum Mechanism {
     Kda,
     /// With a state of that width
     Mamba2,
+    /// With as many states of a channel
+    Mamba,
     Lightning,
 }
 

@@ -71,7 +71,7 @@ pub struct Chart<'a> {
 }
 
 /// Colours that remain distinct to the colour-blind (Okabe and Ito; Tol for recurrent layers), and grey.
-const COLOURS: [(&str, RGBColor); 16] = [
+const COLOURS: [(&str, RGBColor); 17] = [
     ("softmax", RGBColor(0, 0, 0)),
     ("linear", RGBColor(0, 114, 178)),
     ("performer", RGBColor(213, 94, 0)),
@@ -85,6 +85,7 @@ const COLOURS: [(&str, RGBColor); 16] = [
     ("gated_deltanet", RGBColor(170, 68, 153)),
     ("kda", RGBColor(204, 102, 119)),
     ("mamba2", RGBColor(68, 170, 153)),
+    ("mamba", RGBColor(0, 85, 90)),
     ("lightning", RGBColor(17, 119, 51)),
     ("hybrid", RGBColor(221, 204, 119)),
     ("", RGBColor(130, 130, 130)),

@@ -27,6 +27,10 @@ pub fn config(mechanism: &str, width: usize, state_width: usize) -> Result<Langu
         Mechanism::Retention { log_decay, .. } => *log_decay = Some(vec![(-1.0f64 / 256.0).ln_1p()]),
         Mechanism::Gla { key_width, .. } => *key_width = Some(state_width),
         Mechanism::Mamba2 { key_width, .. } => *key_width = state_width,
+        Mechanism::Mamba { states, .. } => {
+            *states = state_width;
+            config.attention.head_width = None;
+        }
         _ => {}
     }
     Ok(config)

@@ -5,7 +5,7 @@ use attn_kernels::delta::DeltaOptions;
 use attn_kernels::linear::{FeatureMap, LinearOptions};
 use attn_kernels::nn::{Mechanism, Slopes};
 use attn_kernels::problem::RankOne;
-use attn_kernels::reference::{self, Array, ConvolutionInputs};
+use attn_kernels::reference::{self, Array, ConvolutionInputs, SelectiveScan};
 
 use super::by_hand::{ByHand, join, silu, split, times};
 
@@ -107,6 +107,24 @@ impl ByHand<'_> {
                     out.row(0, b, i)[c] + skip.data[c / head] * values.row(0, b, i)[c]
                 });
                 self.project(&self.normed(&times(skipped, &silu(z)), "norm", epsilon), "out_proj")
+            }
+            Mechanism::Mamba { states, .. } => {
+                let all = self.project(x, "in_proj");
+                let (u, z) = (self.convolved(columns(&all, 0, inner), "conv1d"), columns(&all, inner, inner));
+                let choices = self.linear(&u, "x_proj");
+                let rank = choices.shape[3] - 2 * states;
+                let a_log = self.weight("A_log").unwrap();
+                let operands = SelectiveScan {
+                    delta: map(self.linear(&columns(&choices, 0, rank), "dt_proj"), softplus),
+                    a: map(Array { shape: [1, 1, inner, states], ..a_log }, |x| -x.exp()),
+                    b: columns(&choices, rank, states),
+                    c: columns(&choices, rank + states, states),
+                    skip: Array { shape: [1, 1, 1, inner], ..self.weight("D").unwrap() },
+                    state: Array::zeros([1, x.shape[1], inner, states]),
+                    u,
+                };
+                let [y, _] = reference::selective_scan(&operands);
+                self.project(&times(y, &silu(z)), "out_proj")
             }
             Mechanism::Lightning { slopes, place, epsilon } => {
                 let (all, head) = (silu(self.project(x, "qkv_proj")), self.config.head_width());

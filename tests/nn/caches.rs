@@ -63,6 +63,10 @@ fn sums_are_constant_and_rows_bounded() -> Result<()> {
                     Mechanism::Mamba2 { key_width, convolution, .. } => {
                         (key_width, convolution - 1, 2 * key_heads * key_width + 4 * heads)
                     }
+                    Mechanism::Mamba { states, convolution, .. } => {
+                        let inner = config.head_width();
+                        (inner * states / 4, convolution - 1, inner)
+                    }
                     _ => (4, 0, 0),
                 };
                 let state_heads = if matches!(mechanism, Mechanism::Gla { .. }) { key_heads } else { heads };

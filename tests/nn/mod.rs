@@ -73,6 +73,10 @@ fn layers() -> Vec<AttentionConfig> {
     let gated_deltanet = |key_width| Mechanism::GatedDeltanet { key_width, convolution: 4, epsilon: 0.01 };
     let mamba2 = |convolution_bias| Mechanism::Mamba2 { key_width: 6, convolution: 4, convolution_bias, epsilon: 0.01 };
     let lightning = |slopes, place| Mechanism::Lightning { slopes, place, epsilon: 0.01 };
+    let mamba = |states, rank, convolution_bias| {
+        let mechanism = Mechanism::Mamba { states, rank, convolution: 4, convolution_bias };
+        AttentionConfig::new(WIDTH, 1, mechanism)
+    };
     vec![
         heads(Mechanism::default()),
         plain(heads(Mechanism::Softmax { window: Some(5), soft_cap: Some(2.0) })),
@@ -104,6 +108,8 @@ fn layers() -> Vec<AttentionConfig> {
         recurrent(Mechanism::Kda { convolution: 4, epsilon: 0.01 }),
         recurrent(mamba2(true)),
         AttentionConfig { bias: true, ..grouped(recurrent(mamba2(false))) },
+        mamba(5, Some(3), true),
+        AttentionConfig { bias: true, head_width: Some(9), ..mamba(4, None, false) },
         recurrent(lightning(Slopes::Geometric, None)),
         plain(recurrent(lightning(Slopes::Linear, Some([1, 3])))),
     ]

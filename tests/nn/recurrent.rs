@@ -9,7 +9,7 @@ use candle_nn::VarMap;
 
 use super::{WIDTH, assert_close, assert_refused, distance, enlarge, layer, layers, random};
 
-pub const KINDS: [&str; 6] = ["gla", "deltanet", "gated_deltanet", "kda", "mamba2", "lightning"];
+pub const KINDS: [&str; 7] = ["gla", "deltanet", "gated_deltanet", "kda", "mamba2", "mamba", "lightning"];
 
 /// 256 tokens one by one are those of one pass over all of them.
 #[test]
@@ -35,8 +35,9 @@ fn many_greedy_steps_equal_one_pass() -> Result<()> {
 /// Short convolutions look back: a token reaches those behind it in the same layer even where the state is cut off.
 #[test]
 fn caches_keep_the_last_inputs_of_convolutions() -> Result<()> {
-    for name in ["deltanet", "gated_deltanet", "kda", "mamba2"] {
-        let (_, layer) = layer(&AttentionConfig::new(WIDTH, 2, Mechanism::named(name)?))?;
+    for name in ["deltanet", "gated_deltanet", "kda", "mamba2", "mamba"] {
+        let heads = if name == "mamba" { 1 } else { 2 };
+        let (_, layer) = layer(&AttentionConfig::new(WIDTH, heads, Mechanism::named(name)?))?;
         let x = random("x", &[1, 9, WIDTH])?;
         let other = Tensor::cat(&[x.narrow(1, 0, 4)?, random("other", &[1, 1, WIDTH])?, x.narrow(1, 5, 4)?], 1)?;
         let after = |x: &Tensor| -> Result<Tensor> {
@@ -88,7 +89,7 @@ fn configurations() -> Result<()> {
         let config: AttentionConfig = serde_json::from_str(&json).map_err(candle_core::Error::wrap)?;
         Attention::new(&config, seeded_weights(&VarMap::new(), 0, DType::F32, &Device::Cpu)).map(|_| ())
     };
-    for name in KINDS {
+    for name in KINDS.into_iter().filter(|name| *name != "mamba") {
         let kind = format!(r#""mechanism":{{"kind":"{name}"}}"#);
         with(&kind)?;
         assert_refused(with(&format!(r#"{kind},"causal":false"#)), &["`causal` is false", name]);
@@ -110,6 +111,19 @@ fn configurations() -> Result<()> {
             assert_refused(with(&narrow), &["`convolution` is 0"]);
         }
     }
+    let mamba = |json: &str| -> Result<()> {
+        let json = format!(r#"{{"width":8,"heads":1,"mechanism":{{"kind":"mamba"{json}"#);
+        let config: AttentionConfig = serde_json::from_str(&json).map_err(candle_core::Error::wrap)?;
+        Attention::new(&config, seeded_weights(&VarMap::new(), 0, DType::F32, &Device::Cpu)).map(|_| ())
+    };
+    mamba("}}")?;
+    assert_refused(with(r#""mechanism":{"kind":"mamba"}"#), &["`heads` is 2", "1 for mamba"]);
+    assert_refused(mamba(r#"},"causal":false}"#), &["`causal` is false", "mamba"]);
+    assert_refused(mamba(r#"},"rotary":10000.0}"#), &["`rotary` is 10000", "no positions"]);
+    for part in ["states", "rank", "convolution"] {
+        assert_refused(mamba(&format!(r#","{part}":0}}}}"#)), &[&format!("`{part}` is 0")]);
+    }
+    assert_refused(mamba(r#","window":3}}"#), &["window"]);
     assert_refused(with(r#""mechanism":{"kind":"gla","low_rank":0}"#), &["`low_rank` is 0"]);
     assert_refused(with(r#""mechanism":{"kind":"gla","gate_divisor":-1.0}"#), &["`gate_divisor` is -1"]);
     assert_refused(with(r#""mechanism":{"kind":"lightning","place":[3,3]}"#), &["`place` is Some([3, 3])"]);
@@ -121,8 +135,9 @@ fn configurations() -> Result<()> {
 #[test]
 fn weights_have_their_published_names() -> Result<()> {
     let names = |name: &str, key_heads: usize| -> Result<Vec<String>> {
+        let heads = if name == "mamba" { 1 } else { 4 };
         let config =
-            AttentionConfig { key_heads: Some(key_heads), ..AttentionConfig::new(16, 4, Mechanism::named(name)?) };
+            AttentionConfig { key_heads: Some(key_heads), ..AttentionConfig::new(16, heads, Mechanism::named(name)?) };
         let variables = VarMap::new();
         Attention::new(&config, seeded_weights(&variables, 0, DType::F32, &Device::Cpu))?;
         let data = variables.data().lock().unwrap();
@@ -172,6 +187,18 @@ fn weights_have_their_published_names() -> Result<()> {
         "out_proj.weight [16, 32]",
     ];
     assert_eq!(names("mamba2", 2)?, mamba2);
+    let mamba = [
+        "A_log [32, 16]",
+        "D [32]",
+        "conv1d.bias [32]",
+        "conv1d.weight [32, 1, 4]",
+        "dt_proj.bias [32]",
+        "dt_proj.weight [32, 1]",
+        "in_proj.weight [64, 16]",
+        "out_proj.weight [16, 32]",
+        "x_proj.weight [33, 32]",
+    ];
+    assert_eq!(names("mamba", 1)?, mamba);
     let lightning =
         ["norm.weight [16]", "out_proj.weight [16, 16]", "output_gate.weight [16, 16]", "qkv_proj.weight [48, 16]"];
     assert_eq!(names("lightning", 4)?, lightning);
@@ -211,9 +238,10 @@ fn parts_of_joined_weights_are_trained() -> Result<()> {
 /// In half precision rates, steps and skips keep the dtype of sums.
 #[test]
 fn rates_are_in_the_dtype_of_sums() -> Result<()> {
-    for name in ["gated_deltanet", "kda", "mamba2"] {
+    for name in ["gated_deltanet", "kda", "mamba2", "mamba"] {
         let variables = VarMap::new();
-        let config = AttentionConfig::new(16, 2, Mechanism::named(name)?);
+        let heads = if name == "mamba" { 1 } else { 2 };
+        let config = AttentionConfig::new(16, heads, Mechanism::named(name)?);
         let layer = Attention::new(&config, seeded_weights(&variables, 0, DType::BF16, &Device::Cpu))?;
         enlarge(&variables)?;
         for (name, variable) in variables.data().lock().unwrap().iter().filter(|(name, _)| super::is_trained(name)) {

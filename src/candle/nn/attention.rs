@@ -11,7 +11,7 @@ use super::heads::Heads;
 use super::mark::check_mark;
 use super::mechanism::Mechanism;
 use super::pieces::{Piece, cut};
-use super::recurrent::{self, Recurrent};
+use super::recurrent::{self, Mamba, Recurrent};
 use super::siblings::ensure_absent;
 use crate::candle::packing::Packing;
 use crate::problem::ensure_value;
@@ -42,6 +42,14 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// y       = gate(norm(attention(q, k, v, g, β)), z) W_o
 /// ```
 ///
+/// Mamba (Gu and Dao 2023):
+///
+/// ```text
+/// u, z    = conv(x W_u), x W_z                        short causal convolution with SiLU
+/// Δ, B, C = softplus(u W_Δ W_Δ' + b), u W_B, u W_C
+/// y       = (silu(z) ⊙ selective_scan(u, Δ, −e^A, B, C)) W_o
+/// ```
+///
 /// The residual connection and the norm before it are the block's. Gradients: all weights and x.
 ///
 /// | weights | shape | of |
@@ -63,12 +71,15 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// | `in_proj_qkv.weight` | `[2 · key_heads · key_width + heads · head_width, width]` | Gated DeltaNet |
 /// | `in_proj_z.weight`, `in_proj_b.weight`, `in_proj_a.weight` | `[heads · head_width, width]`, `[heads, width]`, `[heads, width]` | Gated DeltaNet: gate, β, decay |
 /// | `in_proj.weight` | `[2 · heads · head_width + 2 · key_heads · key_width + heads, width]`: z, x, B, C, Δ | Mamba-2 |
-/// | `conv1d.weight`, `conv1d.bias` | `[channels, 1, taps]`, `[channels]` | Gated DeltaNet (q, k, v; no bias), Mamba-2 (x, B, C) |
+/// | `in_proj.weight` | `[2 · head_width, width]`: u, z | Mamba |
+/// | `x_proj.weight` | `[rank + 2 · states, head_width]`: Δ, B, C | Mamba |
+/// | `dt_proj.weight`, `dt_proj.bias` | `[head_width, rank]`, `[head_width]` | Mamba: Δ |
+/// | `conv1d.weight`, `conv1d.bias` | `[channels, 1, taps]`, `[channels]` | Gated DeltaNet (q, k, v; no bias), Mamba-2 (x, B, C), Mamba (u) |
 /// | `A_log`, `dt_bias` | `[heads]`; KDA `[1, 1, heads, 1]` and `[heads · head_width]`; in the dtype of sums | Gated DeltaNet, KDA, Mamba-2 |
-/// | `D` | `[heads]`, in the dtype of sums | Mamba-2 |
+/// | `A_log`; `D` | `[head_width, states]`, in the dtype of sums; `[heads]`, `[head_width]` | Mamba; Mamba-2, Mamba |
 /// | `qkv_proj.weight` | `[3 · heads · head_width, width]`, by head q, k, v | lightning |
 /// | `output_gate.weight` | `[heads · head_width, width]` | lightning |
-/// | `out_proj.weight` | `[width, heads · head_width]` | Gated DeltaNet, Mamba-2, lightning |
+/// | `out_proj.weight` | `[width, heads · head_width]` | Gated DeltaNet, Mamba-2, Mamba, lightning |
 /// | `g_norm_swish_gate.weight`; `o_norm.weight`; `norm.weight` | `[head_width]`; all heads in Mamba-2 and lightning | GLA; DeltaNet, KDA; the others |
 /// | `….bias` | of every projection, if `bias` is set, but for those in `unbiased` | all |
 /// | `mechanism.<kind>` | `[1]` | all: the [mark](super#checkpoints) |
@@ -106,6 +117,7 @@ enum Inner {
     Heads(Heads),
     Gated(GatedUnit),
     Recurrent(Recurrent),
+    Mamba(Mamba),
 }
 
 impl Attention {
@@ -121,6 +133,7 @@ impl Attention {
         ensure_used(config, &weights)?;
         let inner = match &config.mechanism {
             gated if gated.is_gated_unit() => Inner::Gated(GatedUnit::new(config, &weights)?),
+            Mechanism::Mamba { .. } => Inner::Mamba(Mamba::new(config, &weights)?),
             recurrent if recurrent.is_recurrent() => Inner::Recurrent(Recurrent::new(config, &weights)?),
             _ => Inner::Heads(Heads::new(config, &weights)?),
         };
@@ -166,6 +179,7 @@ impl Attention {
             Inner::Heads(heads) => heads.forward(x, batch),
             Inner::Gated(unit) => unit.forward(x, batch),
             Inner::Recurrent(layer) => layer.forward(x, batch),
+            Inner::Mamba(layer) => layer.forward(x, batch),
         }
     }
 
@@ -273,6 +287,7 @@ impl Attention {
             Inner::Heads(heads) => heads.forward_cached(x, &mut pieces),
             Inner::Gated(unit) => unit.forward_cached(x, &mut pieces),
             Inner::Recurrent(layer) => layer.forward_cached(x, &mut pieces),
+            Inner::Mamba(layer) => layer.forward_cached(x, &mut pieces),
         };
         for (Piece { rows, cache }, before) in pieces.into_iter().zip(before) {
             match &out {
@@ -290,7 +305,7 @@ impl Attention {
     pub fn seed(&self) -> Result<Option<u64>> {
         match &self.inner {
             Inner::Heads(heads) => heads.omega().map(|omega| omega.seed()).transpose(),
-            Inner::Gated(_) | Inner::Recurrent(_) => Ok(None),
+            Inner::Gated(_) | Inner::Recurrent(_) | Inner::Mamba(_) => Ok(None),
         }
     }
 
@@ -303,7 +318,7 @@ impl Attention {
         let kind = self.config.mechanism.name();
         let omega = match &mut self.inner {
             Inner::Heads(heads) => heads.omega_mut(),
-            Inner::Gated(_) | Inner::Recurrent(_) => None,
+            Inner::Gated(_) | Inner::Recurrent(_) | Inner::Mamba(_) => None,
         };
         let needs = "a performer layer: others have no random features";
         ensure_value(omega.is_some(), "Attention::redraw", "self", format!("a {kind} layer"), needs)?;

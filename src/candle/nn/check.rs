@@ -84,6 +84,14 @@ pub(super) fn check_mechanism(config: &AttentionConfig) -> crate::Result<()> {
         Mechanism::GatedDeltanet { epsilon, .. } | Mechanism::Mamba2 { epsilon, .. } => {
             check_recurrent(config, *epsilon)
         }
+        Mechanism::Mamba { states, convolution, .. } => {
+            check_size("states", *states)?;
+            check_size("rank", config.mechanism.rank(config.width))?;
+            check_size("convolution", *convolution)?;
+            let (function, heads) = ("AttentionConfig", config.heads);
+            ensure_value(heads == 1, function, "heads", heads, "1 for mamba, whose inner width is `head_width`")?;
+            has_no_positions(config)
+        }
         Mechanism::Lightning { place, epsilon, .. } => {
             equal_heads(config)?;
             let needs = "a layer's number below how many there are";
@@ -101,10 +109,8 @@ pub(super) fn check_mechanism(config: &AttentionConfig) -> crate::Result<()> {
 
 /// What holds for all layers with a matrix for a state.
 fn check_recurrent(config: &AttentionConfig, epsilon: f64) -> crate::Result<()> {
-    let (function, kind) = ("AttentionConfig", config.mechanism.name());
-    ensure_value(config.causal, function, "causal", "false", &format!("`true` for {kind}"))?;
-    let got = config.rotary.unwrap_or_default();
-    ensure_value(config.rotary.is_none(), function, "rotary", got, &format!("none for {kind}: it has no positions"))?;
+    has_no_positions(config)?;
+    let function = "AttentionConfig";
     ensure_value(epsilon.is_finite() && epsilon > 0.0, function, "epsilon", epsilon, "a finite number above 0")?;
     check_size("key_width", sizes(config).key_width)?;
     let taps = match config.mechanism {
@@ -116,6 +122,13 @@ fn check_recurrent(config: &AttentionConfig, epsilon: f64) -> crate::Result<()> 
         _ => 1,
     };
     check_size("convolution", taps)
+}
+
+fn has_no_positions(config: &AttentionConfig) -> crate::Result<()> {
+    let (function, kind) = ("AttentionConfig", config.mechanism.name());
+    ensure_value(config.causal, function, "causal", "false", &format!("`true` for {kind}"))?;
+    let got = config.rotary.unwrap_or_default();
+    ensure_value(config.rotary.is_none(), function, "rotary", got, &format!("none for {kind}: it has no positions"))
 }
 
 /// The rules without groups of heads.

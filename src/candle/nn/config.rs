@@ -88,7 +88,7 @@ impl AttentionConfig {
             Mechanism::Kda { .. } => {
                 &["q_proj", "k_proj", "v_proj", "o_proj", "b_proj", "f_a_proj", "f_b_proj", "g_a_proj", "g_b_proj"]
             }
-            Mechanism::Mamba2 { .. } => &["in_proj", "out_proj"],
+            Mechanism::Mamba2 { .. } | Mechanism::Mamba { .. } => &["in_proj", "out_proj"],
             Mechanism::Lightning { .. } => &["qkv_proj", "output_gate", "out_proj"],
             _ => &["q_proj", "k_proj", "v_proj", "o_proj"],
         }
@@ -121,7 +121,10 @@ impl AttentionConfig {
 
     /// Width of all heads, where `head_width` does not say otherwise.
     fn inner_width(&self) -> usize {
-        if matches!(self.mechanism, Mechanism::Mamba2 { .. }) { self.width.saturating_mul(2) } else { self.width }
+        match self.mechanism {
+            Mechanism::Mamba2 { .. } | Mechanism::Mamba { .. } => self.width.saturating_mul(2),
+            _ => self.width,
+        }
     }
 
     /// Refuses what no layer can be.

@@ -28,6 +28,10 @@ pub(super) fn gate_divisor() -> f64 {
     16.0
 }
 
+pub(super) fn states() -> usize {
+    16
+}
+
 pub(super) fn taps() -> usize {
     4
 }

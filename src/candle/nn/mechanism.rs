@@ -203,6 +203,22 @@ pub enum Mechanism {
         #[serde(default = "defaults::norm_epsilon")]
         epsilon: f64,
     },
+    /// Mamba (Gu & Dao 2023): [`selective_scan`](crate::candle::selective_scan) of convolved rows between gates. One head, whose
+    /// `head_width` is the inner width, 2 · `width` by default. A block of it usually has no feed-forward part.
+    Mamba {
+        /// Numbers in the state of a channel. Default 16.
+        #[serde(default = "defaults::states")]
+        states: usize,
+        /// Width of the rows that Δ is made of. Default: a sixteenth of `width`, rounded up.
+        #[serde(default)]
+        rank: Option<usize>,
+        /// Taps of the short convolution. Default 4.
+        #[serde(default = "defaults::taps")]
+        convolution: usize,
+        /// Whether the convolution has a bias. Default: yes.
+        #[serde(default = "yes")]
+        convolution_bias: bool,
+    },
     /// Lightning attention (Qin et al. 2024) as in MiniMax-Text-01: [`linear_attention`](crate::candle::linear_attention) of
     /// silu(x W_qkv) with a decay per head, an RMS norm of all heads, and an output gate sigmoid(x W_o) behind it.
     Lightning {
@@ -228,7 +244,7 @@ impl Default for Mechanism {
 
 impl Mechanism {
     /// The names of all kinds.
-    pub const NAMES: [&'static str; 14] = [
+    pub const NAMES: [&'static str; 15] = [
         "softmax",
         "linear",
         "performer",
@@ -242,6 +258,7 @@ impl Mechanism {
         "gated_deltanet",
         "kda",
         "mamba2",
+        "mamba",
         "lightning",
     ];
 
@@ -274,6 +291,7 @@ impl Mechanism {
             Self::GatedDeltanet { .. } => "gated_deltanet",
             Self::Kda { .. } => "kda",
             Self::Mamba2 { .. } => "mamba2",
+            Self::Mamba { .. } => "mamba",
             Self::Lightning { .. } => "lightning",
         }
     }
@@ -284,7 +302,7 @@ impl Mechanism {
     }
 
     /// Whether the layer has a matrix for a state, behind short convolutions, gates and norms of its own: GLA, the delta rules,
-    /// Mamba-2, lightning attention. Such layers are causal and have no rotary embedding.
+    /// Mamba-2, Mamba, lightning attention. Such layers are causal and have no rotary embedding.
     pub fn is_recurrent(&self) -> bool {
         matches!(
             self,
@@ -293,7 +311,26 @@ impl Mechanism {
                 | Self::GatedDeltanet { .. }
                 | Self::Kda { .. }
                 | Self::Mamba2 { .. }
+                | Self::Mamba { .. }
                 | Self::Lightning { .. }
         )
+    }
+
+    /// Whether a block of it usually has no feed-forward part.
+    pub(super) fn stands_alone(&self) -> bool {
+        self.is_gated_unit() || matches!(self, Self::Mamba2 { .. } | Self::Mamba { .. })
+    }
+
+    /// Whether the layer has one head.
+    pub(super) fn has_one_head(&self) -> bool {
+        self.is_gated_unit() || matches!(self, Self::Mamba { .. })
+    }
+
+    /// Width of the rows that Δ of Mamba is made of, in a layer of a width.
+    pub(super) fn rank(&self, width: usize) -> usize {
+        match self {
+            Self::Mamba { rank: Some(rank), .. } => *rank,
+            _ => width.div_ceil(16),
+        }
     }
 }

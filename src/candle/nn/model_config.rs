@@ -50,7 +50,7 @@ pub struct LanguageModelConfig {
 
 impl LanguageModelConfig {
     /// The names that [`named`](Self::named) knows.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 17] = [
         "softmax",
         "linear",
         "performer",
@@ -64,6 +64,7 @@ impl LanguageModelConfig {
         "gated_deltanet",
         "kda",
         "mamba2",
+        "mamba",
         "lightning",
         "transnormer",
         "hybrid",
@@ -77,6 +78,7 @@ impl LanguageModelConfig {
     /// | `gau`, `flash` | the gated unit alone (`heads` does not matter): two of them weigh as much as a block of the others |
     /// | `gla`, `deltanet`, `gated_deltanet`, `kda`, `lightning` | that recurrent layer; SwiGLU |
     /// | `mamba2` | that layer alone, with `heads` heads of twice the width |
+    /// | `mamba` | that layer alone, of twice the width (`heads` does not matter) |
     /// | `hybrid` | `gated_deltanet`, but every fourth and the last `softmax`, as in Qwen3-Next and Kimi Linear; SwiGLU |
     /// | `transnormer` | diag in the first half of the blocks, norm in the second; SwiGLU |
     ///
@@ -89,8 +91,8 @@ impl LanguageModelConfig {
             other => (other, None),
         };
         let mechanism = Mechanism::named(first)?;
-        let heads = if mechanism.is_gated_unit() { 1 } else { heads };
-        let is_alone = mechanism.is_gated_unit() || matches!(mechanism, Mechanism::Mamba2 { .. });
+        let heads = if mechanism.has_one_head() { 1 } else { heads };
+        let stands_alone = mechanism.stands_alone();
         let of = |mechanism: Mechanism| {
             let rotary = (!mechanism.is_recurrent()).then_some(10000.0);
             AttentionConfig { rotary, ..AttentionConfig::new(width, heads, mechanism) }
@@ -108,7 +110,7 @@ impl LanguageModelConfig {
         };
         let hidden = (8 * width).div_ceil(3).next_multiple_of(8);
         let swiglu = FeedForwardConfig { hidden, gated: true, activation: Activation::Silu, bias: false };
-        let feed_forward = (!is_alone).then_some(swiglu);
+        let feed_forward = (!stands_alone).then_some(swiglu);
         let norm = NormConfig::default();
         Ok(Self { vocabulary, layers, attention, pattern, second_half, feed_forward, norm, tied: false })
     }

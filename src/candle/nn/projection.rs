@@ -28,6 +28,13 @@ impl Projection {
         Ok(Self(Linear::new(weight, bias)))
     }
 
+    /// With a bias that begins so.
+    pub fn with_bias(input: usize, output: usize, bias: Init, weights: VarBuilder) -> Result<Self> {
+        let bias = weights.get_with_hints(output, "bias", bias)?;
+        let Self(linear) = Self::new(input, output, false, weights)?;
+        Ok(Self(Linear::new(linear.weight().clone(), Some(bias))))
+    }
+
     /// Of some of the rows of the weights.
     pub fn part(&self, first: usize, count: usize) -> Result<Self> {
         let of = |tensor: &Tensor| tensor.narrow(0, first, count);

@@ -95,6 +95,7 @@ impl Contents {
             | Mechanism::GatedDeltanet { .. }
             | Mechanism::Kda { .. }
             | Mechanism::Mamba2 { .. }
+            | Mechanism::Mamba { .. }
             | Mechanism::Lightning { .. } => Self::Recurrent(None),
         }
     }

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 /// What a layer with a matrix for a state keeps.
 #[derive(Debug, Clone)]
 pub struct Recurrence {
-    /// S `[B, heads, D, E]`, in the dtype of sums.
+    /// S `[B, heads, D, E]`, of Mamba `[B, channels, states]`, in the dtype of sums.
     pub s: Tensor,
     /// The last rows `[B, taps − 1, channels]` before each short convolution.
     pub inputs: Vec<Tensor>,

@@ -17,7 +17,7 @@ use crate::candle::nn::norm::{Norm, NormConfig, NormKind};
 use crate::candle::nn::projection::Projection;
 
 /// Weights beside projections that some kind has.
-pub(in crate::candle::nn) const OTHERS: [&str; 19] = [
+pub(in crate::candle::nn) const OTHERS: [&str; 22] = [
     "gk_proj.0.weight",
     "gk_proj.0.bias",
     "gk_proj.1.weight",
@@ -37,6 +37,9 @@ pub(in crate::candle::nn) const OTHERS: [&str; 19] = [
     "o_norm.weight",
     "norm.weight",
     "norm.bias",
+    "x_proj.weight",
+    "dt_proj.weight",
+    "dt_proj.bias",
 ];
 
 /// Those of [`OTHERS`] that a kind has; none of other mechanisms.
@@ -53,6 +56,8 @@ pub(in crate::candle::nn) fn other_weights(mechanism: &Mechanism) -> &'static [&
     ];
     const DELTA: [&str; 6] = [CONVOLUTIONS[0], CONVOLUTIONS[1], CONVOLUTIONS[2], "o_norm.weight", "A_log", "dt_bias"];
     const JOINED: [&str; 6] = ["conv1d.weight", "A_log", "dt_bias", "norm.weight", "D", "conv1d.bias"];
+    const MAMBA: [&str; 7] =
+        ["conv1d.weight", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D", "conv1d.bias"];
     match mechanism {
         Mechanism::Gla { convolution: None, .. } => &GLA[..4],
         Mechanism::Gla { .. } => &GLA,
@@ -62,6 +67,8 @@ pub(in crate::candle::nn) fn other_weights(mechanism: &Mechanism) -> &'static [&
         Mechanism::Mamba2 { convolution_bias: false, .. } => &JOINED[..5],
         Mechanism::Mamba2 { .. } => &JOINED,
         Mechanism::Lightning { .. } => &["norm.weight"],
+        Mechanism::Mamba { convolution_bias: false, .. } => &MAMBA[..6],
+        Mechanism::Mamba { .. } => &MAMBA,
         _ => &[],
     }
 }
@@ -82,10 +89,10 @@ pub(in crate::candle::nn) fn sizes(config: &AttentionConfig) -> Sizes {
 }
 
 /// Reads weights by their names.
-struct Reader<'a, 'w> {
-    config: &'a AttentionConfig,
-    weights: &'a VarBuilder<'w>,
-    sizes: Sizes,
+pub(super) struct Reader<'a, 'w> {
+    pub config: &'a AttentionConfig,
+    pub weights: &'a VarBuilder<'w>,
+    pub sizes: Sizes,
 }
 
 impl Recurrent {
@@ -184,15 +191,20 @@ impl Stream {
 
 impl Reader<'_, '_> {
     /// From rows of the layer's width, with a bias if the configuration says so.
-    fn projection(&self, name: &str, output: usize) -> Result<Projection> {
+    pub fn projection(&self, name: &str, output: usize) -> Result<Projection> {
         Projection::new(self.config.width, output, self.config.has_bias(name), self.weights.pp(name))
+    }
+
+    /// To rows of the layer's width.
+    pub fn outward(&self, name: &str, input: usize) -> Result<Projection> {
+        Projection::new(input, self.config.width, self.config.has_bias(name), self.weights.pp(name))
     }
 
     fn unbiased(&self, name: &str, [input, output]: [usize; 2]) -> Result<Projection> {
         Projection::new(input, output, false, self.weights.pp(name))
     }
 
-    fn convolution(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<ShortConvolution> {
+    pub fn convolution(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<ShortConvolution> {
         ShortConvolution::new(shape, bias, self.weights.pp(name))
     }
 
@@ -208,7 +220,7 @@ impl Reader<'_, '_> {
     }
 
     /// Numbers in the dtype of sums.
-    fn numbers(&self, name: &str, shape: impl Into<candle_core::Shape>, init: Init) -> Result<Tensor> {
+    pub fn numbers(&self, name: &str, shape: impl Into<candle_core::Shape>, init: Init) -> Result<Tensor> {
         self.weights.get_with_hints_dtype(shape, name, init, accumulator(self.weights.dtype()))
     }
 
@@ -235,8 +247,7 @@ impl Reader<'_, '_> {
         let inner = self.sizes.heads() * self.sizes.value_width;
         let width = if is_whole { inner } else { self.sizes.value_width };
         let norm = Norm::new(width, &NormConfig { kind: NormKind::Rms, epsilon }, self.weights.pp(norm))?;
-        let bias = self.config.has_bias(projection);
-        let projection = Projection::new(inner, self.config.width, bias, self.weights.pp(projection))?;
+        let projection = self.outward(projection, inner)?;
         Ok(Output { skip: None, norm, is_whole, gate, projection })
     }
 }

@@ -1,11 +1,12 @@
-//! Layers with a matrix for a state: gated linear attention, the delta rules, Mamba-2, lightning attention.
+//! Layers with a matrix for a state: gated linear attention, the delta rules, Mamba-2, lightning attention; and [`Mamba`].
 //!
-//! All are one chain of parts, some of which a kind leaves out; [`kinds`] says which it has, and under which names they are
+//! All but the last are one chain of parts, some of which a kind leaves out; [`kinds`] says which it has, and under which names they are
 //! among the weights.
 
 mod decay;
 mod kinds;
 mod logits;
+mod mamba;
 mod output;
 mod short_convolution;
 mod slopes;
@@ -27,6 +28,7 @@ use crate::linear::{FeatureMap, LinearOptions};
 
 use decay::Decay;
 pub(super) use kinds::{OTHERS, other_weights, sizes};
+pub(super) use mamba::Mamba;
 use output::Output;
 use short_convolution::{Place, ShortConvolution};
 pub use slopes::Slopes;
