@@ -6,6 +6,7 @@ use super::super::buffer::Buffer;
 use super::super::finish::root_mean_square;
 use super::super::rows::{HeadRows, Number};
 use super::super::tile::{Band, Left, Product, Right, Verbs};
+use super::bonus::Bonus;
 use super::fade::{Fade, Reach};
 use super::{CHUNK, Context, StateHead};
 use crate::problem::RankOne;
@@ -34,6 +35,7 @@ pub struct Chunk<T> {
     /// Products of each reading row with each added row, readings first.
     pub products: Vec<Buffer<T>>,
     pub fade: Fade<T>,
+    pub bonus: Option<Bonus<T>>,
     /// By the delta rule, where b is the keys.
     pub beta: [T; CHUNK],
     /// What queries, per reading head, and then keys were multiplied with, their norms and τ.
@@ -55,7 +57,8 @@ impl<T: Number> Chunk<T> {
         let (d, e) = context.padded();
         let zeros = Buffer::zeros;
         let read = |reach| Read { rows: zeros(CHUNK * d), faded: zeros(CHUNK * d), reach };
-        let mut reads: Vec<_> = (0..context.readers()).map(|_| read(Reach::Own)).collect();
+        let own = if context.shapes().bonus { Reach::Before } else { Reach::Own };
+        let mut reads: Vec<_> = (0..context.readers()).map(|_| read(own)).collect();
         let sources = match context.shapes().rank_one {
             RankOne::None => 1,
             RankOne::Rule { .. } => {
@@ -74,6 +77,7 @@ impl<T: Number> Chunk<T> {
             reads,
             sources: (0..sources).map(source).collect(),
             fade: Fade::new(context),
+            bonus: context.shapes().bonus.then(|| Bonus::new(context)),
             beta: [T::ZERO; CHUNK],
             factors: vec![[T::ONE; CHUNK]; context.readers() + 1],
         }
@@ -130,6 +134,12 @@ impl<T: Number> Chunk<T> {
             }
         }
         self.multiply(context, if reads_queries { 0 } else { readers });
+        let Some(bonus) = self.bonus.as_mut().filter(|_| reads_queries) else { return };
+        let len = tokens.len() * d;
+        bonus.load(context, at, &self.sources[0].rows[..len]);
+        for (read, products) in self.reads.iter().zip(&mut self.products) {
+            bonus.multiply(context, &read.rows[..len], products);
+        }
     }
 
     /// Rows under their decays, and their products, from one of the reading rows on.

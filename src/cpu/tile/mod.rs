@@ -136,6 +136,7 @@ verbs! {
     combine = maps::combine(into: &mut [T], a: &[T], factor: T, b: &[T]);
     fade = decayed::fade(tile: &mut [T], width: usize, factors: &[T]);
     gather_faded = decayed::gather_faded(tile: &mut [T], width: usize, factors: &[T]);
+    add_row_pair_products = decayed::add_row_pair_products(products: &mut [T], tiles: [&[T]; 2], row: usize, width: usize);
     add_products = decayed::add_products(into: &mut [T], a: &[T], b: &[T]);
     causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<Decays<'_>>, sums: &mut [T]);
     #[cfg(feature = "candle")]
@@ -376,6 +377,11 @@ impl<T: Real> Verbs<T> {
     pub fn gather_faded(&self, tile: &mut [T], width: usize, factors: &[T]) {
         assert!(width.is_multiple_of(self.lanes) && tile.len() == factors.len() && tile.len().is_multiple_of(width));
         unsafe { (self.gather_faded)(tile, width, factors) }
+    }
+
+    /// See [`decayed::add_row_pair_products`].
+    pub fn add_row_pair_products(&self, products: &mut [T], tiles: [&[T]; 2], row: usize, width: usize) {
+        unsafe { (self.add_row_pair_products)(products, tiles, row, width) }
     }
 
     /// into ← into + a ⊙ b
