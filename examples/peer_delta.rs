@@ -62,10 +62,15 @@ impl Loaded {
         let bytes = std::fs::read(&case.inputs).map_err(|error| format!("{}: {error}", case.inputs.display()))?;
         let mut numbers = bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(std::array::from_fn(|i| bytes[i])));
         let dims = case.dims();
-        let lens = [4, 4, 4, 4, 3, case.decay_rank].map(|rank| if rank == 0 { 0 } else { dims[..rank].iter().product() });
+        let lens =
+            [4, 4, 4, 4, 3, case.decay_rank].map(|rank| if rank == 0 { 0 } else { dims[..rank].iter().product() });
         let operands: Vec<Vec<f32>> = lens.map(|len: usize| numbers.by_ref().take(len).collect()).into();
         let has_all = operands.iter().zip(lens).all(|(operand, len)| operand.len() == len) && numbers.next().is_none();
-        if has_all { Ok(Self { case, pool, operands }) } else { Err("inputs of another length than the operands".into()) }
+        if has_all {
+            Ok(Self { case, pool, operands })
+        } else {
+            Err("inputs of another length than the operands".into())
+        }
     }
 
     /// Output, then gradients of q, k, v, if they are asked for.

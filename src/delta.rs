@@ -34,7 +34,7 @@ pub struct DeltaOptions<T> {
     /// o_t = S_{t−1}ᵀ τ q_t + ⟨τ q_t, u ⊙ k_t⟩ v_t
     /// ```
     ///
-    /// With one, a decay may be of any form. The last state holds all tokens, as without. Default: none, which reads S_t.
+    /// With one, a decay may be of any form; a masked token has none. The last state holds all tokens, as without. Default: none, which reads S_t.
     pub bonus: Option<T>,
     /// τ; `None` is 1/√D.
     pub scale: Option<f64>,

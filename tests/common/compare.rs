@@ -71,8 +71,7 @@ impl Judge {
         for results in plain {
             add_errors(&mut errors, results, &expected, 1e-4, |_| true).unwrap_or_else(|wrong| panic!("plain {wrong}"));
         }
-        let (factor, ratio) =
-            if dtype == DType::F64 { (3.0, unit(DType::F64) / unit(DType::F32)) } else { (2.0, 1.0) };
+        let (factor, ratio) = if dtype == DType::F64 { (3.0, unit(DType::F64) / unit(DType::F32)) } else { (2.0, 1.0) };
         let bounds = bounds(&expected, &errors, factor, ratio, of_result);
         Judge { expected, bounds }
     }

@@ -130,7 +130,12 @@ impl Data {
                     beta.data.iter_mut().for_each(|x| *x = x.abs());
                     RankOne::Rule { beta }
                 }
-                Form::Free => RankOne::Free { a: rows(hk, -0.6 * unit, "a"), b: rows(hk, unit, "b") },
+                Form::Free => {
+                    // Transitions shrink what b reads, and turn it a little.
+                    let (mut a, b) = (rows(hk, 0.2 * unit, "a"), rows(hk, unit, "b"));
+                    a.data.iter_mut().zip(&b.data).for_each(|(a, b)| *a = round(dtype, *a - 0.5 * b));
+                    RankOne::Free { a, b }
+                }
             },
             log_decay: match case.decay {
                 Decay::None => None,

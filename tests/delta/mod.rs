@@ -50,13 +50,12 @@ fn every_form_has_its_cases() {
     }
 }
 
-/// On every path, in every dtype; f32 without gaps between rows and with them.
+/// On every path, in every dtype, without gaps between rows and with them.
 #[test]
 fn as_the_reference() {
     let mut complaints = Vec::new();
     for case in chosen() {
-        let dtypes = [DType::F32, DType::F64, DType::F16, DType::BF16];
-        for dtype in dtypes {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
             let data = Data::new(&case, dtype);
             let judge = judge(&case, &data, dtype);
             for isa in paths() {

@@ -4,8 +4,8 @@ use attn_kernels::problem::RankOne;
 use attn_kernels::reference::Array;
 
 use super::case::{Case, Data, push_rank_one};
-use crate::common::plain::rows::{Round, Rows, add_scaled, dot};
 use crate::common::plain::rounding;
+use crate::common::plain::rows::{Round, Rows, add_scaled, dot};
 use crate::common::reference::Results;
 
 /// All results, by the roundings of a sample.
@@ -238,7 +238,9 @@ impl<'a> Plain<'a> {
                 let d_out = d_out.row([b, h, t]);
                 self.add_outer(&mut behind, &q, d_out);
                 let mut d_q = self.along(read, d_out);
-                if let (Some(key), Some(d_bonus), Some(bonus)) = (self.weighed_key(head, &token), &mut to.bonus, &self.bonus) {
+                if let (Some(key), Some(d_bonus), Some(bonus)) =
+                    (self.weighed_key(head, &token), &mut to.bonus, &self.bonus)
+                {
                     let weight = (self.round)(dot(d_out, v));
                     add_scaled(&mut d_q, weight, &key);
                     add_scaled(&mut own_v, (self.round)(dot(&q, &key)), d_out);

@@ -15,7 +15,19 @@ use crate::common::reference::Results;
 fn case(form: Form, decay: Decay) -> Case {
     let (heads, widths) = ([1, 1, 1], [24, 100]);
     let (strength, most) = (0.5, 1.5);
-    Case { form, decay, strength, most, batch: 1, heads, tokens: 300, widths, normalize: Some(1e-6), masked: true, state: true }
+    Case {
+        form,
+        decay,
+        strength,
+        most,
+        batch: 1,
+        heads,
+        tokens: 300,
+        widths,
+        normalize: Some(1e-6),
+        masked: true,
+        state: true,
+    }
 }
 
 fn all() -> impl Iterator<Item = Case> {
@@ -72,6 +84,17 @@ fn any_number_of_threads_over_long_sequences() {
     }
 }
 
+/// A token is one step of the state as a whole, and a chunk of one token where the columns are cut.
+#[test]
+fn a_token_is_a_chunk() {
+    for case in all() {
+        let case = Case { tokens: 1, heads: [3; 3], widths: [256, 256], ..case };
+        let data = Data::new(&case, DType::F32);
+        let alone = on(1, || run::<f32>(&case, &data, Layout::Contiguous));
+        assert_same_bits(&alone, &on(9, || run::<f32>(&case, &data, Layout::Contiguous)), &format!("{case:?}"));
+    }
+}
+
 /// One batch entry of an array that has them in dimension `axis`.
 fn entry(x: &Array, axis: usize, index: usize) -> Array {
     let mut shape = x.shape;
@@ -108,7 +131,10 @@ fn batch_entries_are_alone() {
                     RankOne::Rule { beta } => RankOne::Rule { beta: entry(beta, 1, index) },
                     RankOne::Free { a, b } => RankOne::Free { a: rows(a), b: rows(b) },
                 },
-                log_decay: data.log_decay.as_ref().map(|x| if case.decay == Decay::Head { x.clone() } else { of_decay(x) }),
+                log_decay: data
+                    .log_decay
+                    .as_ref()
+                    .map(|x| if case.decay == Decay::Head { x.clone() } else { of_decay(x) }),
                 bonus: data.bonus.clone(),
                 key_mask: data.key_mask.as_ref().map(|mask| entry(mask, 2, index)),
                 state: data.state.as_ref().map(rows),

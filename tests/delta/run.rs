@@ -1,8 +1,6 @@
 //! Cases on the CPU.
 
-use attn_kernels::cpu::{
-    DeltaAttention, DeltaAttentionGradients, Element, delta, gated_linear, generalized_delta,
-};
+use attn_kernels::cpu::{DeltaAttention, DeltaAttentionGradients, Element, delta, gated_linear, generalized_delta};
 use attn_kernels::problem::{DType, RankOne};
 use attn_kernels::reference::Array;
 use half::{bf16, f16};

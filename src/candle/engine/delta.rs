@@ -110,7 +110,8 @@ impl DeltaCall {
     }
 
     fn sums(&self) -> Vec<&Tensor> {
-        let tracked = [&self.log_decay, &self.bonus, &self.state].into_iter().flatten().filter(|input| input.track_op());
+        let tracked =
+            [&self.log_decay, &self.bonus, &self.state].into_iter().flatten().filter(|input| input.track_op());
         let beta = if let RankOne::Rule { beta } = &self.rank_one { Some(beta) } else { None };
         beta.into_iter().chain(tracked).collect()
     }

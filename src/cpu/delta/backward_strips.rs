@@ -21,13 +21,15 @@ const WINDOW: usize = 16;
 pub fn in_strips<T: Number>(context: &Context<'_, T>, saved: &DeltaSaved<'_>, mut tasks: Vec<Task<'_>>) {
     let shapes = context.shapes();
     let ranges: Vec<Range<usize>> = blocks(shapes.value_width).collect();
-    let strips: Vec<_> = ranges.iter().map(|block| Strip::new(context.problem, context.inputs, block.clone())).collect();
+    let strips: Vec<_> =
+        ranges.iter().map(|block| Strip::new(context.problem, context.inputs, block.clone())).collect();
     let blocks: Vec<_> =
         strips.iter().map(|strip| Block { context: strip.context(context.verbs), saved: strip.saved(saved) }).collect();
     let Some(task) = tasks.first() else { return };
     let (heads, segments) = (task.group.heads.len(), task.tokens());
     let head = |index| StateHead { batch: index / shapes.state_heads(), head: index % shapes.state_heads() };
-    let all = (0..shapes.batch * shapes.state_heads()).flat_map(|index| (0..ranges.len()).map(move |block| (index, block)));
+    let all =
+        (0..shapes.batch * shapes.state_heads()).flat_map(|index| (0..ranges.len()).map(move |block| (index, block)));
     let mut columns: Vec<_> = all.map(|(index, block)| Columns::new(block, head(index))).collect();
     each(&blocks, &mut columns, |walk, block, columns| columns.start(walk, block, &segments));
     for first in (0..segments.len()).step_by(WINDOW).rev() {

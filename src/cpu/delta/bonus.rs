@@ -20,7 +20,8 @@ impl<T: Number> Bonus<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let d = context.padded().0;
         let zeros = Buffer::zeros;
-        Self { keys: zeros(CHUNK * d), products: [T::ZERO; CHUNK], queries: zeros(CHUNK * d), gradient: zeros(d) }
+        let rows = context.rows() * d;
+        Self { keys: zeros(rows), products: [T::ZERO; CHUNK], queries: zeros(rows), gradient: zeros(d) }
     }
 
     /// The keys of a chunk.

@@ -56,7 +56,8 @@ impl<T: Number> Chunk<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (d, e) = context.padded();
         let zeros = Buffer::zeros;
-        let read = |reach| Read { rows: zeros(CHUNK * d), faded: zeros(CHUNK * d), reach };
+        let rows = context.rows();
+        let read = |reach| Read { rows: zeros(rows * d), faded: zeros(rows * d), reach };
         let own = if context.shapes().bonus { Reach::Before } else { Reach::Own };
         let mut reads: Vec<_> = (0..context.readers()).map(|_| read(own)).collect();
         let sources = match context.shapes().rank_one {
@@ -70,10 +71,10 @@ impl<T: Number> Chunk<T> {
                 2
             }
         };
-        let source = |_| Source { rows: zeros(CHUNK * d), faded: zeros(CHUNK * d), values: zeros(CHUNK * e) };
+        let source = |_| Source { rows: zeros(rows * d), faded: zeros(rows * d), values: zeros(rows * e) };
         Self {
             rows: 0,
-            products: (0..reads.len() * sources).map(|_| zeros(CHUNK * context.verbs.padded(CHUNK))).collect(),
+            products: (0..reads.len() * sources).map(|_| zeros(rows * context.verbs.padded(CHUNK))).collect(),
             reads,
             sources: (0..sources).map(source).collect(),
             fade: Fade::new(context),
@@ -191,13 +192,19 @@ impl<T: Number> Chunk<T> {
     /// The output rows of a reading head.
     pub fn read(&self, context: &Context<'_, T>, reader: usize, state: &[T], out: &mut [T]) {
         let (verbs, (d, e), rows) = (context.verbs, context.padded(), self.rows);
-        let (width, count) = (verbs.padded(CHUNK), self.sources.len());
         let size = Product { m: rows, n: e, k: context.shapes().width, accumulate: false, band: Band::Full };
         let left = Left::rows(&self.reads[reader].faded[..rows * d], d);
         verbs.multiply(out, e, left, right(verbs, state, e), size);
+        self.add_own(context, reader, out);
+    }
+
+    /// Adds what the chunk's own tokens give to the output rows of a reading head.
+    pub fn add_own(&self, context: &Context<'_, T>, reader: usize, out: &mut [T]) {
+        let (verbs, e, rows) = (context.verbs, context.padded().1, self.rows);
+        let (width, count) = (verbs.padded(CHUNK), self.sources.len());
         for (index, source) in self.sources.iter().enumerate() {
             let left = Left::rows(&self.products[reader * count + index][..], width);
-            let size = Product { k: rows, accumulate: true, band: Band::Left(1), ..size };
+            let size = Product { m: rows, n: e, k: rows, accumulate: true, band: Band::Left(1) };
             verbs.multiply(out, e, left, right(verbs, &source.values, e), size);
         }
     }

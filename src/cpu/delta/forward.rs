@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use super::super::buffer::Buffer;
 use super::super::rooms::Rooms;
-use super::super::rows::Number;
+use super::super::rows::{HeadRows, Number};
 use super::super::tile::Verbs;
 use super::super::{dispatch, parallel};
 use super::chunk::Chunk;
 use super::strips::{Kept, Room, Strip, strips, threads};
+use super::token::Token;
 use super::{CHUNK, Context, DeltaInputs, DeltaOutputs, NANOSECONDS, StateHead, check, share};
 use crate::Result;
 use crate::problem::{self, Delta, DeltaShapes, SliceMut};
@@ -107,16 +108,27 @@ struct Worker<T> {
     chunk: Chunk<T>,
     state: Buffer<T>,
     out: Buffer<T>,
+    token: Token<T>,
 }
 
 impl<T: Number> Worker<T> {
     fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
-        Self { chunk: Chunk::new(context), state: Buffer::zeros(context.state_len()), out: Buffer::zeros(CHUNK * e) }
+        Self {
+            chunk: Chunk::new(context),
+            state: Buffer::zeros(context.state_len()),
+            out: Buffer::zeros(context.rows() * e),
+            token: Token::new(context),
+        }
     }
 
     fn run(&mut self, context: &Context<'_, T>, mut task: Task<'_>) {
         let ((_, e), shapes) = (context.padded(), context.shapes());
+        if let (1, Some(state), Some(Room::Whole(room))) = (shapes.tokens, &context.inputs.state, &mut task.state) {
+            self.chunk.load(context, task.at, 0..1, true);
+            let state = HeadRows::new(state, task.at.batch, task.at.head).stored(0..shapes.width);
+            return self.token.run(context, &mut self.chunk, (state, room), &mut task.out);
+        }
         context.load_state(context.inputs.state.as_ref(), task.at, &mut self.state);
         for start in (0..shapes.tokens).step_by(CHUNK) {
             let rows = CHUNK.min(shapes.tokens - start);

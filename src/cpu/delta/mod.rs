@@ -25,6 +25,7 @@ mod forward;
 mod gradient;
 mod operands;
 mod strips;
+mod token;
 mod walk;
 
 pub use backward::backward;
@@ -113,6 +114,11 @@ impl<'a, T: Number> Context<'a, T> {
     /// D and E rounded up to whole vectors.
     fn padded(&self) -> (usize, usize) {
         (self.verbs.padded(self.shapes().width), self.verbs.padded(self.shapes().value_width))
+    }
+
+    /// Tokens of the longest chunk.
+    fn rows(&self) -> usize {
+        CHUNK.min(self.shapes().tokens)
     }
 
     /// Numbers of a state in rows of whole vectors.

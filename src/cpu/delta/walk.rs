@@ -36,12 +36,7 @@ impl<T: Number> Walk<T> {
     }
 
     /// The states at the start of each segment.
-    pub fn starts(
-        &mut self,
-        context: &Context<'_, T>,
-        at: StateHead,
-        segments: &[Range<usize>],
-    ) -> Vec<Buffer<T>> {
+    pub fn starts(&mut self, context: &Context<'_, T>, at: StateHead, segments: &[Range<usize>]) -> Vec<Buffer<T>> {
         let mut state = Buffer::zeros(context.state_len());
         context.load_state(context.inputs.state.as_ref(), at, &mut state);
         let mut starts = vec![state.clone()];

@@ -50,7 +50,12 @@ pub unsafe fn gather_faded<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fa
 /// # Safety
 /// As [`fade`]; both tiles have as many rows as there are products.
 #[inline(always)]
-pub unsafe fn add_row_pair_products<T: Real, S: Simd<T>>(products: &mut [T], tiles: [&[T]; 2], row: usize, width: usize) {
+pub unsafe fn add_row_pair_products<T: Real, S: Simd<T>>(
+    products: &mut [T],
+    tiles: [&[T]; 2],
+    row: usize,
+    width: usize,
+) {
     for (r, product) in products.iter_mut().enumerate() {
         let [a, b] = tiles.map(|tile| &tile[r * row..][..width]);
         // SAFETY: whole vectors.

@@ -110,6 +110,9 @@ verbs! {
     transpose = transpose::vectors(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
     inner_products = in_place::inner_products(out: &mut [T], row: usize, left: &[T], rows: StoredRows<'_, T>);
     add_weighted = in_place::add_weighted(sums: &mut [T], weights: &[T], row: usize, rows: StoredRows<'_, T>);
+    faded_rows = in_place::faded_rows(
+        into: &mut [T], row: usize, rows: StoredRows<'_, T>, decays: Option<&[T]>, outer: &[(&[T], &[T])]
+    );
     between_panels = transpose::between_panels(into: &mut [T], from: &[T], rows: usize, width: usize);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
@@ -239,6 +242,19 @@ impl<T: Real> Verbs<T> {
         let count = self.check_rows(sums, &rows);
         assert!(count == 0 || rows.count == 0 || (count - 1) * row + rows.count <= weights.len());
         unsafe { (self.add_weighted)(sums, weights, row, rows) }
+    }
+
+    /// See [`in_place::faded_rows`].
+    pub fn faded_rows(
+        &self,
+        into: &mut [T],
+        row: usize,
+        rows: StoredRows<'_, T>,
+        decays: Option<&[T]>,
+        outer: &[(&[T], &[T])],
+    ) {
+        rows.check();
+        unsafe { (self.faded_rows)(into, row, rows, decays, outer) }
     }
 
     /// Writes the panels of the transpose of `rows` rows of `width` numbers that lie in panels.

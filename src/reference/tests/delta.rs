@@ -25,7 +25,13 @@ impl Inputs {
     fn options(&self) -> DeltaOptions<Array> {
         let log_decay = Some(self.arrays[self.arrays.len() - 2].clone());
         let bonus = self.bonus.then(|| self.arrays[3].clone());
-        DeltaOptions { log_decay, bonus, key_mask: self.key_mask.clone(), normalize: self.normalize, ..Default::default() }
+        DeltaOptions {
+            log_decay,
+            bonus,
+            key_mask: self.key_mask.clone(),
+            normalize: self.normalize,
+            ..Default::default()
+        }
     }
 
     fn operands(&self) -> [&Array; 3] {
