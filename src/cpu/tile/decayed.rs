@@ -64,7 +64,7 @@ pub unsafe fn add_row_pair_products<T: Real, S: Simd<T>>(
             for (x, y) in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)) {
                 sum = S::fma(S::load(x.as_ptr()), S::load(y.as_ptr()), sum);
             }
-            *product = *product + S::sum(sum);
+            *product += S::sum(sum);
         }
     }
 }

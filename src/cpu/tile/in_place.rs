@@ -148,7 +148,7 @@ pub unsafe fn faded_rows<T: Real, S: Simd<T>>(
                 x = x * decay;
             }
             for (left, right) in outer {
-                x = x + left[j] * right[column];
+                x += left[j] * right[column];
             }
             to[column] = x;
         }
