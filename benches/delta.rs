@@ -2,7 +2,8 @@
 //!
 //! One batch entry, 8 heads, 2048 tokens, f32, widths 64 and 128. Elements are multiply-adds with the state, the least that
 //! the recurrence needs: 3 D E a token and head forward (2 D E without a rank-one part, 4 D E for the general form), and
-//! three times as many with gradients.
+//! three times as many with gradients. Then one token after a state, whose bytes are read and written once at least, and one
+//! head with gradients, which all threads share.
 
 use std::time::Duration;
 
@@ -86,9 +87,61 @@ fn bench(criterion: &mut Criterion) {
     }
 }
 
+/// One token by the delta rule, with a decay per channel.
+fn token(criterion: &mut Criterion) {
+    for (heads, width) in [(8, 64), (32, 64), (8, 128), (32, 128)] {
+        let numbers = Numbers::new(width);
+        let dims = [1, heads, 1, width];
+        let state = vec![0.5f32; heads * width * width];
+        let rows = |index: usize| View::contiguous(&numbers.rows[index][..heads * width], &dims);
+        let call = || {
+            let beta = View::contiguous(&numbers.beta[..heads], &dims[..3])?;
+            let log_decay = Some(View::contiguous(&numbers.log_decay[..heads * width], &dims)?);
+            let options = DeltaOptions { log_decay, normalize: Some(1e-6), ..Default::default() };
+            Ok::<_, attn_kernels::Error>(
+                cpu::delta::<f32>(rows(0)?, rows(1)?, rows(2)?, beta, &options, Some(&state))?.state,
+            )
+        };
+        let mut group = criterion.benchmark_group("Kimi Delta Attention, one token");
+        group.throughput(Throughput::Bytes(2 * 4 * state.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(format!("{heads} heads, {width} wide")), |bencher| {
+            bencher.iter(|| call().expect("a call"));
+        });
+        group.finish();
+    }
+}
+
+/// One head, forward and with gradients.
+fn one_head(criterion: &mut Criterion) {
+    for width in [64, 128] {
+        let numbers = Numbers::new(width);
+        let dims = [1, 1, TOKENS, width];
+        let rows = |index: usize| View::contiguous(&numbers.rows[index][..TOKENS * width], &dims);
+        let call = || {
+            let beta = View::contiguous(&numbers.beta[..TOKENS], &dims[..3])?;
+            let log_decay = Some(View::contiguous(&numbers.log_decay[..TOKENS * width], &dims)?);
+            let options = DeltaOptions { log_decay, normalize: Some(1e-6), ..Default::default() };
+            cpu::delta::<f32>(rows(0)?, rows(1)?, rows(2)?, beta, &options, None)
+        };
+        let mut group = criterion.benchmark_group(format!("Kimi Delta Attention, one head, {width} wide"));
+        group.throughput(Throughput::Elements((3 * TOKENS * width * width) as u64));
+        group.bench_function(BenchmarkId::from_parameter("forward"), |bencher| {
+            bencher.iter(|| call().expect("a call").out);
+        });
+        group.throughput(Throughput::Elements((9 * TOKENS * width * width) as u64));
+        group.bench_function(BenchmarkId::from_parameter("with gradients"), |bencher| {
+            bencher.iter(|| {
+                let attention = call().expect("a call");
+                attention.backward(&attention.out, None).expect("gradients")
+            });
+        });
+        group.finish();
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = bench
+    targets = bench, token, one_head
 }
 criterion_main!(benches);

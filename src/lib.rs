@@ -10,7 +10,7 @@
 //! | `diag_attention` | TransNormer: attention inside blocks | [`DiagOptions`] |
 //! | `gau_attention` | gated attention unit: squared ReLU | [`GauOptions`] |
 //! | `mixed_chunk_attention` | FLASH: squared ReLU inside chunks, linear across | [`MixedChunkOptions`] |
-//! | `gated_linear_attention` | linear with a decay per channel (GLA) | [`DeltaOptions`] |
+//! | `gated_linear_attention` | linear with a decay per channel (GLA; with a bonus RWKV-6) | [`DeltaOptions`] |
 //! | `delta_attention` | delta rules: DeltaNet, Gated DeltaNet, Kimi Delta Attention | [`DeltaOptions`] |
 //! | `generalized_delta_attention` | any transition of a diagonal and rank one: RWKV-7 | [`DeltaOptions`] |
 //! | `diagonal_scan`, `complex_diagonal_scan` | h_t = a_t ⊙ h_{t−1} + b_t: LRU, S4D, discounted returns | [`ScanOptions`] |

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def built(program, features=()):
     """The path of an example; those that need no candle are built without it."""
     command = ["cargo", "build", "--release", "--example", program]
-    if program == "peer_bench":
+    if program in ("peer_bench", "peer_delta"):
         command += ["--no-default-features", "--features", ",".join(features)]
     messages = subprocess.run(
         [*command, "--message-format", "json-render-diagnostics"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True

@@ -13,13 +13,15 @@ use crate::problem::RankOne;
 /// Causal, in time and memory O(N). q `[B, Hq, N, D]`, k `[B, Hk, N, D]`, v `[B, Hv, N, E]` → `[B, H, N, E]` with
 /// H = max(Hq, Hk, Hv), in their dtype; output head h reads query head ⌊h·Hq/H⌋ and so on. g, per channel
 /// `[B, max(Hk, Hv), N, D]`, τ, norms and key mask are in [`DeltaOptions`]; what holds for every operation is in the
-/// [module](crate::candle) documentation. Gradients: q, k, v and the log-decay. On the CPU; on CUDA it is an error.
+/// [module](crate::candle) documentation. Gradients: q, k, v, the log-decay and the bonus. On the CPU; on CUDA it is an error.
 ///
-/// A decay per head or token is that of [`linear_attention`](super::linear_attention).
+/// With a bonus, u `[max(Hk, Hv), D]`, it is the attention of RWKV-6 (Peng et al. 2024), o_t = τ (S_{t−1}ᵀ q_t + ⟨q_t, u ⊙ k_t⟩ v_t).
+///
+/// A decay per head or token, without a bonus, is that of [`linear_attention`](super::linear_attention).
 ///
 /// # Errors
-/// Shapes or dtypes that do not fit together, no log-decay per channel, one that is NaN or above 0, a tracked key mask,
-/// tensors that are not on the CPU.
+/// Shapes or dtypes that do not fit together, no log-decay per channel where there is no bonus, one that is NaN or above 0, a
+/// tracked key mask or log-decay per head, tensors that are not on the CPU.
 ///
 /// # Example
 /// ```
@@ -65,7 +67,7 @@ pub fn gated_linear_attention_with_state(
 /// grows without bound where β‖k‖² is above 2.
 ///
 /// # Errors
-/// As [`gated_linear_attention`], but that the log-decay is optional and may be per head, token or channel.
+/// As [`gated_linear_attention`], but that the log-decay is optional and may be per head, token or channel; a bonus.
 ///
 /// # Example
 /// ```
@@ -171,6 +173,6 @@ fn call(
     state: Option<&Tensor>,
 ) -> Result<DeltaCall> {
     let problem = options.problem(function, operands, rank_one)?;
-    let (log_decay, key_mask) = (options.log_decay.as_ref(), options.key_mask.as_ref());
-    DeltaCall::new(problem, operands, rank_one, DeltaTensors { log_decay, key_mask, state })
+    let [log_decay, bonus, key_mask] = [&options.log_decay, &options.bonus, &options.key_mask].map(Option::as_ref);
+    DeltaCall::new(problem, operands, rank_one, DeltaTensors { log_decay, bonus, key_mask, state })
 }

@@ -7,6 +7,16 @@ use super::simd::Isa;
 /// Nanoseconds of work that is not worth waking another thread for.
 const WAKING: usize = 20_000;
 
+/// Threads of the current pool.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// Whether so many nanoseconds of work stay on the thread of the caller.
+pub fn is_brief(nanoseconds: usize) -> bool {
+    nanoseconds <= WAKING
+}
+
 /// [`run`] for tasks that take about so many nanoseconds on one thread, all together: few stay on that of the caller.
 pub fn run_brief<Task: Send, Scratch>(
     nanoseconds: usize,
@@ -14,7 +24,7 @@ pub fn run_brief<Task: Send, Scratch>(
     scratch: impl Fn() -> Scratch + Sync,
     work: impl Fn(&mut Scratch, Task) + Sync,
 ) {
-    if nanoseconds > WAKING {
+    if !is_brief(nanoseconds) {
         return run(tasks, scratch, work);
     }
     if !tasks.is_empty() {

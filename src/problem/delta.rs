@@ -81,18 +81,20 @@ pub struct DeltaShapes {
     pub decay: DeltaDecay,
     /// Form of the rank-one part.
     pub rank_one: RankOne<()>,
+    /// Whether tokens read what was before them, and themselves by a bonus.
+    pub bonus: bool,
     /// Sequences that are packed into the one batch entry, when there are any.
     pub sequences: Option<Sequences>,
 }
 
 impl DeltaShapes {
-    /// Checks q [B, Hq, N, D], k [B, Hk, N, D], v [B, Hv, N, E], the rank-one part, the log-decay, the key mask [B, N] and
-    /// offsets of sequences.
+    /// Checks q [B, Hq, N, D], k [B, Hk, N, D], v [B, Hv, N, E], the rank-one part, the log-decay and the bonus, the
+    /// key mask [B, N] and offsets of sequences.
     pub fn new<T: Operand>(
         function: &'static str,
         [q, k, v]: [&T; 3],
         rank_one: RankOne<&T>,
-        log_decay: Option<&T>,
+        [log_decay, bonus]: [Option<&T>; 2],
         key_mask: Option<&T>,
         sequences: Option<&Sequences>,
     ) -> Result<Self> {
@@ -111,6 +113,7 @@ impl DeltaShapes {
             value_width: v.dims()[3],
             decay: DeltaDecay::None,
             rank_one: rank_one.map(|_| ()),
+            bonus: bonus.is_some(),
             sequences: sequences.cloned(),
         };
         check_heads(function, [q, k, v])?;
@@ -122,6 +125,9 @@ impl DeltaShapes {
         shapes.check_rank_one(function, rank_one)?;
         if let Some(log_decay) = log_decay {
             shapes.decay = shapes.check_decay(function, log_decay)?;
+        }
+        if let Some(bonus) = bonus {
+            shapes.check_bonus(function, bonus)?;
         }
         Ok(shapes)
     }
@@ -140,6 +146,13 @@ impl DeltaShapes {
                 ensure_dtype(function, argument, operand, self.dtype, "that of q")
             }),
         }
+    }
+
+    fn check_bonus<T: Operand>(&self, function: &'static str, bonus: &T) -> Result<()> {
+        let holds = self.rank_one == RankOne::None;
+        ensure_value(holds, function, "bonus", "given", "none where there is a rank-one part")?;
+        ensure_shape(function, "bonus", bonus, &[self.state_heads(), self.width].map(Some), "[heads, width]")?;
+        ensure_dtype(function, "bonus", bonus, self.dtype.accumulator(), "the dtype of sums")
     }
 
     fn check_decay<T: Operand>(&self, function: &'static str, log_decay: &T) -> Result<DeltaDecay> {
@@ -208,7 +221,7 @@ impl Delta {
             let holds = epsilon.is_finite() && epsilon > 0.0;
             ensure_value(holds, function, "normalize", epsilon, "a finite number above 0")?;
         }
-        let holds = shapes.rank_one != RankOne::None || shapes.decay == DeltaDecay::Channel;
+        let holds = shapes.rank_one != RankOne::None || shapes.decay == DeltaDecay::Channel || shapes.bonus;
         let got = format!("{:?}", shapes.decay).to_lowercase();
         let needs = "one per channel (linear attention has the others)";
         ensure_value(holds, function, "log_decay", got, needs)?;
@@ -218,6 +231,12 @@ impl Delta {
     /// The computation of each part.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, Self)> {
         self.shapes.parts().map(|(part, shapes)| (part, Self { shapes, ..self.clone() }))
+    }
+
+    /// The computation of some columns of the values.
+    pub(crate) fn columns(&self, columns: &std::ops::Range<usize>) -> Self {
+        let shapes = DeltaShapes { value_width: columns.len(), ..self.shapes.clone() };
+        Self { shapes, ..self.clone() }
     }
 
     /// Sizes and dtype.
@@ -250,6 +269,8 @@ pub struct DeltaInputs<V> {
     pub rank_one: RankOne<V>,
     /// `[Hs]`, `[B, Hs, N]` or `[B, Hs, N, D]`
     pub log_decay: Option<V>,
+    /// [Hs, D]
+    pub bonus: Option<V>,
     /// [B, N], 0 removes a token
     pub key_mask: Option<V>,
     /// S after the tokens before: [B, Hs, D, E]
@@ -287,6 +308,8 @@ pub struct DeltaGradients<O> {
     pub rank_one: RankOne<O>,
     /// As the log-decay, which must be per token or channel.
     pub log_decay: Option<O>,
+    /// As the bonus.
+    pub bonus: Option<O>,
     /// As the state handed in.
     pub state: Option<O>,
 }
@@ -296,8 +319,9 @@ impl<V: Operand> DeltaInputs<V> {
     pub(crate) fn check(&self, problem: &Delta) -> Result<()> {
         let (function, shapes) = (problem.function, &problem.shapes);
         let operands = [&self.q, &self.k, &self.v];
-        let (decay, mask) = (self.log_decay.as_ref(), self.key_mask.as_ref());
-        let own = DeltaShapes::new(function, operands, self.rank_one.as_ref(), decay, mask, shapes.sequences.as_ref())?;
+        let weights = [self.log_decay.as_ref(), self.bonus.as_ref()];
+        let (mask, sequences) = (self.key_mask.as_ref(), shapes.sequences.as_ref());
+        let own = DeltaShapes::new(function, operands, self.rank_one.as_ref(), weights, mask, sequences)?;
         super::operands::check_shapes(function, &own, shapes)?;
         self.state.as_ref().map_or(Ok(()), |state| check_state(problem, "state", state))
     }
@@ -356,6 +380,10 @@ impl<O: Elements> DeltaGradients<O> {
             ensure_value(fits, function, "gradient of log_decay", "asked for", needs)?;
             let len = shapes.decay_dims().iter().product();
             check(function, "gradient of log_decay", log_decay, len, &sums)?;
+        }
+        if let Some(bonus) = &self.bonus {
+            ensure_value(shapes.bonus, function, "gradient of the bonus", "asked for", "a bonus")?;
+            check(function, "gradient of the bonus", bonus, shapes.state_heads() * shapes.width, &sums)?;
         }
         let Some(state) = &self.state else { return Ok(()) };
         check(function, "gradient of the state", state, problem.state_shape().iter().product(), &sums)

@@ -125,13 +125,26 @@ impl<'a> DeltaInputs<View<'a>> {
             v: rows(self.v),
             rank_one: self.rank_one.map(rows),
             log_decay: self.log_decay.map(|decay| if decay.dims().len() > 1 { rows(decay) } else { decay }),
+            bonus: self.bonus,
             key_mask: self.key_mask.map(rows),
             state: self.state.map(|state| part.state(state)),
         }
     }
 }
 
+impl DeltaInputs<View<'_>> {
+    /// Some columns of the values.
+    pub(crate) fn columns(&self, columns: &Range<usize>) -> Self {
+        Self { v: self.v.narrow(3, columns), state: self.state.map(|state| state.narrow(3, columns)), ..*self }
+    }
+}
+
 impl DeltaSaved<View<'_>> {
+    /// Those of some columns of the values.
+    pub(crate) fn columns(&self, columns: &Range<usize>) -> Self {
+        Self { d_out: self.d_out.narrow(3, columns), d_state: self.d_state.map(|state| state.narrow(3, columns)) }
+    }
+
     pub(crate) fn part(&self, part: &Part) -> Self {
         Self { d_out: self.d_out.rows(&part.queries), d_state: self.d_state.map(|state| part.state(state)) }
     }

@@ -19,6 +19,8 @@ pub struct DeltaGradients {
     pub rank_one: RankOne<Array>,
     /// By the log-decay, when one was given.
     pub log_decay: Option<Array>,
+    /// By the bonus, when one was given.
+    pub bonus: Option<Array>,
     /// By the state before the first token.
     pub state: Array,
 }
@@ -30,9 +32,10 @@ pub struct DeltaGradients {
 /// rule   S'_t = Diag(α_t) S_{t−1},   S_t = S'_t + β_t k_t (v_t − S'_tᵀ k_t)ᵀ
 /// free   S_t = Diag(α_t) S_{t−1} + a_t b_tᵀ S_{t−1} + k_t v_tᵀ
 /// then   o_t = τ S_tᵀ q_t
+/// or     o_t = τ S_{t−1}ᵀ q_t + τ ⟨q_t, u ⊙ k_t⟩ v_t     with a bonus u
 /// ```
 ///
-/// with α = e^g, g of `[1, 1, 1, Hs]`, `[1, B, Hs, N]` or `[B, Hs, N, D]`, β `[1, B, Hs, N]`, a and b as k. With `normalize`
+/// with α = e^g, g of `[1, 1, 1, Hs]`, `[1, B, Hs, N]` or `[B, Hs, N, D]`, β `[1, B, Hs, N]`, a and b as k, u `[1, 1, Hs, D]`. With `normalize`
 /// queries and keys are divided by √(Σ x² + ε). A masked token changes nothing.
 ///
 /// # Panics
@@ -48,11 +51,15 @@ pub fn delta_attention(
     let mut last = call.initial(state);
     call.each_state_head(|b, head| {
         let states = call.states(b, head, &last);
-        for (t, s) in states[1..].iter().enumerate() {
+        for t in 0..states.len() - 1 {
+            let s = call.read_state(&states, t);
             for h in call.readers(head) {
                 let q = call.q_row(b, h, t);
                 for (q, s) in q.iter().zip(s.chunks_exact(call.value_width())) {
                     add_scaled(out.row_mut(b, h, t), call.scale * q, s);
+                }
+                if let Some(key) = call.weighed_key(b, head, t) {
+                    add_scaled(out.row_mut(b, h, t), call.scale * dot(&q, &key), call.row(call.v, b, head, t));
                 }
             }
         }
@@ -70,6 +77,12 @@ pub fn delta_attention(
 /// none   dk = R v, dv = Rᵀk, dα = Σ_e R ⊙ S_{t−1},   R_{t−1} = α ⊙ R
 /// rule   w = v − S'ᵀk:  dv = β Rᵀk, dβ = kᵀR w, dk = β R w − S' dv,   R' = R − k dvᵀ, dα = Σ_e R' ⊙ S_{t−1}, R_{t−1} = α ⊙ R'
 /// free   da = R u, du = Rᵀa, db = S_{t−1} du, dk, dv and dα as without,   R_{t−1} = α ⊙ R + b duᵀ      (u = S_{t−1}ᵀ b)
+/// ```
+///
+/// With a bonus τ q_t do_tᵀ is added to R_{t−1} instead, dq_t reads S_{t−1}, and with w = τ ⟨do_t, v_t⟩
+///
+/// ```text
+/// dq += w u ⊙ k,   dk += w u ⊙ q,   du += w q ⊙ k,   dv += τ ⟨q, u ⊙ k⟩ do
 /// ```
 ///
 /// # Panics
@@ -92,6 +105,7 @@ pub fn delta_attention_backward(
         v: like(call.v),
         rank_one: rank_one.map(like),
         log_decay: options.log_decay.as_ref().map(like),
+        bonus: options.bonus.as_ref().map(like),
         state: call.initial(d_state),
     };
     call.each_state_head(|b, head| call.backward(b, head, &initial, d_out, &mut gradients));
@@ -123,6 +137,10 @@ impl<'a> Call<'a> {
                 assert_shape("a", a, k.shape);
                 assert_shape("b", b, k.shape);
             }
+        }
+        if let Some(bonus) = &options.bonus {
+            assert_shape("bonus", bonus, [1, 1, heads, width]);
+            assert!(matches!(rank_one, RankOne::None), "a bonus beside a rank-one part");
         }
         if let Some(log_decay) = &options.log_decay {
             let forms = [[1, 1, 1, heads], [1, batch, heads, tokens], [batch, heads, tokens, width]];
@@ -236,6 +254,17 @@ impl<'a> Call<'a> {
         rows.flat_map(|(s, decay)| s.iter().map(move |s| decay * s)).collect()
     }
 
+    /// The state that a token reads, of those before the first token and after each.
+    fn read_state<'s>(&self, states: &'s [Vec<f64>], t: usize) -> &'s [f64] {
+        &states[if self.options.bonus.is_some() { t } else { t + 1 }]
+    }
+
+    /// u ⊙ k of a token, if there is a bonus and the token is not masked.
+    fn weighed_key(&self, b: usize, head: usize, t: usize) -> Option<Vec<f64>> {
+        let bonus = self.options.bonus.as_ref().filter(|_| is_kept(self.options.key_mask.as_ref(), b, t))?;
+        Some(bonus.row(0, 0, head).iter().zip(self.k_row(b, head, t)).map(|(u, k)| u * k).collect())
+    }
+
     fn beta(&self, beta: &Array, b: usize, head: usize, t: usize) -> f64 {
         beta.row(0, b, head)[t]
     }
@@ -278,17 +307,38 @@ impl<'a> Call<'a> {
         let mut r = gradients.state.data[start..start + len].to_vec();
         let shared = |x: &Array| shared_head(head, self.state_heads(), x.shape[1]);
         for t in (0..self.q.shape[2]).rev() {
+            let mut from_reads = vec![0.0; len];
+            let (mut own_d_k, mut own_d_v) = (vec![0.0; self.width()], vec![0.0; self.value_width()]);
             for h in self.readers(head) {
                 let d_out = d_out.row(b, h, t);
                 let q = self.q_row(b, h, t);
                 let scaled: Vec<f64> = q.iter().map(|q| self.scale * q).collect();
-                self.add_outer(&mut r, &scaled, d_out);
-                let d_q: Vec<f64> = self.along(&states[t + 1], d_out).iter().map(|x| self.scale * x).collect();
+                self.add_outer(&mut from_reads, &scaled, d_out);
+                let read = self.along(self.read_state(&states, t), d_out);
+                let mut d_q: Vec<f64> = read.iter().map(|x| self.scale * x).collect();
+                if let (Some(key), Some(d_bonus)) = (self.weighed_key(b, head, t), &mut gradients.bonus) {
+                    let bonus = self.options.bonus.as_ref().expect("one with a gradient").row(0, 0, head);
+                    let weight = dot(d_out, self.row(self.v, b, head, t));
+                    add_scaled(&mut d_q, self.scale * weight, &key);
+                    add_scaled(&mut own_d_v, dot(&scaled, &key), d_out);
+                    let k = self.k_row(b, head, t);
+                    for (channel, (q, (u, k))) in scaled.iter().zip(bonus.iter().zip(k)).enumerate() {
+                        own_d_k[channel] += weight * u * q;
+                        d_bonus.row_mut(0, 0, head)[channel] += weight * q * k;
+                    }
+                }
                 let own = shared_head(h, self.heads(), self.q.shape[1]);
                 let d_q = self.unnormalized(self.q.row(b, own, t), &d_q);
                 add_scaled(gradients.q.row_mut(b, own, t), 1.0, &d_q);
             }
+            let reads_first = self.options.bonus.is_some();
+            if !reads_first {
+                add_scaled(&mut r, 1.0, &from_reads);
+            }
             if !is_kept(self.options.key_mask.as_ref(), b, t) {
+                if reads_first {
+                    add_scaled(&mut r, 1.0, &from_reads);
+                }
                 continue;
             }
             let (k, v, decay) = (self.k_row(b, head, t), self.row(self.v, b, head, t), self.decay(b, head, t));
@@ -325,12 +375,17 @@ impl<'a> Call<'a> {
                     d_log_decay.data[index] += decay[channel] * dot(s, r);
                 }
             }
+            add_scaled(&mut d_k, 1.0, &own_d_k);
+            add_scaled(&mut d_v, 1.0, &own_d_v);
             let d_k = self.unnormalized(self.row(self.k, b, head, t), &d_k);
             add_scaled(gradients.k.row_mut(b, shared(self.k), t), 1.0, &d_k);
             add_scaled(gradients.v.row_mut(b, shared(self.v), t), 1.0, &d_v);
             r = self.faded(&r, &decay);
             if let Some((reading, d_held)) = from_reading {
                 self.add_outer(&mut r, reading, &d_held);
+            }
+            if reads_first {
+                add_scaled(&mut r, 1.0, &from_reads);
             }
         }
         gradients.state.data[start..start + len].copy_from_slice(&r);

@@ -65,6 +65,17 @@ impl Judge {
         Judge { expected, bounds }.with_rests(case, data, dtype)
     }
 
+    /// From runs of a plain implementation in f32, `of_result` the dtype of each result.
+    pub fn of(expected: Results, plain: &[Results], dtype: DType, of_result: impl Fn(&str) -> DType) -> Self {
+        let mut errors = Sizes::new();
+        for results in plain {
+            add_errors(&mut errors, results, &expected, 1e-4, |_| true).unwrap_or_else(|wrong| panic!("plain {wrong}"));
+        }
+        let (factor, ratio) = if dtype == DType::F64 { (3.0, unit(DType::F64) / unit(DType::F32)) } else { (2.0, 1.0) };
+        let bounds = bounds(&expected, &errors, factor, ratio, of_result);
+        Judge { expected, bounds }
+    }
+
     /// Where every query sees one key at most, the gradients of q and k are what is left of ⟨d_out, v⟩ − ⟨d_out, out⟩, beside
     /// that of the log-sum-exp. GPUs sum up both in orders of their own, while a plain implementation takes a number off
     /// itself: a rounding for each summand may be left. (That the CPU leaves nothing is a test of its own.)
@@ -133,20 +144,36 @@ fn measure(case: &Case, dtype: DType) -> Sizes {
     let mut errors = Sizes::new();
     for sample in 0..samples {
         let results = plain::run(case, &data, dtype, sample);
-        for (name, expected) in expected.0.iter().filter(|(name, _)| !(narrow && is_held_in_f32(name))) {
-            let got = results.get(name).unwrap_or_else(|| panic!("{case}: the plain implementation has no {name}"));
-            let error = error(got, expected).unwrap_or_else(|at| panic!("{case}: plain {name} at {at}"));
-            let limit = (if narrow { 0.5 } else { 1e-4 }) * (1.0 + magnitude(expected).rms);
-            assert!(error.rms < limit, "{case}: {dtype} plain {name} is off by {error:?}; it cannot set a bound");
-            match errors.iter_mut().find(|(other, _)| other == name) {
-                Some((_, size)) => {
-                    *size = Size { rms: size.rms.max(error.rms), worst: size.worst.max(error.worst) };
-                }
-                None => errors.push((name, error)),
-            }
-        }
+        let limit = if narrow { 0.5 } else { 1e-4 };
+        let counts = |name: &str| !(narrow && is_held_in_f32(name));
+        let outcome = add_errors(&mut errors, &results, &expected, limit, counts);
+        outcome.unwrap_or_else(|wrong| panic!("{case}: {dtype} plain {wrong}"));
     }
     errors
+}
+
+/// Takes the errors of a plain run in, of the results that `counts` holds for, where they are larger.
+fn add_errors(
+    errors: &mut Sizes,
+    results: &Results,
+    expected: &Results,
+    limit: f64,
+    counts: impl Fn(&str) -> bool,
+) -> Result<(), String> {
+    for (name, expected) in expected.0.iter().filter(|(name, _)| counts(name)) {
+        let got = results.get(name).ok_or_else(|| format!("results have no {name}"))?;
+        let error = error(got, expected).map_err(|at| format!("{name} at {at}"))?;
+        if error.rms >= limit * (1.0 + magnitude(expected).rms) {
+            return Err(format!("{name} is off by {error:?}; it cannot set a bound"));
+        }
+        match errors.iter_mut().find(|(other, _)| other == name) {
+            Some((_, size)) => {
+                *size = Size { rms: size.rms.max(error.rms), worst: size.worst.max(error.worst) };
+            }
+            None => errors.push((name, error)),
+        }
+    }
+    Ok(())
 }
 
 /// `factor` times the plain errors, which are scaled by `ratio` first, and one rounding to the dtype of the result.

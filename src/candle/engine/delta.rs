@@ -22,6 +22,7 @@ pub struct DeltaCall {
     v: Tensor,
     rank_one: RankOne<Tensor>,
     log_decay: Option<Tensor>,
+    bonus: Option<Tensor>,
     key_mask: Option<Tensor>,
     state: Option<Tensor>,
 }
@@ -30,6 +31,7 @@ pub struct DeltaCall {
 #[derive(Clone, Copy)]
 pub struct DeltaTensors<'a> {
     pub log_decay: Option<&'a Tensor>,
+    pub bonus: Option<&'a Tensor>,
     pub key_mask: Option<&'a Tensor>,
     pub state: Option<&'a Tensor>,
 }
@@ -44,7 +46,7 @@ impl DeltaCall {
         let admission = Admission::new(problem.function, q);
         admission.on_cpu("q")?;
         let differentiable = |argument, tensor| admission.differentiable(argument, tensor);
-        let DeltaTensors { log_decay, key_mask, state } = tensors;
+        let DeltaTensors { log_decay, bonus, key_mask, state } = tensors;
         Ok(Self {
             q: differentiable("q", q)?,
             k: differentiable("k", k)?,
@@ -58,6 +60,7 @@ impl DeltaCall {
                 DeltaDecay::Head => log_decay.map(|decay| admission.constant("log_decay", decay)).transpose()?,
                 _ => log_decay.map(|decay| differentiable("log_decay", decay)).transpose()?,
             },
+            bonus: bonus.map(|bonus| differentiable("bonus", bonus)).transpose()?,
             key_mask: key_mask.map(|mask| admission.constant("key_mask", mask)).transpose()?,
             state: state.map(|state| differentiable("state", state)).transpose()?,
             problem,
@@ -107,7 +110,8 @@ impl DeltaCall {
     }
 
     fn sums(&self) -> Vec<&Tensor> {
-        let tracked = [&self.log_decay, &self.state].into_iter().flatten().filter(|input| input.track_op());
+        let tracked =
+            [&self.log_decay, &self.bonus, &self.state].into_iter().flatten().filter(|input| input.track_op());
         let beta = if let RankOne::Rule { beta } = &self.rank_one { Some(beta) } else { None };
         beta.into_iter().chain(tracked).collect()
     }
@@ -128,7 +132,7 @@ impl DeltaCall {
             RankOne::Rule { beta } => vec![beta],
             RankOne::Free { a, b } => vec![a, b],
         };
-        let optional = [&self.log_decay, &self.key_mask, &self.state].into_iter().flatten();
+        let optional = [&self.log_decay, &self.bonus, &self.key_mask, &self.state].into_iter().flatten();
         let operands = [&self.q, &self.k, &self.v].into_iter().chain(rank_one).chain(optional);
         let tensors: Vec<&Tensor> = operands.chain(saved.iter().copied()).collect();
         read(&tensors, |readings| {
@@ -144,6 +148,7 @@ impl DeltaCall {
                     RankOne::Free { a, b } => RankOne::Free { a: view(a)?, b: view(b)? },
                 },
                 log_decay: optional(&self.log_decay)?,
+                bonus: optional(&self.bonus)?,
                 key_mask: optional(&self.key_mask)?,
                 state: optional(&self.state)?,
             };
@@ -181,9 +186,9 @@ impl DeltaCall {
             RankOne::Rule { beta } => RankOne::Rule { beta: sum(beta) },
             RankOne::Free { a, b } => RankOne::Free { a: row(a), b: row(b) },
         };
-        let [log_decay, state] =
-            [&self.log_decay, &self.state].map(|input| input.as_ref().filter(|input| input.track_op()).map(&mut sum));
-        let rooms = DeltaGradients { q, k, v, rank_one, log_decay, state };
+        let [log_decay, bonus, state] = [&self.log_decay, &self.bonus, &self.state]
+            .map(|input| input.as_ref().filter(|input| input.track_op()).map(&mut sum));
+        let rooms = DeltaGradients { q, k, v, rank_one, log_decay, bonus, state };
         let (d_out, d_state) = (viewable(d_out)?, d_state.map(viewable).transpose()?);
         let saved: Vec<&Tensor> = [&d_out].into_iter().chain(&d_state).collect();
         self.compute(&saved, |inputs, readings| {

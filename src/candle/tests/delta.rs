@@ -12,7 +12,7 @@ use crate::{DeltaOptions, Sequences};
 
 const TOKENS: usize = 37;
 
-/// All inputs, tracked: q, k, v, log-decay, state, β, a, b.
+/// All inputs, tracked: q, k, v, log-decay, state, β, a, b, bonus.
 struct Inputs {
     q: Var,
     k: Var,
@@ -22,13 +22,19 @@ struct Inputs {
     beta: Var,
     a: Var,
     b: Var,
+    bonus: Var,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Form {
     Gated,
+    Bonus,
     Rule,
     Free,
+}
+
+impl Form {
+    const ALL: [Self; 4] = [Self::Gated, Self::Bonus, Self::Rule, Self::Free];
 }
 
 impl Inputs {
@@ -45,6 +51,7 @@ impl Inputs {
             beta: var(Tensor::rand(0f64, 1.0, (2, 2, TOKENS), device)?)?,
             a: rows(8, 0.3)?,
             b: rows(8, 0.3)?,
+            bonus: var(Tensor::randn(0f64, 1.0, (2, 8), device)?)?,
         })
     }
 
@@ -52,6 +59,7 @@ impl Inputs {
         let shared = [("q", &self.q), ("k", &self.k), ("v", &self.v), ("g", &self.log_decay), ("state", &self.state)];
         let own: &[_] = match form {
             Form::Gated => &[],
+            Form::Bonus => &[("bonus", &self.bonus)],
             Form::Rule => &[("beta", &self.beta)],
             Form::Free => &[("a", &self.a), ("b", &self.b)],
         };
@@ -62,10 +70,11 @@ impl Inputs {
     fn call(&self, form: Form, start: usize, len: usize, state: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let cut = |x: &Var| x.narrow(2, start, len);
         let (q, k, v) = (cut(&self.q)?, cut(&self.k)?, cut(&self.v)?);
-        let options =
-            DeltaOptions { log_decay: Some(cut(&self.log_decay)?), normalize: Some(1e-3), ..Default::default() };
+        let bonus = matches!(form, Form::Bonus).then(|| self.bonus.as_tensor().clone());
+        let log_decay = Some(cut(&self.log_decay)?);
+        let options = DeltaOptions { log_decay, bonus, normalize: Some(1e-3), ..Default::default() };
         match form {
-            Form::Gated => gated_linear_attention_with_state(&q, &k, &v, &options, state),
+            Form::Gated | Form::Bonus => gated_linear_attention_with_state(&q, &k, &v, &options, state),
             Form::Rule => delta_attention_with_state(&q, &k, &v, &cut(&self.beta)?, &options, state),
             Form::Free => {
                 let (a, b) = (cut(&self.a)?, cut(&self.b)?);
@@ -86,7 +95,7 @@ impl Inputs {
             let before = s.clone();
             s = s.broadcast_mul(&column(&self.log_decay)?.exp()?)?;
             s = match form {
-                Form::Gated => (s + column(&k)?.contiguous()?.matmul(&row(&self.v)?.contiguous()?)?)?,
+                Form::Gated | Form::Bonus => (s + column(&k)?.contiguous()?.matmul(&row(&self.v)?.contiguous()?)?)?,
                 Form::Rule => {
                     let held = row(&k)?.contiguous()?.matmul(&s)?;
                     let beta = self.beta.narrow(2, t, 1)?.unsqueeze(3)?;
@@ -99,7 +108,16 @@ impl Inputs {
                     (s + column(&k)?.contiguous()?.matmul(&row(&self.v)?.contiguous()?)?)?
                 }
             };
-            outs.push(row(&q)?.contiguous()?.matmul(&s)?);
+            let read = if matches!(form, Form::Bonus) { &before } else { &s };
+            let out = row(&q)?.contiguous()?.matmul(read)?;
+            outs.push(match form {
+                Form::Bonus => {
+                    let weighed = row(&k)?.broadcast_mul(&self.bonus.reshape((1, 2, 1, 8))?)?;
+                    let own = (row(&q)? * weighed)?.sum_keepdim(D::Minus1)?;
+                    (out + row(&self.v)?.broadcast_mul(&own)?)?
+                }
+                _ => out,
+            });
         }
         Ok((Tensor::cat(&outs, 2)?, s))
     }
@@ -120,7 +138,7 @@ fn gradients((out, state): &(Tensor, Tensor)) -> Result<GradStore> {
 fn gradients_are_those_of_candle() -> Result<()> {
     for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
         let inputs = Inputs::new(dtype)?;
-        for form in [Form::Gated, Form::Rule, Form::Free] {
+        for form in Form::ALL {
             let ours = inputs.call(form, 0, TOKENS, Some(inputs.state.as_tensor()))?;
             let plain = inputs.plain(form)?;
             assert!(far(&ours.0, &plain.0)? < tolerance && far(&ours.1, &plain.1)? < tolerance, "{form:?} {dtype:?}");
@@ -138,7 +156,7 @@ fn gradients_are_those_of_candle() -> Result<()> {
 #[test]
 fn pieces_train_as_the_whole() -> Result<()> {
     let inputs = Inputs::new(DType::F64)?;
-    for form in [Form::Gated, Form::Rule, Form::Free] {
+    for form in Form::ALL {
         let given = inputs.state.as_tensor();
         let (first, between) = inputs.call(form, 0, 20, Some(given))?;
         let (second, last) = inputs.call(form, 20, TOKENS - 20, Some(&between))?;
@@ -258,6 +276,7 @@ fn refusals() -> Result<()> {
     let default = DeltaOptions::<Tensor>::default;
     let call = |beta: &Tensor, options: &DeltaOptions<Tensor>| delta_attention(&x, &x, &x, beta, options);
     let with_decay = |log_decay: Tensor| DeltaOptions { log_decay: Some(log_decay), ..default() };
+    let with_bonus = |bonus: Tensor| DeltaOptions { bonus: Some(bonus), ..default() };
     let nan = Tensor::full(f32::NAN, (1, 2, 5), &Device::Cpu)?;
     let state = |dims: &[usize]| delta_attention_with_state(&x, &x, &x, &beta, &default(), Some(&zeros(dims)?));
     let tracked = Var::zeros(2, DType::F32, &Device::Cpu)?;
@@ -271,6 +290,9 @@ fn refusals() -> Result<()> {
         (call(&beta, &with_decay(tracked.as_tensor().clone())).err(), "log_decay"),
         (call(&beta, &DeltaOptions { scale: Some(f64::NAN), ..default() }).err(), "scale"),
         (call(&beta, &DeltaOptions { normalize: Some(0.0), ..default() }).err(), "normalize"),
+        (call(&beta, &DeltaOptions { bonus: Some(zeros(&[2, 4])?), ..default() }).err(), "bonus"),
+        (gated_linear_attention(&x, &x, &x, &with_bonus(zeros(&[1, 4])?)).err(), "bonus"),
+        (gated_linear_attention(&x, &x, &x, &with_bonus(zeros(&[2, 4])?.to_dtype(DType::F64)?)).err(), "bonus"),
         (call(&beta, &DeltaOptions { key_mask: Some(beta.clone()), ..default() }).err(), "key_mask"),
         (call(&beta, &DeltaOptions { sequences: Some(Sequences::new(&[0, 4])), ..default() }).err(), "sequences"),
         (state(&[1, 2, 4, 3]).err(), "state"),

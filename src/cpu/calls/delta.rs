@@ -31,6 +31,8 @@ pub struct DeltaAttentionGradients<T: Element> {
     pub a_and_b: Option<[Vec<T>; 2]>,
     /// Of one per token or channel.
     pub log_decay: Option<Vec<T::Sum>>,
+    /// `[Hs, D]`, when there is a bonus.
+    pub bonus: Option<Vec<T::Sum>>,
     /// `[B, Hs, D, E]`, of the state handed in, when there was one.
     pub state: Option<Vec<T::Sum>>,
 }
@@ -46,8 +48,8 @@ impl<'a, T: Element> DeltaAttention<'a, T> {
         let problem = options.problem(function, [&q, &k, &v], rank_one.as_ref())?;
         ensure_element::<T>(function, problem.shapes.dtype)?;
         let state = state.map(|state| view(function, "state", state, &problem.state_shape())).transpose()?;
-        let (log_decay, key_mask) = (options.log_decay, options.key_mask);
-        let inputs = DeltaInputs { q, k, v, rank_one, log_decay, key_mask, state };
+        let DeltaOptions { log_decay, bonus, key_mask, .. } = *options;
+        let inputs = DeltaInputs { q, k, v, rank_one, log_decay, bonus, key_mask, state };
         let (mut out, mut last) = (zeros(&[problem.output_len()]), zeros(&problem.state_shape()));
         let outputs = DeltaOutputs { out: T::slice_mut(&mut out), state: Some(T::Sum::slice_mut(&mut last)) };
         engine::forward(&problem, &inputs, outputs)?;
@@ -67,7 +69,7 @@ impl<'a, T: Element> DeltaAttention<'a, T> {
             d_out: view(function, "d_out", d_out, &dims)?,
             d_state: d_state.map(|state| view(function, "d_state", state, &states)).transpose()?,
         };
-        let DeltaInputs { q, k, v, rank_one, log_decay, state, .. } = &self.inputs;
+        let DeltaInputs { q, k, v, rank_one, log_decay, bonus, state, .. } = &self.inputs;
         let has_gradient = matches!(shapes.decay, DeltaDecay::Token | DeltaDecay::Channel);
         let (mut d_beta, mut d_a, mut d_b) = Default::default();
         let mut gradients = DeltaAttentionGradients {
@@ -77,6 +79,7 @@ impl<'a, T: Element> DeltaAttention<'a, T> {
             beta: None,
             a_and_b: None,
             log_decay: log_decay.as_ref().filter(|_| has_gradient).map(like),
+            bonus: bonus.as_ref().map(like),
             state: state.as_ref().map(like),
         };
         let room = problem::DeltaGradients {
@@ -95,6 +98,7 @@ impl<'a, T: Element> DeltaAttention<'a, T> {
                 }
             },
             log_decay: gradients.log_decay.as_mut().map(|log_decay| T::Sum::slice_mut(log_decay)),
+            bonus: gradients.bonus.as_mut().map(|bonus| T::Sum::slice_mut(bonus)),
             state: gradients.state.as_mut().map(|state| T::Sum::slice_mut(state)),
         };
         engine::backward(&self.problem, &self.inputs, &saved, room)?;
@@ -114,11 +118,12 @@ impl<'a, T: Element> DeltaAttention<'a, T> {
 /// ```
 ///
 /// q `[B, Hq, N, D]`, k `[B, Hk, N, D]`, v `[B, Hv, N, E]` → `[B, H, N, E]`, after `state` `[B, Hs, D, E]` (0 by default). g,
-/// τ, norms and key mask are in [`DeltaOptions`], what holds for every operation at the [crate's root](crate#conventions).
+/// τ, the bonus of RWKV-6, norms and key mask are in [`DeltaOptions`], what holds for every operation at the
+/// [crate's root](crate#conventions).
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit together, results asked for in another dtype than that of q, a log-decay that is NaN or
-/// above 0, a state of another length.
+/// above 0, no log-decay per channel where there is no bonus, a state of another length.
 ///
 /// # Example
 /// ```
@@ -158,11 +163,11 @@ pub fn gated_linear<'a, T: Element>(
 /// S'_t = Diag(e^{g_t}) S_{t−1},   S_t = S'_t + β_t k_t (v_t − S'_tᵀ k_t)ᵀ,   o_t = τ S_tᵀ q_t
 /// ```
 ///
-/// β is `[B, Hs, N]` in the type of sums; everything else as in [`gated_linear`]. Keys should have norms of about 1 (see
+/// β is `[B, Hs, N]` in the type of sums; everything else as in [`gated_linear`], but that there is no bonus. Keys should have norms of about 1 (see
 /// [`DeltaOptions::normalize`]): the state grows without bound where β‖k‖² is above 2.
 ///
 /// # Errors
-/// As [`gated_linear`].
+/// As [`gated_linear`], but that the log-decay is optional and may be per head, token or channel; a bonus.
 ///
 /// # Example
 /// ```
@@ -193,10 +198,10 @@ pub fn delta<'a, T: Element>(
 /// S_t = Diag(e^{g_t}) S_{t−1} + a_t b_tᵀ S_{t−1} + k_t v_tᵀ,   o_t = τ S_tᵀ q_t
 /// ```
 ///
-/// a and b are `[B, Hk, N, D]`, as k; everything else as in [`gated_linear`].
+/// a and b are `[B, Hk, N, D]`, as k; everything else as in [`delta`].
 ///
 /// # Errors
-/// As [`gated_linear`].
+/// As [`delta`].
 pub fn generalized_delta<'a, T: Element>(
     q: View<'a>,
     k: View<'a>,

@@ -6,6 +6,7 @@ use super::super::buffer::Buffer;
 use super::super::finish::root_mean_square;
 use super::super::rows::{HeadRows, Number};
 use super::super::tile::{Band, Left, Product, Right, Verbs};
+use super::bonus::Bonus;
 use super::fade::{Fade, Reach};
 use super::{CHUNK, Context, StateHead};
 use crate::problem::RankOne;
@@ -34,6 +35,7 @@ pub struct Chunk<T> {
     /// Products of each reading row with each added row, readings first.
     pub products: Vec<Buffer<T>>,
     pub fade: Fade<T>,
+    pub bonus: Option<Bonus<T>>,
     /// By the delta rule, where b is the keys.
     pub beta: [T; CHUNK],
     /// What queries, per reading head, and then keys were multiplied with, their norms and τ.
@@ -54,8 +56,10 @@ impl<T: Number> Chunk<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (d, e) = context.padded();
         let zeros = Buffer::zeros;
-        let read = |reach| Read { rows: zeros(CHUNK * d), faded: zeros(CHUNK * d), reach };
-        let mut reads: Vec<_> = (0..context.readers()).map(|_| read(Reach::Own)).collect();
+        let rows = context.rows();
+        let read = |reach| Read { rows: zeros(rows * d), faded: zeros(rows * d), reach };
+        let own = if context.shapes().bonus { Reach::Before } else { Reach::Own };
+        let mut reads: Vec<_> = (0..context.readers()).map(|_| read(own)).collect();
         let sources = match context.shapes().rank_one {
             RankOne::None => 1,
             RankOne::Rule { .. } => {
@@ -67,13 +71,14 @@ impl<T: Number> Chunk<T> {
                 2
             }
         };
-        let source = |_| Source { rows: zeros(CHUNK * d), faded: zeros(CHUNK * d), values: zeros(CHUNK * e) };
+        let source = |_| Source { rows: zeros(rows * d), faded: zeros(rows * d), values: zeros(rows * e) };
         Self {
             rows: 0,
-            products: (0..reads.len() * sources).map(|_| zeros(CHUNK * context.verbs.padded(CHUNK))).collect(),
+            products: (0..reads.len() * sources).map(|_| zeros(rows * context.verbs.padded(CHUNK))).collect(),
             reads,
             sources: (0..sources).map(source).collect(),
             fade: Fade::new(context),
+            bonus: context.shapes().bonus.then(|| Bonus::new(context)),
             beta: [T::ZERO; CHUNK],
             factors: vec![[T::ONE; CHUNK]; context.readers() + 1],
         }
@@ -130,6 +135,12 @@ impl<T: Number> Chunk<T> {
             }
         }
         self.multiply(context, if reads_queries { 0 } else { readers });
+        let Some(bonus) = self.bonus.as_mut().filter(|_| reads_queries) else { return };
+        let len = tokens.len() * d;
+        bonus.load(context, at, &self.sources[0].rows[..len]);
+        for (read, products) in self.reads.iter().zip(&mut self.products) {
+            bonus.multiply(context, &read.rows[..len], products);
+        }
     }
 
     /// Rows under their decays, and their products, from one of the reading rows on.
@@ -181,13 +192,19 @@ impl<T: Number> Chunk<T> {
     /// The output rows of a reading head.
     pub fn read(&self, context: &Context<'_, T>, reader: usize, state: &[T], out: &mut [T]) {
         let (verbs, (d, e), rows) = (context.verbs, context.padded(), self.rows);
-        let (width, count) = (verbs.padded(CHUNK), self.sources.len());
         let size = Product { m: rows, n: e, k: context.shapes().width, accumulate: false, band: Band::Full };
         let left = Left::rows(&self.reads[reader].faded[..rows * d], d);
         verbs.multiply(out, e, left, right(verbs, state, e), size);
+        self.add_own(context, reader, out);
+    }
+
+    /// Adds what the chunk's own tokens give to the output rows of a reading head.
+    pub fn add_own(&self, context: &Context<'_, T>, reader: usize, out: &mut [T]) {
+        let (verbs, e, rows) = (context.verbs, context.padded().1, self.rows);
+        let (width, count) = (verbs.padded(CHUNK), self.sources.len());
         for (index, source) in self.sources.iter().enumerate() {
             let left = Left::rows(&self.products[reader * count + index][..], width);
-            let size = Product { k: rows, accumulate: true, band: Band::Left(1), ..size };
+            let size = Product { m: rows, n: e, k: rows, accumulate: true, band: Band::Left(1) };
             verbs.multiply(out, e, left, right(verbs, &source.values, e), size);
         }
     }

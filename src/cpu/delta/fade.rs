@@ -65,7 +65,7 @@ impl<T: Number> Fade<T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let (d, _) = context.padded();
         let form = context.shapes().decay;
-        let channels = if form == DeltaDecay::Channel { CHUNK * d } else { 0 };
+        let channels = if form == DeltaDecay::Channel { context.rows() * d } else { 0 };
         let zeros = || Buffer::zeros(channels);
         Self {
             form,
@@ -80,7 +80,7 @@ impl<T: Number> Fade<T> {
             gathered: zeros(),
             sum: Buffer::zeros(d),
             products: [T::ZERO; CHUNK],
-            panels: Buffer::zeros(context.verbs.panels_len(CHUNK, d)),
+            panels: Buffer::zeros(context.verbs.panels_len(context.rows(), d)),
         }
     }
 
@@ -167,6 +167,19 @@ impl<T: Number> Fade<T> {
             _ => {
                 let len = state.len();
                 context.verbs.scale_rows(state, len, &self.through[last..last + 1]);
+            }
+        }
+    }
+
+    /// The decay of the whole chunk per channel, which may need room for them; none where it is 1.
+    pub fn whole<'s>(&'s self, context: &Context<'_, T>, room: &'s mut [T]) -> Option<&'s [T]> {
+        let (d, last) = (context.padded().0, self.rows.checked_sub(1)?);
+        match self.form {
+            DeltaDecay::None => None,
+            DeltaDecay::Channel => Some(&self.all_through[last * d..][..d]),
+            _ => {
+                room.fill(self.through[last]);
+                Some(room)
             }
         }
     }

@@ -1,14 +1,18 @@
 //! Outputs, chunk by chunk.
 
+use std::ops::Range;
+
 use super::super::buffer::Buffer;
 use super::super::rooms::Rooms;
-use super::super::rows::{Number, store_rows};
+use super::super::rows::{HeadRows, Number};
 use super::super::tile::Verbs;
 use super::super::{dispatch, parallel};
 use super::chunk::Chunk;
-use super::{CHUNK, Context, DeltaInputs, DeltaOutputs, StateHead, check};
+use super::strips::{Kept, Room, Strip, strips, threads};
+use super::token::Token;
+use super::{CHUNK, Context, DeltaInputs, DeltaOutputs, NANOSECONDS, StateHead, check, share};
 use crate::Result;
-use crate::problem::{self, Delta, SliceMut};
+use crate::problem::{self, Delta, DeltaShapes, SliceMut};
 
 /// Computes the output and, on demand, the state after the last token.
 ///
@@ -22,9 +26,9 @@ pub fn forward(problem: &Delta, inputs: &DeltaInputs<'_>, outputs: DeltaOutputs<
     parallel::run_calls(
         calls.collect(),
         |(problem, ..)| problem.shapes.tokens,
-        |isa, (problem, inputs, outputs)| {
-            dispatch!(problem.shapes.dtype, T => {
-                run::<T>(&Context::new(&problem, &inputs, Verbs::<T>::get(isa)), outputs);
+        |isa, (part, inputs, outputs)| {
+            dispatch!(part.shapes.dtype, T => {
+                run(&part, &inputs, Verbs::<T>::get(isa), outputs, share(&problem.shapes, &part));
             });
         },
     );
@@ -42,44 +46,89 @@ fn rooms<'o>(problem: &Delta, outputs: DeltaOutputs<'o>) -> Vec<problem::DeltaOu
     outs.into_iter().map(|out| problem::DeltaOutputs { out, state: states.as_mut().and_then(Iterator::next) }).collect()
 }
 
-/// A state head with the output heads that read it.
+/// A strip of columns of a state head with the output heads that read it.
 struct Task<'o> {
+    strip: usize,
     at: StateHead,
-    out: Vec<SliceMut<'o>>,
-    state: Option<SliceMut<'o>>,
+    out: Vec<Room<'o>>,
+    state: Option<Room<'o>>,
 }
 
-fn run<T: Number>(context: &Context<'_, T>, outputs: problem::DeltaOutputs<Rooms<'_>>) {
-    let (shapes, readers) = (context.shapes(), context.readers());
+/// Of each strip of each state head, the widest last.
+fn tasks<'o>(
+    shapes: &DeltaShapes,
+    outputs: problem::DeltaOutputs<Rooms<'o>>,
+    strips: &[Range<usize>],
+) -> Vec<Task<'o>> {
+    let readers = shapes.heads() / shapes.state_heads();
     let problem::DeltaOutputs { mut out, mut state } = outputs;
-    let heads = shapes.batch * shapes.state_heads();
-    let rows = shapes.tokens * shapes.value_width;
-    let tasks: Vec<_> = (0..heads)
-        .map(|index| Task {
-            at: StateHead { batch: index / shapes.state_heads(), head: index % shapes.state_heads() },
-            out: (index * readers..(index + 1) * readers).map(|head| out.take(head, rows)).collect(),
-            state: state.as_mut().map(|state| state.take(index, shapes.width * shapes.value_width)),
+    let cut = |all: SliceMut<'o>, rows| Room::cut(all, rows, strips).into_iter();
+    let heads = (0..shapes.batch * shapes.state_heads()).map(|index| {
+        let at = StateHead { batch: index / shapes.state_heads(), head: index % shapes.state_heads() };
+        let outs = (index * readers..(index + 1) * readers)
+            .map(|head| cut(out.take(head, shapes.tokens * shapes.value_width), shapes.tokens));
+        let state = state.as_mut().map(|state| state.take(index, shapes.width * shapes.value_width));
+        (at, outs.collect::<Vec<_>>(), state.map(|state| cut(state, shapes.width)))
+    });
+    let mut tasks: Vec<Task<'o>> = heads
+        .flat_map(|(at, mut outs, mut state)| {
+            (0..strips.len()).map(move |strip| Task {
+                strip,
+                at,
+                out: outs.iter_mut().filter_map(Iterator::next).collect(),
+                state: state.as_mut().and_then(Iterator::next),
+            })
         })
         .collect();
-    // The delta rule takes about a seventh of a nanosecond for a number of the state and a token (AVX-512).
-    let nanoseconds = heads * shapes.tokens * shapes.width * shapes.value_width / 7;
-    parallel::run_brief(nanoseconds, tasks, || Worker::new(context), |worker, task| worker.run(context, task));
+    tasks.sort_by_key(|task| strips[task.strip].len());
+    tasks
+}
+
+fn run<T: Number>(
+    problem: &Delta,
+    inputs: &DeltaInputs<'_>,
+    verbs: &'static Verbs<T>,
+    outputs: problem::DeltaOutputs<Rooms<'_>>,
+    share: usize,
+) {
+    let shapes = &problem.shapes;
+    let heads = shapes.batch * shapes.state_heads();
+    let nanoseconds = shapes.tokens * shapes.width * shapes.value_width / NANOSECONDS;
+    let ranges = strips(shapes.value_width, threads(heads, nanoseconds, share));
+    let tasks = tasks(shapes, outputs, &ranges);
+    let strips: Vec<_> = ranges.into_iter().map(|columns| Strip::new(problem, inputs, columns)).collect();
+    let contexts: Vec<_> = strips.iter().map(|strip| strip.context(verbs)).collect();
+    parallel::run_brief(heads * nanoseconds, tasks, Kept::none, |kept, task| {
+        let context = &contexts[task.strip];
+        kept.get(context.padded().1, || Worker::new(context)).run(context, task);
+    });
 }
 
 struct Worker<T> {
     chunk: Chunk<T>,
     state: Buffer<T>,
     out: Buffer<T>,
+    token: Token<T>,
 }
 
 impl<T: Number> Worker<T> {
     fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
-        Self { chunk: Chunk::new(context), state: Buffer::zeros(context.state_len()), out: Buffer::zeros(CHUNK * e) }
+        Self {
+            chunk: Chunk::new(context),
+            state: Buffer::zeros(context.state_len()),
+            out: Buffer::zeros(context.rows() * e),
+            token: Token::new(context),
+        }
     }
 
     fn run(&mut self, context: &Context<'_, T>, mut task: Task<'_>) {
         let ((_, e), shapes) = (context.padded(), context.shapes());
+        if let (1, Some(state), Some(Room::Whole(room))) = (shapes.tokens, &context.inputs.state, &mut task.state) {
+            self.chunk.load(context, task.at, 0..1, true);
+            let state = HeadRows::new(state, task.at.batch, task.at.head).stored(0..shapes.width);
+            return self.token.run(context, &mut self.chunk, (state, room), &mut task.out);
+        }
         context.load_state(context.inputs.state.as_ref(), task.at, &mut self.state);
         for start in (0..shapes.tokens).step_by(CHUNK) {
             let rows = CHUNK.min(shapes.tokens - start);
@@ -87,12 +136,12 @@ impl<T: Number> Worker<T> {
             self.chunk.solve(context, &self.state);
             for (reader, out) in task.out.iter_mut().enumerate() {
                 self.chunk.read(context, reader, &self.state, &mut self.out);
-                store_rows(&self.out[..rows * e], e, shapes.value_width, out, start);
+                out.store(&self.out[..rows * e], e, shapes.value_width, start);
             }
             self.chunk.step(context, &mut self.state);
         }
         if let Some(state) = &mut task.state {
-            store_rows(&self.state, e, shapes.value_width, state, 0);
+            state.store(&self.state, e, shapes.value_width, 0);
         }
     }
 }

@@ -1,23 +1,65 @@
 //! A chunk on the way back.
 
+use std::ops::Range;
+
 use super::super::buffer::Buffer;
-use super::super::rows::Number;
-use super::super::tile::{Band, Left, Product};
+use super::super::rows::{HeadRows, Number};
+use super::super::tile::{Band, Left, Product, Verbs};
 use super::chunk::{Chunk, right, sign};
 use super::fade::{FadeGradient, FadedRows};
-use super::{CHUNK, Context};
+use super::strips::{BLOCK, blocks};
+use super::{CHUNK, Context, StateHead};
+use crate::problem::View;
+
+/// What is summed over the columns of values. Sums are those of blocks of columns, added in order, so that they are the same
+/// whoever computes them.
+pub struct RowGradients<T> {
+    /// Of the rows that read, and of those that are added, under their decays.
+    pub reads: Vec<Buffer<T>>,
+    pub sources: Vec<Buffer<T>>,
+    /// Of each product of two rows.
+    products: Vec<Buffer<T>>,
+    /// Σ_e S ⊙ its gradient behind the chunk, per channel.
+    state: Buffer<T>,
+}
+
+impl<T: Number> RowGradients<T> {
+    pub fn new(context: &Context<'_, T>, chunk: &Chunk<T>) -> Self {
+        let (d, width) = (context.padded().0, context.verbs.padded(CHUNK));
+        let all = |count, len| (0..count).map(|_| Buffer::zeros(len)).collect();
+        Self {
+            reads: all(chunk.reads.len(), CHUNK * d),
+            sources: all(chunk.sources.len(), CHUNK * d),
+            products: all(chunk.products.len(), CHUNK * width),
+            state: Buffer::zeros(d),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Buffer<T>> {
+        self.reads.iter().chain(&self.sources).chain(&self.products).chain([&self.state])
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Buffer<T>> {
+        self.reads.iter_mut().chain(&mut self.sources).chain(&mut self.products).chain([&mut self.state])
+    }
+
+    pub fn copy_from(&mut self, other: &Self) {
+        self.all_mut().zip(other.all()).for_each(|(to, from)| to.copy_from_slice(from));
+    }
+
+    pub fn add(&mut self, verbs: &Verbs<T>, other: &Self) {
+        self.all_mut().zip(other.all()).for_each(|(to, from)| verbs.add_outer(to, from.len(), &[T::ONE], from));
+    }
+}
 
 /// Gradients of a chunk's rows and values.
 pub struct ChunkGradient<T> {
     /// Of the results of each reading row; what the readers are given comes first.
     pub d_out: Vec<Buffer<T>>,
-    pub reads: Vec<Buffer<T>>,
-    pub sources: Vec<Buffer<T>>,
     pub values: Vec<Buffer<T>>,
-    products: Vec<Buffer<T>>,
+    pub rows: RowGradients<T>,
     /// Per token or channel.
     pub log_decay: Buffer<T>,
-    state: Buffer<T>,
     panels: Buffer<T>,
     value_panels: Buffer<T>,
 }
@@ -25,26 +67,29 @@ pub struct ChunkGradient<T> {
 impl<T: Number> ChunkGradient<T> {
     pub fn new(context: &Context<'_, T>, chunk: &Chunk<T>) -> Self {
         let (verbs, (d, e)) = (context.verbs, context.padded());
-        let zeros = |len| Buffer::zeros(len);
-        let (reads, sources) = (chunk.reads.len(), chunk.sources.len());
-        let all = |count, len| (0..count).map(|_| zeros(len)).collect();
-        let (width, value_width) = (context.shapes().width, context.shapes().value_width);
+        let all = |count, len| (0..count).map(|_| Buffer::zeros(len)).collect();
+        let (width, block) = (context.shapes().width, BLOCK.min(context.shapes().value_width));
         Self {
-            d_out: all(reads, CHUNK * e),
-            reads: all(reads, CHUNK * d),
-            sources: all(sources, CHUNK * d),
-            values: all(sources, CHUNK * e),
-            products: all(reads * sources, CHUNK * verbs.padded(CHUNK)),
-            log_decay: zeros(CHUNK * d),
-            state: zeros(width),
-            panels: zeros(verbs.panels_len(width, value_width)),
-            value_panels: zeros(verbs.panels_len(CHUNK, value_width)),
+            d_out: all(chunk.reads.len(), CHUNK * e),
+            values: all(chunk.sources.len(), CHUNK * e),
+            rows: RowGradients::new(context, chunk),
+            log_decay: Buffer::zeros(CHUNK * d),
+            panels: Buffer::zeros(verbs.panels_len(width, block)),
+            value_panels: Buffer::zeros(verbs.panels_len(CHUNK, block)),
         }
     }
 
-    /// Gradients of all rows of a chunk that starts with `state`, given those of the results of the readers and, in
-    /// `d_state`, of the state behind it, which becomes that of the state before.
-    pub fn run(&mut self, context: &Context<'_, T>, chunk: &mut Chunk<T>, state: &[T], d_state: &mut [T]) {
+    /// The gradients of the results of the readers.
+    pub fn load(&mut self, context: &Context<'_, T>, d_out: &View<'_>, at: StateHead, tokens: Range<usize>) {
+        let (e, readers) = (context.padded().1, context.readers());
+        for (reader, rows) in self.d_out[..readers].iter_mut().enumerate() {
+            HeadRows::new(d_out, at.batch, at.head * readers + reader).load(tokens.clone(), rows, e);
+        }
+    }
+
+    /// Gradients of the values of a chunk that starts with `state`, and what those of rows are made from, given those of the
+    /// results of the readers and, in `d_state`, of the state behind it, which becomes that of the state before.
+    pub fn columns(&mut self, context: &Context<'_, T>, chunk: &Chunk<T>, state: &[T], d_state: &mut [T]) {
         let rows = chunk.rows;
         let (verbs, (d, e)) = (context.verbs, context.padded());
         let (width, count, readers) = (verbs.padded(CHUNK), chunk.sources.len(), context.readers());
@@ -63,35 +108,64 @@ impl<T: Number> ChunkGradient<T> {
         if let Some(own) = chunk.own_read(context) {
             self.solve(context, chunk, own);
         }
-        // Of rows under their decays.
-        verbs.transpose(&mut self.panels, state, e, shapes.width, shapes.value_width);
-        for (d_read, d_out) in self.reads.iter_mut().zip(&self.d_out) {
-            let states = verbs.panels(&self.panels, shapes.value_width);
-            verbs.multiply(d_read, d, Left::rows(d_out, e), states, size(rows, d, shapes.value_width, Band::Full));
-        }
-        verbs.transpose(&mut self.panels, d_state, e, shapes.width, shapes.value_width);
-        for (source, d_source) in chunk.sources.iter().zip(&mut self.sources) {
-            let states = verbs.panels(&self.panels, shapes.value_width);
-            let left = Left::rows(&source.values[..], e);
-            verbs.multiply(d_source, d, left, states, size(rows, d, shapes.value_width, Band::Full));
-        }
-        for (index, source) in chunk.sources.iter().enumerate() {
-            verbs.transpose(&mut self.value_panels, &source.values, e, rows, shapes.value_width);
-            for (read, d_out) in self.d_out.iter().enumerate() {
-                let size = size(rows, verbs.padded(rows), shapes.value_width, Band::Result(1));
-                let values = verbs.panels(&self.value_panels, shapes.value_width);
-                verbs.multiply(&mut self.products[read * count + index], width, Left::rows(d_out, e), values, size);
-            }
+        for block in blocks(shapes.value_width) {
+            self.block(context, chunk, [state, d_state], block);
         }
         // Of the state before.
-        verbs.row_pair_products(state, d_state, e, &mut self.state);
         chunk.fade.shrink(context, d_state);
         for (read, d_out) in chunk.reads.iter().zip(&self.d_out) {
             let left = Left::transposed(&read.faded[..], d);
             let size = Product { accumulate: true, ..size(shapes.width, e, rows, Band::Full) };
             verbs.multiply(d_state, e, left, right(verbs, d_out, e), size);
         }
+    }
+
+    /// Adds what some columns give to the gradients of rows under their decays, of products and of decays.
+    fn block(&mut self, context: &Context<'_, T>, chunk: &Chunk<T>, states: [&[T]; 2], columns: Range<usize>) {
+        let (verbs, (d, e), rows) = (context.verbs, context.padded(), chunk.rows);
+        let (width, count) = (context.shapes().width, chunk.sources.len());
+        let (first, k) = (columns.start, columns.len());
+        let size = |n, band| Product { m: rows, n, k, accumulate: first > 0, band };
+        let [state, d_state] = states.map(|state| &state[first..]);
+        let RowGradients { reads, sources, products, state: d_decay } = &mut self.rows;
+        let panels = &mut self.panels;
+        verbs.transpose(panels, state, e, width, k);
+        for (d_read, d_out) in reads.iter_mut().zip(&self.d_out) {
+            let left = Left::rows(&d_out[first..], e);
+            verbs.multiply(d_read, d, left, verbs.panels(panels, k), size(d, Band::Full));
+        }
+        verbs.transpose(panels, d_state, e, width, k);
+        for (source, d_source) in chunk.sources.iter().zip(sources) {
+            let left = Left::rows(&source.values[first..], e);
+            verbs.multiply(d_source, d, left, verbs.panels(panels, k), size(d, Band::Full));
+        }
+        let panels = &mut self.value_panels;
+        for (index, source) in chunk.sources.iter().enumerate() {
+            verbs.transpose(panels, &source.values[first..], e, rows, k);
+            for (read, d_out) in self.d_out.iter().enumerate() {
+                let (left, right) = (Left::rows(&d_out[first..], e), verbs.panels(panels, k));
+                let d_product = &mut products[read * count + index];
+                verbs.multiply(d_product, verbs.padded(CHUNK), left, right, size(verbs.padded(rows), Band::Result(1)));
+            }
+        }
+        if first == 0 {
+            d_decay.fill(T::ZERO);
+        }
+        verbs.add_row_pair_products(&mut d_decay[..width], [state, d_state], e, verbs.padded(k));
+    }
+
+    /// Gradients of all rows, of the log-decay and of the bonus, from the sums over the columns.
+    pub fn rows(&mut self, context: &Context<'_, T>, chunk: &mut Chunk<T>, at: StateHead) {
+        let (len, width, readers) = (chunk.rows * context.padded().0, context.verbs.padded(CHUNK), context.readers());
+        let diagonal = |products: &Buffer<T>| std::array::from_fn::<T, CHUNK, _>(|i| products[i * width + i]);
+        let own: Vec<_> = self.rows.products[..chunk.bonus.iter().len() * readers].iter().map(diagonal).collect();
         self.without_decay(context, chunk);
+        let Some(bonus) = &mut chunk.bonus else { return };
+        bonus.clear();
+        for ((read, d_read), d_products) in chunk.reads.iter().zip(&mut self.rows.reads).zip(&own) {
+            bonus.add_queries(context, &read.rows[..len], &mut d_read[..len], d_products);
+        }
+        bonus.add_keys(context, at, &chunk.sources[0].rows[..len], &mut self.rows.sources[0][..len]);
     }
 
     /// The unknown values depend on each other and, through b, on the state: their gradient becomes that of what they are
@@ -120,7 +194,7 @@ impl<T: Number> ChunkGradient<T> {
         let mut reads: Vec<_> = chunk
             .reads
             .iter()
-            .zip(&mut self.reads)
+            .zip(&mut self.rows.reads)
             .map(|(read, d_read)| {
                 let rows = FadedRows { rows: &read.rows[..len], faded: &read.faded[..len] };
                 (rows, &mut d_read[..len], read.reach)
@@ -129,15 +203,15 @@ impl<T: Number> ChunkGradient<T> {
         let mut sources: Vec<_> = chunk
             .sources
             .iter()
-            .zip(&mut self.sources)
+            .zip(&mut self.rows.sources)
             .map(|(source, d_source)| {
                 (FadedRows { rows: &source.rows[..len], faded: &source.faded[..len] }, &mut d_source[..len])
             })
             .collect();
-        let products = chunk.products.iter().zip(&mut self.products);
+        let products = chunk.products.iter().zip(&mut self.rows.products);
         let mut products: Vec<_> = products.map(|(product, d_product)| (&product[..], &mut d_product[..])).collect();
         let gradient =
-            FadeGradient { reads: &mut reads, sources: &mut sources, state: &self.state, products: &mut products };
+            FadeGradient { reads: &mut reads, sources: &mut sources, state: &self.rows.state, products: &mut products };
         chunk.fade.gradient(context, gradient, &mut self.log_decay);
     }
 }

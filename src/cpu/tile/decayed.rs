@@ -45,6 +45,30 @@ pub unsafe fn gather_faded<T: Real, S: Simd<T>>(tile: &mut [T], width: usize, fa
     }
 }
 
+/// Adds the inner products of the rows of two tiles, of `width` numbers, `row` apart.
+///
+/// # Safety
+/// As [`fade`]; both tiles have as many rows as there are products.
+#[inline(always)]
+pub unsafe fn add_row_pair_products<T: Real, S: Simd<T>>(
+    products: &mut [T],
+    tiles: [&[T]; 2],
+    row: usize,
+    width: usize,
+) {
+    for (r, product) in products.iter_mut().enumerate() {
+        let [a, b] = tiles.map(|tile| &tile[r * row..][..width]);
+        // SAFETY: whole vectors.
+        unsafe {
+            let mut sum = S::splat(T::ZERO);
+            for (x, y) in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)) {
+                sum = S::fma(S::load(x.as_ptr()), S::load(y.as_ptr()), sum);
+            }
+            *product += S::sum(sum);
+        }
+    }
+}
+
 /// into ← into + a ⊙ b
 ///
 /// # Safety

@@ -110,6 +110,51 @@ pub unsafe fn add_weighted<T: Real, S: Simd<T>>(sums: &mut [T], weights: &[T], r
     })
 }
 
+/// Writes decay·row + Σ left·right for each row in place, the decay that of the row or 1, the left numbers those of the row:
+/// to rows of as many numbers, `row` apart.
+///
+/// # Safety
+/// As [`inner_products`]; `into` has room for the rows, decays and left numbers are as many, right ones whole vectors as wide.
+#[inline(always)]
+pub unsafe fn faded_rows<T: Real, S: Simd<T>>(
+    into: &mut [T],
+    row: usize,
+    rows: StoredRows<'_, T>,
+    decays: Option<&[T]>,
+    outer: &[(&[T], &[T])],
+) {
+    let Elements::Own(from) = rows.elements else { return };
+    let whole = rows.width - rows.width % S::LANES;
+    for j in 0..rows.count {
+        let from = &from[rows.start + j * rows.stride..][..rows.width];
+        let to = &mut into[j * row..][..rows.width];
+        let decay = decays.map(|decays| decays[j]);
+        // SAFETY: whole vectors of rows that were cut to their widths.
+        unsafe {
+            for column in (0..whole).step_by(S::LANES) {
+                let mut x = S::load(from[column..].as_ptr());
+                if let Some(decay) = decay {
+                    x = S::mul(x, S::splat(decay));
+                }
+                for (left, right) in outer {
+                    x = S::add(x, S::mul(S::splat(left[j]), S::load(right[column..][..S::LANES].as_ptr())));
+                }
+                S::store(to[column..].as_mut_ptr(), x);
+            }
+        }
+        for column in whole..rows.width {
+            let mut x = from[column];
+            if let Some(decay) = decay {
+                x = x * decay;
+            }
+            for (left, right) in outer {
+                x += left[j] * right[column];
+            }
+            to[column] = x;
+        }
+    }
+}
+
 /// StoredRows of numbers, `width` apart.
 #[derive(Clone, Copy)]
 struct Left<T> {

@@ -112,6 +112,9 @@ verbs! {
     transpose = transpose::vectors(into: &mut [T], from: &[T], row: usize, rows: usize, width: usize);
     inner_products = in_place::inner_products(out: &mut [T], row: usize, left: &[T], rows: StoredRows<'_, T>);
     add_weighted = in_place::add_weighted(sums: &mut [T], weights: &[T], row: usize, rows: StoredRows<'_, T>);
+    faded_rows = in_place::faded_rows(
+        into: &mut [T], row: usize, rows: StoredRows<'_, T>, decays: Option<&[T]>, outer: &[(&[T], &[T])]
+    );
     between_panels = transpose::between_panels(into: &mut [T], from: &[T], rows: usize, width: usize);
     softmax = scores::softmax(scores: &mut [T], width: usize, bounds: &[Bounds], scale: T, online: &mut Online<'_, T>);
     softmax_gradient = scores::softmax_gradient(
@@ -138,6 +141,7 @@ verbs! {
     combine = maps::combine(into: &mut [T], a: &[T], factor: T, b: &[T]);
     fade = decayed::fade(tile: &mut [T], width: usize, factors: &[T]);
     gather_faded = decayed::gather_faded(tile: &mut [T], width: usize, factors: &[T]);
+    add_row_pair_products = decayed::add_row_pair_products(products: &mut [T], tiles: [&[T]; 2], row: usize, width: usize);
     add_products = decayed::add_products(into: &mut [T], a: &[T], b: &[T]);
     causal_weights = maps::causal_weights(tile: &mut [T], width: usize, decays: Option<Decays<'_>>, sums: &mut [T]);
     #[cfg(feature = "candle")]
@@ -244,6 +248,19 @@ impl<T: Real> Verbs<T> {
         let count = self.check_rows(sums, &rows);
         assert!(count == 0 || rows.count == 0 || (count - 1) * row + rows.count <= weights.len());
         unsafe { (self.add_weighted)(sums, weights, row, rows) }
+    }
+
+    /// See [`in_place::faded_rows`].
+    pub fn faded_rows(
+        &self,
+        into: &mut [T],
+        row: usize,
+        rows: StoredRows<'_, T>,
+        decays: Option<&[T]>,
+        outer: &[(&[T], &[T])],
+    ) {
+        rows.check();
+        unsafe { (self.faded_rows)(into, row, rows, decays, outer) }
     }
 
     /// Writes the panels of the transpose of `rows` rows of `width` numbers that lie in panels.
@@ -382,6 +399,11 @@ impl<T: Real> Verbs<T> {
     pub fn gather_faded(&self, tile: &mut [T], width: usize, factors: &[T]) {
         assert!(width.is_multiple_of(self.lanes) && tile.len() == factors.len() && tile.len().is_multiple_of(width));
         unsafe { (self.gather_faded)(tile, width, factors) }
+    }
+
+    /// See [`decayed::add_row_pair_products`].
+    pub fn add_row_pair_products(&self, products: &mut [T], tiles: [&[T]; 2], row: usize, width: usize) {
+        unsafe { (self.add_row_pair_products)(products, tiles, row, width) }
     }
 
     /// into ← into + a ⊙ b

@@ -9,6 +9,8 @@ struct Inputs {
     rank_one: RankOne<()>,
     key_mask: Option<Array>,
     normalize: Option<f64>,
+    /// Whether the array behind those of the rank-one part is a bonus.
+    bonus: bool,
 }
 
 impl Inputs {
@@ -22,7 +24,14 @@ impl Inputs {
 
     fn options(&self) -> DeltaOptions<Array> {
         let log_decay = Some(self.arrays[self.arrays.len() - 2].clone());
-        DeltaOptions { log_decay, key_mask: self.key_mask.clone(), normalize: self.normalize, ..Default::default() }
+        let bonus = self.bonus.then(|| self.arrays[3].clone());
+        DeltaOptions {
+            log_decay,
+            bonus,
+            key_mask: self.key_mask.clone(),
+            normalize: self.normalize,
+            ..Default::default()
+        }
     }
 
     fn operands(&self) -> [&Array; 3] {
@@ -41,11 +50,13 @@ impl Inputs {
 fn gradients_are_differences() {
     let (b, hq, hk, hv, n, d, e) = (2, 2, 1, 2, 5, 3, 2);
     let decays = [[1, 1, 1, hv], [1, b, hv, n], [b, hv, n, d]];
-    for rank_one in [RankOne::None, RankOne::Rule { beta: () }, RankOne::Free { a: (), b: () }] {
+    let forms = [RankOne::None, RankOne::Rule { beta: () }, RankOne::Free { a: (), b: () }].map(|form| (form, false));
+    for (rank_one, bonus) in forms.into_iter().chain([(RankOne::None, true)]) {
         for (index, decay) in decays.into_iter().enumerate() {
             let rows = [b, hk, n, d];
             let mut arrays = vec![random([b, hq, n, d], 1), random(rows, 2), random([b, hv, n, e], 3)];
             match rank_one {
+                RankOne::None if bonus => arrays.push(random([1, 1, hv, d], 4)),
                 RankOne::None => {}
                 RankOne::Rule { .. } => arrays.push(random([1, b, hv, n], 4)),
                 RankOne::Free { .. } => arrays.extend([random(rows, 4), random(rows, 5)]),
@@ -55,7 +66,7 @@ fn gradients_are_differences() {
             arrays.extend([log_decay, random([b, hv, d, e], 7)]);
             let mask = Array::from_fn([1, 1, b, n], |[_, _, b, t]| f64::from(u8::from(t != 1 + b)));
             let normalize = (index != 1).then_some(0.1);
-            let mut inputs = Inputs { arrays, rank_one, key_mask: Some(mask), normalize };
+            let mut inputs = Inputs { arrays, rank_one, key_mask: Some(mask), normalize, bonus };
             let (d_out, d_state) = (random([b, hv, n, e], 8), random([b, hv, d, e], 9));
             let state = inputs.arrays.last().cloned();
             let gradients = delta_attention_backward(
@@ -72,6 +83,7 @@ fn gradients_are_differences() {
                 RankOne::Rule { beta } => expected.push(beta),
                 RankOne::Free { a, b } => expected.extend([a, b]),
             }
+            expected.extend(gradients.bonus);
             expected.extend([gradients.log_decay.unwrap(), gradients.state]);
             assert_eq!(expected.len(), inputs.arrays.len());
             for (which, gradient) in expected.iter().enumerate() {

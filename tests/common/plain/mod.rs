@@ -5,7 +5,7 @@
 mod branch;
 mod ends;
 mod features;
-mod rows;
+pub mod rows;
 mod weights;
 
 use attn_kernels::gau::GauNorm;
@@ -44,7 +44,8 @@ fn rounded<const CUT: u32, const SAMPLE: u32>(x: f32) -> f32 {
     f32::from_bits((bits + half) >> CUT << CUT)
 }
 
-fn rounding<const CUT: u32>(sample: usize) -> Round {
+/// The roundings of a sample to f32 less its last `CUT` bits.
+pub fn rounding<const CUT: u32>(sample: usize) -> Round {
     let samples: [Round; SAMPLES] = [
         rounded::<CUT, 0>,
         rounded::<CUT, 1>,

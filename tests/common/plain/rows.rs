@@ -44,6 +44,10 @@ impl Rows {
         (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..rows).map(move |i| [b, h, i])))
     }
 
+    pub fn add(&mut self, index: usize, x: f32) {
+        self.data[index] += x;
+    }
+
     pub fn round(mut self, round: Round) -> Self {
         self.data.iter_mut().for_each(|x| *x = round(*x));
         self
