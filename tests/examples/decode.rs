@@ -8,7 +8,7 @@ fn states_stay_and_caches_grow() {
     assert!(printed.contains("of bound") && printed.contains("Bound: the longer of"), "{printed}");
     let records = json(out.join("decode.json"));
     let records = records.as_array().unwrap();
-    assert_eq!(records.len(), 5 * 2 * 2);
+    assert_eq!(records.len(), 8 * 2 * 2);
     records.iter().for_each(has_share);
     // A batch shares the weights: three sequences cost less than three times the bytes.
     let bound = |batch: u64| {
