@@ -1,13 +1,12 @@
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType};
+use candle_core::{Result, Tensor};
 
-use super::engine::accumulator;
+use super::engine::{Computation, accumulator, compute};
 use super::packing::Packing;
-use super::storage::{by_dtype, elements};
 use crate::Error;
 use crate::convolution::{ConvolutionOptions, ConvolutionShapes};
-use crate::cpu::convolution::{Choices, Convolution, Operands};
+use crate::cpu::convolution::{Choices, Convolution, Gradients, Operands};
 use crate::cpu::elementwise::Element;
 
 /// Causal convolution of every channel on its own with a few taps (the short convolution of DeltaNet, Mamba and others):
@@ -163,14 +162,15 @@ impl Call {
         }
         let sums = accumulator(self.x.dtype());
         let [x, weights, state] = [&self.x, &self.weights, &self.state].map(|x| x.to_dtype(sums)?.contiguous());
-        let operation = Convolve {
+        let computation = Convolve {
+            operands: [x?, weights?, state?],
             channels: self.shapes.channels,
             taps: self.shapes.taps,
             has_bias: self.has_bias,
             silu: self.silu,
             sequences: self.shapes.sequences.clone(),
         };
-        x?.apply_op3(&weights?, &state?, operation)?.to_dtype(self.x.dtype())
+        compute(computation, self.x.dims())?.to_dtype(self.x.dtype())
     }
 
     /// The last W − 1 rows of every sequence, in memory of their own.
@@ -210,8 +210,9 @@ impl Call {
     }
 }
 
-/// The operation on contiguous x, weights and state on the CPU.
+/// Of x, weights and state, on the CPU.
 struct Convolve {
+    operands: [Tensor; 3],
     channels: usize,
     taps: usize,
     has_bias: bool,
@@ -220,63 +221,30 @@ struct Convolve {
 }
 
 impl Convolve {
-    fn of<'a, T: Element>(&'a self, [x, weights, state]: [&'a [T]; 3]) -> Convolution<'a, T> {
-        let Self { channels, taps, has_bias, silu, ref sequences } = *self;
-        Convolution::new(Operands { x, weights, state }, Choices { channels, taps, has_bias, silu, sequences })
-    }
-
-    fn gradients<T: Element + WithDType>(&self, inputs: [&Tensor; 3], d_y: &Tensor) -> Result<[Tensor; 3]> {
-        let d_y = d_y.contiguous()?;
-        let locked = inputs.into_iter().chain([&d_y]).map(Tensor::storage_and_layout).collect::<Vec<_>>();
-        let slices = locked.iter().map(|(storage, layout)| match &**storage {
-            Storage::Cpu(storage) => elements::<T>(storage, layout),
-            _ => candle_core::bail!("causal_convolution: a gradient that is not on the CPU"),
-        });
-        let slices = slices.collect::<Result<Vec<_>>>()?;
-        let gradients = self.of([slices[0], slices[1], slices[2]]).backward(slices[3]);
-        let all = [gradients.x, gradients.weights, gradients.state];
-        let mut all = all.into_iter().zip(inputs).map(|(all, of)| Tensor::from_vec(all, of.shape(), &Device::Cpu));
-        let mut next = || all.next().unwrap_or_else(|| candle_core::bail!("causal_convolution: a gradient too few"));
-        Ok([next()?, next()?, next()?])
+    fn of<'a, T: Element>(&'a self, operands: &[&'a [T]]) -> Convolution<'a, T> {
+        let Self { channels, taps, has_bias, silu, ref sequences, .. } = *self;
+        let operands = Operands { x: operands[0], weights: operands[1], state: operands[2] };
+        Convolution::new(operands, Choices { channels, taps, has_bias, silu, sequences })
     }
 }
 
-impl CustomOp3 for Convolve {
+impl Computation for Convolve {
     fn name(&self) -> &'static str {
-        "causal convolution"
+        "causal_convolution"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weights: &CpuStorage,
-        weights_layout: &Layout,
-        state: &CpuStorage,
-        state_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = by_dtype!(x, T => {
-            let slices = [(x, x_layout), (weights, weights_layout), (state, state_layout)];
-            let [x, weights, state] = slices.map(|(storage, layout)| elements::<T>(storage, layout));
-            self.of([x?, weights?, state?]).forward()
-        });
-        Ok((y, x_layout.shape().clone()))
+    fn operands(&self) -> Vec<&Tensor> {
+        self.operands.iter().collect()
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weights: &Tensor,
-        state: &Tensor,
-        _: &Tensor,
-        d_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let inputs = [x, weights, state];
-        let gradients = match x.dtype() {
-            DType::F64 => self.gradients::<f64>(inputs, d_y),
-            _ => self.gradients::<f32>(inputs, d_y),
-        }?;
-        let [x, weights, state] = [0, 1, 2].map(|index| inputs[index].track_op().then(|| gradients[index].clone()));
-        Ok((x, weights, state))
+    fn forward<T: Element>(&self, operands: &[&[T]], result: &mut [T]) {
+        self.of(operands).forward(result);
+    }
+
+    fn backward<T: Element>(&self, operands: &[&[T]], _: &[T], d_result: &[T], gradients: Vec<&mut [T]>) {
+        let mut gradients = gradients.into_iter();
+        let mut next = || gradients.next().unwrap_or_default();
+        let rooms = Gradients { x: next(), weights: next(), state: next() };
+        self.of(operands).backward(d_result, rooms);
     }
 }

@@ -11,7 +11,7 @@
 //! | sequences | [packed](crate::Sequences) into one batch entry on demand, with a state for each: on the CPU outputs have the bits that a sequence has alone, without rotary embedding; gradients are the same but for roundings |
 //! | lengths | N ≠ M is causal from the bottom right: query i stands at key i + M − N |
 //! | gradients | first order, for q, k, v, biases, sinks, a log-decay per token or channel, β, a and b of the delta rules, the bonus of gated linear attention and, on the CPU, a [state](LinearState). Other inputs receive none and are refused when tracked ([`Error::NoGradient`](crate::Error::NoGradient)): detach them |
-//! | devices | the CPU, and CUDA with the feature `cuda`, on candle's stream (gated linear attention and the delta rules: the CPU alone); all tensors of a call on one device |
+//! | devices | the CPU, and CUDA with the feature `cuda`, on candle's stream (gated linear attention, the delta rules and the scans: the CPU alone); all tensors of a call on one device |
 //! | memory | O(N) beside inputs and outputs, forward and backward: no N×M matrix exists |
 //! | results | bit-identical from run to run with the same number of threads |
 //! | errors | a [`crate::Error`] in a [`candle_core::Error`], which names the function and the argument; checked before anything is computed (on CUDA the numbers of a log-decay are not looked at) |

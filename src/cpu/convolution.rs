@@ -52,11 +52,11 @@ pub(crate) struct Choices<'a> {
     pub sequences: &'a [Range<usize>],
 }
 
-/// Gradients as the [`Operands`].
-pub(crate) struct Gradients<T> {
-    pub x: Vec<T>,
-    pub weights: Vec<T>,
-    pub state: Vec<T>,
+/// Room for gradients as the [`Operands`].
+pub(crate) struct Gradients<'o, T> {
+    pub x: &'o mut [T],
+    pub weights: &'o mut [T],
+    pub state: &'o mut [T],
 }
 
 /// Rows of a sequence.
@@ -89,21 +89,21 @@ impl<'a, T: Element> Convolution<'a, T> {
         Self { verbs: T::verbs(), channels, weights, taps, silu, x, state, sequences, ones }
     }
 
-    /// `[tokens, channels]`
-    pub fn forward(&self) -> Vec<T> {
-        let mut y = vec![T::ZERO; self.x.len()];
-        let tasks = self.tasks(&mut y, &mut [], &mut []);
+    /// Writes y, `[tokens, channels]`.
+    pub fn forward(&self, y: &mut [T]) {
+        let tasks = self.tasks(y, &mut [], &mut []);
         parallel::run_brief(self.x.len() * self.taps / 2, tasks, Vec::new, |scratch, task| self.piece(scratch, task));
-        y
     }
 
     /// From the gradient of what [`Self::forward`] gives.
-    pub fn backward(&self, d_y: &[T]) -> Gradients<T> {
-        let (mut x, mut state) = (vec![T::ZERO; self.x.len()], vec![T::ZERO; self.state.len()]);
+    pub fn backward(&self, d_y: &[T], gradients: Gradients<'_, T>) {
+        let Gradients { x, weights, state } = gradients;
+        // No row reads that of an empty sequence.
+        state.fill(T::ZERO);
         let count: usize = self.sequences.iter().map(|rows| rows.len().div_ceil(self.rows())).sum();
         let one = self.weights.len() * self.channels;
         let mut parts = vec![T::ZERO; count * one];
-        let tasks = self.tasks(&mut x, &mut state, &mut parts);
+        let tasks = self.tasks(x, state, &mut parts);
         let work = |scratch: &mut Vec<T>, task| self.piece_gradient(scratch, task, d_y);
         parallel::run_brief(4 * self.x.len() * self.taps, tasks, Vec::new, work);
         // In the order of the tasks, whoever ran them.
@@ -112,12 +112,10 @@ impl<'a, T: Element> Convolution<'a, T> {
             sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += *part);
         }
         let columns = self.weights.len();
-        let mut weights = vec![T::ZERO; one];
         for (lag, sums) in sums.chunks_exact(self.channels).enumerate() {
             let column = if lag < self.taps { self.taps - 1 - lag } else { lag };
             weights.iter_mut().skip(column).step_by(columns).zip(sums).for_each(|(weight, sum)| *weight = *sum);
         }
-        Gradients { x, weights, state }
     }
 
     /// Rows of a task; the sums of a gradient do not depend on the number of threads.

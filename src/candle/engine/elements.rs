@@ -17,10 +17,10 @@ pub trait Computation: Send + Sync + 'static {
     /// The operands, contiguous, of f32 or f64, on the CPU; at least one.
     fn operands(&self) -> Vec<&Tensor>;
 
-    /// Computes the result over zeros.
+    /// Writes all of the result.
     fn forward<T: Element>(&self, operands: &[&[T]], result: &mut [T]);
 
-    /// Computes the gradients of all operands, one behind the other, over zeros.
+    /// Writes all of the gradients, one for each operand.
     fn backward<T: Element>(&self, operands: &[&[T]], result: &[T], d_result: &[T], gradients: Vec<&mut [T]>);
 }
 
@@ -41,7 +41,7 @@ trait Job {
     fn run<T: Element>(self, elements: &[&[T]], room: &mut [T]);
 }
 
-/// So many numbers, computed over zeros from the elements of tensors.
+/// So many numbers, computed from the elements of tensors.
 fn filled(tensors: &[&Tensor], len: usize, job: impl Job) -> Result<Buffer> {
     let dtype = tensors.first().map_or(DType::F32, |first| first.dtype());
     let mut filled = buffer(&Device::Cpu, dtype, len)?;
@@ -59,9 +59,7 @@ fn run<T: Element>(tensors: &[&Tensor], readings: Readings<'_>, room: SliceMut<'
         all.map(|all| &all[..tensor.elem_count()]).ok_or_else(other_dtype)
     };
     let elements: Vec<&[T]> = tensors.iter().map(of).collect::<Result<_>>()?;
-    let room = T::elements(room).map_err(|_| other_dtype())?;
-    room.fill(T::ZERO);
-    job.run(&elements, room);
+    job.run(&elements, T::elements(room).map_err(|_| other_dtype())?);
     Ok(())
 }
 

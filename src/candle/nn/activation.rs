@@ -11,7 +11,7 @@ use crate::candle::storage::{by_dtype, elements};
 use crate::cpu::elementwise;
 
 impl Module for Activation {
-    /// a(), of any shape. Gradients: x.
+    /// a(x), of any shape. Gradients: x.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if !x.device().is_cpu() {
             return self.by_operations(x);

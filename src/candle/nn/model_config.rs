@@ -50,25 +50,16 @@ pub struct LanguageModelConfig {
 
 impl LanguageModelConfig {
     /// The names that [`named`](Self::named) knows.
-    pub const NAMES: [&'static str; 17] = [
-        "softmax",
-        "linear",
-        "performer",
-        "norm",
-        "diag",
-        "retention",
-        "gau",
-        "flash",
-        "gla",
-        "deltanet",
-        "gated_deltanet",
-        "kda",
-        "mamba2",
-        "mamba",
-        "lightning",
-        "transnormer",
-        "hybrid",
-    ];
+    pub const NAMES: [&'static str; Mechanism::NAMES.len() + 2] = {
+        let mut names = [""; Mechanism::NAMES.len() + 2];
+        let mut at = 0;
+        while at < Mechanism::NAMES.len() {
+            names[at] = Mechanism::NAMES[at];
+            at += 1;
+        }
+        (names[at], names[at + 1]) = ("transnormer", "hybrid");
+        names
+    };
 
     /// The usual model of a mechanism, causal, with rotary embedding of base 10000 where the mechanism takes one:
     ///

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::candle::{
-    LinearState, linear_attention, linear_attention_with_state, performer_attention, softmax_attention,
-    softmax_attention_with_lse,
+    LinearState, causal_convolution, diagonal_scan, linear_attention, linear_attention_with_state, performer_attention,
+    softmax_attention, softmax_attention_with_lse,
 };
-use crate::{LinearOptions, PerformerOptions, SoftmaxOptions};
+use crate::{ConvolutionOptions, LinearOptions, PerformerOptions, ScanOptions, SoftmaxOptions};
 
 /// Fails if the calls are not over in time, while threads set the variables again and again.
 fn finishes(name: &'static str, variables: &[&Var], call: impl Fn() -> Result<()> + Send + 'static) {
@@ -73,6 +73,16 @@ fn views_of_one_tensor() -> Result<()> {
         let numbers = y.as_detached_tensor();
         let omega = numbers.narrow(1, 0, 1)?.squeeze(0)?.squeeze(0)?;
         performer_attention(&numbers, &numbers, &numbers, &omega, &PerformerOptions::default()).map(|_| ())
+    });
+    let x = variable(&[2, 16, 8], 5)?;
+    let y = x.clone();
+    finishes("convolution, forward and backward", &[&x], move || {
+        let (rows, weight) = (y.narrow(0, 0, 1)?, y.narrow(0, 1, 1)?.reshape((8, 16))?);
+        loss(&causal_convolution(&rows, &weight, None, &ConvolutionOptions::default())?)?.backward().map(|_| ())
+    });
+    let y = x.clone();
+    finishes("diagonal scan, forward and backward", &[&x], move || {
+        loss(&diagonal_scan(&y.narrow(0, 0, 1)?, &y, &ScanOptions::default())?)?.backward().map(|_| ())
     });
     Ok(())
 }

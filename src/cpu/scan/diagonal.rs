@@ -146,7 +146,7 @@ pub fn diagonal_scan_backward<T: Element, const P: usize>(
     parallel::run_brief(scan.nanoseconds::<T>(6 * P), tasks, || (), work);
 }
 
-/// The gradient of the state, from that of b.
+/// The gradient of the state, from that of b; 0 without steps.
 pub fn first_gradient<T: Element, const P: usize>(
     scan: DiagonalScan,
     a: [&[T]; P],
@@ -154,7 +154,7 @@ pub fn first_gradient<T: Element, const P: usize>(
     mut into: [&mut [T]; P],
 ) {
     if scan.len() == 0 {
-        return;
+        return into.into_iter().for_each(|part| part.fill(T::ZERO));
     }
     let zeros = vec![T::ZERO; scan.channels];
     for batch in 0..scan.batch {

@@ -41,7 +41,7 @@ pub struct SelectiveOperands<'a, T> {
     pub state: Option<&'a [T]>,
 }
 
-/// Room for gradients, each in the shape of its operand; those of D and the state also where there are none. Zeros.
+/// Room for gradients, each in the shape of its operand; those of D and the state also where there are none.
 pub struct SelectiveGradients<'o, T> {
     pub u: &'o mut [T],
     pub delta: &'o mut [T],
@@ -126,13 +126,13 @@ impl<'a, T: Element> Worker<'a, T> {
     }
 }
 
-/// Writes y, `[batch, steps, channels]`, and the last state over zeros.
+/// Writes y, `[batch, steps, channels]`, and the last state.
 pub fn selective_scan<T: Element>(scan: SelectiveScan, operands: SelectiveOperands<'_, T>, [y, last]: [&mut [T]; 2]) {
     if scan.is_empty() {
-        if let Some(state) = operands.state {
-            last.copy_from_slice(state);
-        }
-        return;
+        return match operands.state {
+            Some(state) => last.copy_from_slice(state),
+            None => last.fill(T::ZERO),
+        };
     }
     let columns = Columns::cut(y, scan.steps, scan.channels, WIDTH);
     let lasts =
@@ -171,6 +171,9 @@ pub fn selective_scan_backward<T: Element>(
     d_last: Option<&[T]>,
     gradients: SelectiveGradients<'_, T>,
 ) {
+    for sum in [&mut *gradients.a, &mut *gradients.b, &mut *gradients.c, &mut *gradients.skip] {
+        sum.fill(T::ZERO);
+    }
     if scan.is_empty() || scan.states == 0 {
         return gradients.without_states(scan, operands, d_y, d_last);
     }
@@ -218,14 +221,17 @@ fn chunks<T>(all: &mut [T], len: usize, width: usize) -> Vec<&mut [T]> {
 impl<T: Element> SelectiveGradients<'_, T> {
     /// Where nothing goes through a state.
     fn without_states(self, scan: SelectiveScan, operands: SelectiveOperands<'_, T>, d_y: &[T], d_last: Option<&[T]>) {
+        self.delta.fill(T::ZERO);
+        self.u.fill(T::ZERO);
         if let Some(skip) = operands.skip {
             for (at, (&d_y, &u)) in d_y.iter().zip(operands.u).enumerate() {
                 self.u[at] = d_y * skip[at % scan.channels];
                 self.skip[at % scan.channels] += d_y * u;
             }
         }
-        if let Some(d_last) = d_last {
-            self.state.copy_from_slice(d_last);
+        match d_last {
+            Some(d_last) => self.state.copy_from_slice(d_last),
+            None => self.state.fill(T::ZERO),
         }
     }
 }
