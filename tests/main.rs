@@ -9,6 +9,7 @@ mod calls;
 mod causality;
 mod common;
 #[cfg(feature = "candle")]
+mod conflicts;
 mod convolution;
 mod decays;
 mod delta;

@@ -120,9 +120,9 @@ DEVICE void product(int rows, int columns, int inner, Left left, Right right, Pr
     using Real = typename Math::Real;
     each_block<M, N>(rows, columns, [&](int row, int column) {
         Accumulator<Real, M, N> sums;
-        sums.each([&](int r, int c, Real& x) { x = prior(row + r, column + c); });
+        sums.take([&](int r, int c) { return prior(row + r, column + c); });
         accumulate<Math>(sums, left(row), right(column), inner);
-        sums.each([&](int r, int c, Real& x) { store(row + r, column + c, x); });
+        sums.put([&](int r, int c, Real x) { store(row + r, column + c, x); });
     });
 }
 
@@ -191,12 +191,12 @@ struct Place {
     DEVICE int columns(const LinearParams& p) const { return ptx::min(p.value_width - first_column(p), p.value_tile); }
 };
 
-// f(tile, reads, absorbs) for the visits of a sweep over a segment, in order or from its end: where a tile's outputs
-// are read from the carried sums, and where its own part is added to them. Where a tile does not read itself, these are
+// visitor.visit(tile, reads, absorbs) for the visits of a sweep over a segment, in order or from its end: where a tile's
+// outputs are read from the carried sums, and where its own part is added to them. Where a tile does not read itself, these are
 // two visits: a chunk is read before it is added, and a full scan adds everything first, unless the sums of all
 // segments are handed in.
-template <class F>
-DEVICE void each_visit(const LinearParams& p, Range segment, bool is_backward, F f) {
+template <class Visitor>
+DEVICE void each_visit(const LinearParams& p, Range segment, bool is_backward, Visitor& visitor) {
     bool is_inclusive = p.scan == kCausal, is_full = p.scan == kFull;
     int64_t length = segment.end - segment.start, group = p.scan == kChunkExclusive ? p.chunk : length;
     int64_t groups = length == 0 ? 0 : (length + group - 1) / group;
@@ -209,24 +209,46 @@ DEVICE void each_visit(const LinearParams& p, Range segment, bool is_backward, F
             if (!reads && !absorbs) continue;
             for (int64_t t = 0; t < tiles; ++t) {
                 int64_t start = first + (is_backward ? tiles - 1 - t : t) * kTile;
-                f(Range{start, ptx::min(start + kTile, first + count)}, reads, absorbs);
+                visitor.visit(Range{start, ptx::min(start + kTile, first + count)}, reads, absorbs);
             }
         }
     }
 }
 
+// Where the pieces of a block's memory lie: all in shared memory, which the compiler then knows them to be in, or some of
+// them in the block's spill.
+template <class E>
+struct InShared {
+    using Element = E;
+    using Real = typename Arithmetic<E>::Real;
+    // Blocks of a product side by side that a warp has at once.
+    static constexpr int kBlocks = 4;
+
+    DEVICE static char* at(const LinearParams&, int64_t offset) { return ptx::shared_memory<char>() + offset; }
+};
+
+template <class E>
+struct Spilled {
+    using Element = E;
+    using Real = typename Arithmetic<E>::Real;
+    // Addresses take the other registers.
+    static constexpr int kBlocks = 2;
+
+    DEVICE static char* at(const LinearParams& p, int64_t offset) {
+        if (offset >= 0) return ptx::shared_memory<char>() + offset;
+        return static_cast<char*>(p.spill) + ptx::block_x() * p.spill_bytes + ~offset;
+    }
+};
+
 // A piece of the block's memory.
-template <class T>
+template <class Memory, class T = typename Memory::Real>
 DEVICE T* piece(const LinearParams& p, Piece index) {
-    int64_t at = p.pieces[index];
-    char* start = at >= 0 ? ptx::shared_memory<char>() + at
-                          : static_cast<char*>(p.spill) + ptx::block_x() * p.spill_bytes + ~at;
-    return reinterpret_cast<T*>(start);
+    return reinterpret_cast<T*>(Memory::at(p, p.pieces[index]));
 }
 
-template <class Real>
-DEVICE WideTile<Real> tile_piece(const LinearParams& p, Piece index, int row) {
-    return {piece<Real>(p, index), row};
+template <class Memory>
+DEVICE WideTile<typename Memory::Real> tile_piece(const LinearParams& p, Piece index, int row) {
+    return {piece<Memory>(p, index), row};
 }
 
 DEVICE bool is_favor(const LinearParams& p) { return p.map >= kPositive; }

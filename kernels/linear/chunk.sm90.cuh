@@ -115,7 +115,7 @@ DEVICE void each_chunk(Range segment, F f) {
 
 // Which keys are there, by a warp.
 template <class Element>
-DEVICE void mark_keys(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows) {
+DEVICE void mark_keys(const Tiles<InShared<Element>>& tiles, Range chunk, ChunkRows& rows) {
     int missing = 0;
 #pragma unroll 1
     for (int r = ptx::lane(); r < kChunk; r += 32) {
@@ -146,7 +146,7 @@ DEVICE int cut_rows(ChunkRows& rows, double (&logs)[2]) {
 
 // Decays of the rows, two by each lane of a warp.
 template <class Element>
-DEVICE void sum_decays(const Tiles<Element>& tiles, Range chunk, ChunkRows& rows) {
+DEVICE void sum_decays(const Tiles<InShared<Element>>& tiles, Range chunk, ChunkRows& rows) {
     static_assert(kChunk == 64, "two rows for each lane");
     int r = 2 * ptx::lane();
     auto log_decay = [&](int r) { return tiles.has_key(chunk, r) ? tiles.log_decay(tiles.key_at(chunk, r)) : 0.0; };
@@ -181,7 +181,7 @@ template <class Config>
 DEVICE void copy_chunks(const LinearMappedParams& params, const ChunkShared<Config>& shared) {
     using Element = typename Config::Element;
     const LinearParams& p = params.problem;
-    Tiles<Element> tiles(p);
+    Tiles<InShared<Element>> tiles(p);
     tile::Turn<kStages> turn;
     auto copy = [&](const typename ChunkShared<Config>::Tile& into, int panels, const ptx::TensorMap& map, int64_t row,
                     int64_t head) {

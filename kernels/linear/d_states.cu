@@ -7,12 +7,12 @@
 
 namespace attn::linear {
 
-template <class Element>
+template <class Memory>
 DEVICE void d_states(const LinearParams& p) {
-    using Real = typename Arithmetic<Element>::Real;
-    Tiles<Element> tiles(p);
-    State<Element> d_state(p);
-    SumsTile<Element> sums(p);
+    using Real = typename Memory::Real;
+    Tiles<Memory> tiles(p);
+    State<Memory> d_state(p);
+    SumsTile<Memory> sums(p);
     d_state.clear();
     ptx::barrier_sync();
     Range segment = tiles.place.positions(p);
@@ -33,9 +33,13 @@ DEVICE void d_states(const LinearParams& p) {
     d_state.store_slot(p.segment_d_s, p.segment_d_z, tiles.place.slot(p, tiles.place.segment), tiles.place);
 }
 
-ATTN_KERNEL(linear_d_states_f32, d_states<float>, LinearParams, kThreads)
-ATTN_KERNEL(linear_d_states_f64, d_states<double>, LinearParams, kThreads)
-ATTN_KERNEL(linear_d_states_f16, d_states<ptx::f16>, LinearParams, kThreads)
-ATTN_KERNEL(linear_d_states_bf16, d_states<ptx::bf16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_f32, d_states<InShared<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_f64, d_states<InShared<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_f16, d_states<InShared<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_bf16, d_states<InShared<ptx::bf16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_spilled_f32, d_states<Spilled<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_spilled_f64, d_states<Spilled<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_spilled_f16, d_states<Spilled<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_d_states_spilled_bf16, d_states<Spilled<ptx::bf16>>, LinearParams, kThreads)
 
 }  // namespace attn::linear

@@ -5,18 +5,19 @@
 
 namespace attn::linear {
 
-template <class Element>
+template <class Memory>
 struct SumsTile {
-    using Real = typename Arithmetic<Element>::Real;
+    using Element = typename Memory::Element;
+    using Real = typename Memory::Real;
 
     const LinearParams& p;
     WideTile<Real> d_sums;
 
     DEVICE explicit SumsTile(const LinearParams& params)
-        : p(params), d_sums(tile_piece<Real>(params, kPieceSums, params.values_row)) {}
+        : p(params), d_sums(tile_piece<Memory>(params, kPieceSums, params.values_row)) {}
 
     // Loads this block's columns of a reader's rows; zeros where there is no query. Between barriers.
-    DEVICE void load(const Tiles<Element>& tiles, int64_t reader, Range tile) const {
+    DEVICE void load(const Tiles<Memory>& tiles, int64_t reader, Range tile) const {
         const Place& place = tiles.place;
         int64_t head = tiles.reader_head(reader);
         if (sizeof(Element) < sizeof(Real) && p.is_out_wide) {
@@ -32,7 +33,7 @@ struct SumsTile {
 
     // The rows of d_out, whose elements are of type Stored.
     template <class Stored>
-    DEVICE void load_rows(const Tiles<Element>& tiles, int64_t head, Range tile) const {
+    DEVICE void load_rows(const Tiles<Memory>& tiles, int64_t head, Range tile) const {
         const Place& place = tiles.place;
         auto keep = [&](int64_t query) { return query < tile.end - p.first_query; };
         auto from = tile::rows_of_head(static_cast<const Stored*>(p.d_out), p.d_out_strides, place.batch, head, p.queries,
@@ -42,7 +43,7 @@ struct SumsTile {
     }
 
     // A row of d_out becomes that of dT, by a warp. `out` is the offset of the head's first output.
-    DEVICE void unfinish_row(const Tiles<Element>& tiles, int64_t head, Range tile, int r, int64_t out) const {
+    DEVICE void unfinish_row(const Tiles<Memory>& tiles, int64_t head, Range tile, int r, int64_t out) const {
         if (ptx::lane() == 0) tiles.rows->d_norm[r] = Real(0);
         if (!tiles.has_query(tile, r) || p.finish == kNone) return;
         int columns = tiles.place.columns(p);
@@ -75,11 +76,11 @@ struct SumsTile {
 };
 
 // V_ij = ⟨dT_i, v_j⟩ + dn_i and its decay, the gradients of the weights inside the tile.
-template <class Element>
-DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element>& sums) {
-    using Real = typename Arithmetic<Element>::Real;
+template <class Memory>
+DEVICE void weight_gradients(const Tiles<Memory>& tiles, const SumsTile<Memory>& sums) {
+    using Real = typename Memory::Real;
     const LinearParams& p = tiles.p;
-    with_math<Element>(p, [&](auto math) {
+    with_math<typename Memory::Element>(p, [&](auto math) {
         using Math = decltype(math);
         product<Math, 1, 2>(
             kTile, kTile, p.value_tile, left_rows<Math>(sums.d_sums), right_transposed<Math>(tiles.values),
@@ -89,10 +90,10 @@ DEVICE void weight_gradients(const Tiles<Element>& tiles, const SumsTile<Element
 }
 
 // Adds ⟨φ, dφ⟩ of the tile's rows to what they have of it.
-template <class Element>
-DEVICE void multiply_rows(const Tiles<Element>& tiles, const WideTile<typename Arithmetic<Element>::Real>& phi,
-                          const WideTile<typename Arithmetic<Element>::Real>& d_phi) {
-    using Real = typename Arithmetic<Element>::Real;
+template <class Memory>
+DEVICE void multiply_rows(const Tiles<Memory>& tiles, const WideTile<typename Memory::Real>& phi,
+                          const WideTile<typename Memory::Real>& d_phi) {
+    using Real = typename Memory::Real;
     each_row([&](int r) {
         Real sum = row_sum<Real>(tiles.p.features, [&](int f) { return phi.at(r, f) * d_phi.at(r, f); });
         if (ptx::lane() == 0) tiles.rows->d_log[r] += double(sum);
@@ -100,9 +101,9 @@ DEVICE void multiply_rows(const Tiles<Element>& tiles, const WideTile<typename A
 }
 
 // The stabiliser of the keys before a tile, as the queries' sweep left it. A barrier follows.
-template <class Element>
-DEVICE void load_stabilizer(const Tiles<Element>& tiles, Range tile) {
-    using Real = typename Arithmetic<Element>::Real;
+template <class Memory>
+DEVICE void load_stabilizer(const Tiles<Memory>& tiles, Range tile) {
+    using Real = typename Memory::Real;
     const LinearParams& p = tiles.p;
     if (is_stabilized(p) && ptx::thread() == 0) {
         int64_t count = (p.positions + kTile - 1) / kTile;
@@ -113,24 +114,24 @@ DEVICE void load_stabilizer(const Tiles<Element>& tiles, Range tile) {
 }
 
 // R = Σ φ(q)ᵀ dT and r = Σ φ(q) dn of the queries after the block's segment, or of all of them.
-template <class Element>
-DEVICE void absorb_queries(const Tiles<Element>& tiles, State<Element>& d_state, const SumsTile<Element>& sums,
-                           typename Arithmetic<Element>::Real decay) {
+template <class Memory>
+DEVICE void absorb_queries(const Tiles<Memory>& tiles, State<Memory>& d_state, const SumsTile<Memory>& sums,
+                           typename Memory::Real decay) {
     const LinearParams& p = tiles.p;
     if (is_inclusive(p) && decays(p)) {
         tiles.scale_features(tiles.query_phi, tiles.rows->from_start);
         ptx::barrier_sync();
     }
-    with_math<Element>(p, [&](auto math) {
+    with_math<typename Memory::Element>(p, [&](auto math) {
         d_state.template absorb<decltype(math)>(tiles.query_phi, sums.d_sums, tiles.rows->d_norm, decay);
     });
     ptx::barrier_sync();
 }
 
 // What is left of R at the start of the loaded tile.
-template <class Element>
-DEVICE auto tile_decay(const Tiles<Element>& tiles) {
-    using Real = typename Arithmetic<Element>::Real;
+template <class Memory>
+DEVICE auto tile_decay(const Tiles<Memory>& tiles) {
+    using Real = typename Memory::Real;
     return is_inclusive(tiles.p) && decays(tiles.p) ? tiles.rows->decay : Real(1);
 }
 

@@ -21,7 +21,7 @@ struct FavorState {
     const LinearMappedParams& params;
     const LinearParams& p;
     const Shared& shared;
-    Tiles<Element> tiles;
+    Tiles<InShared<Element>> tiles;
     int own;
     tile::Turn<kStages> turn;
     tile::WarpgroupSums<64> state[kBlocks];

@@ -53,7 +53,7 @@ template <class Real>
 DEVICE void d_log_decay(const LinearParams& p) {
     int64_t row = ptx::block_x() * warps() + ptx::warp();
     if (row >= p.batch * p.state_heads) return;
-    Tiles<Real> tiles(p);
+    Tiles<InShared<Real>> tiles(p);
     tiles.place.batch = row / p.state_heads, tiles.place.head = row % p.state_heads;
     auto d_log = static_cast<const double*>(p.d_log) + row * p.keys;
     auto crossing = p.crossing ? static_cast<const Real*>(p.crossing) + row * p.keys : nullptr;

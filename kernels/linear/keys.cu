@@ -16,15 +16,16 @@
 
 namespace attn::linear {
 
-template <class Element>
+template <class Memory>
 struct Keys {
-    using Real = typename Arithmetic<Element>::Real;
+    using Element = typename Memory::Element;
+    using Real = typename Memory::Real;
     using Math = typename Arithmetic<Element>::Math;
 
     const LinearParams& p;
-    Tiles<Element> tiles;
-    State<Element> d_state;
-    SumsTile<Element> sums;
+    Tiles<Memory> tiles;
+    State<Memory> d_state;
+    SumsTile<Memory> sums;
     WideTile<Real> d_phi, d_values;
 
     DEVICE explicit Keys(const LinearParams& params)
@@ -32,8 +33,8 @@ struct Keys {
           tiles(params),
           d_state(params),
           sums(params),
-          d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)),
-          d_values(tile_piece<Real>(params, kPieceDValues, params.values_row)) {}
+          d_phi(tile_piece<Memory>(params, kPieceDPhi, params.features_row)),
+          d_values(tile_piece<Memory>(params, kPieceDValues, params.values_row)) {}
 
     DEVICE void enter() {
         if (p.segments == 1) {
@@ -72,12 +73,12 @@ struct Keys {
         bool is_decayed = is_inclusive(p) && decays(p);
         const TileRows<Real>& rows = *tiles.rows;
         auto left = [&](int r) { return is_decayed ? rows.to_end[r] : Real(1); };
-        product<Math, 1, 4>(
+        product<Math, 1, Memory::kBlocks>(
             kTile, p.value_tile, p.features_padded, left_rows<Math>(tiles.key_phi), right_rows<Math>(d_state.s),
             [](int, int) { return Real(0); }, [&](int r, int c, Real x) { d_values.at(r, c) = x * left(r); });
         with_math<Element>(p, [&](auto math) {
             using Math = decltype(math);
-            product<Math, 1, 4>(
+            product<Math, 1, Memory::kBlocks>(
                 kTile, p.features_padded, p.value_tile, left_rows<Math>(tiles.values),
                 right_transposed<Math>(d_state.s),
                 [&](int, int f) { return d_state.z[f]; }, [&](int r, int f, Real x) { d_phi.at(r, f) = x * left(r); });
@@ -88,7 +89,7 @@ struct Keys {
     DEVICE void gradient_from_tile() {
         tiles.score();
         ptx::barrier_sync();
-        product<Math, 1, 4>(
+        product<Math, 1, Memory::kBlocks>(
             kTile, p.value_tile, kTile, left_transposed<Math>(tiles.weights), right_rows<Math>(sums.d_sums),
             [&](int r, int c) { return d_values.at(r, c); }, [&](int r, int c, Real x) { d_values.at(r, c) = x; });
         ptx::barrier_sync();
@@ -96,7 +97,7 @@ struct Keys {
         ptx::barrier_sync();
         with_math<Element>(p, [&](auto math) {
             using Math = decltype(math);
-            product<Math, 1, 4>(
+            product<Math, 1, Memory::kBlocks>(
                 kTile, p.features_padded, kTile, left_transposed<Math>(tiles.weights),
                 right_rows<Math>(tiles.query_phi),
                 [&](int r, int f) { return d_phi.at(r, f); }, [&](int r, int f, Real x) { d_phi.at(r, f) = x; });
@@ -137,19 +138,22 @@ struct Keys {
 
     DEVICE void run() {
         enter();
-        each_visit(p, tiles.place.positions(p), true,
-                   [&](Range tile, bool reads, bool absorbs) { visit(tile, reads, absorbs); });
+        each_visit(p, tiles.place.positions(p), true, *this);
     }
 };
 
-template <class Element>
+template <class Memory>
 DEVICE void keys(const LinearParams& p) {
-    Keys<Element>(p).run();
+    Keys<Memory>(p).run();
 }
 
-ATTN_KERNEL(linear_keys_f32, keys<float>, LinearParams, kThreads)
-ATTN_KERNEL(linear_keys_f64, keys<double>, LinearParams, kThreads)
-ATTN_KERNEL(linear_keys_f16, keys<ptx::f16>, LinearParams, kThreads)
-ATTN_KERNEL(linear_keys_bf16, keys<ptx::bf16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_f32, keys<InShared<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_f64, keys<InShared<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_f16, keys<InShared<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_bf16, keys<InShared<ptx::bf16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_spilled_f32, keys<Spilled<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_spilled_f64, keys<Spilled<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_spilled_f16, keys<Spilled<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_keys_spilled_bf16, keys<Spilled<ptx::bf16>>, LinearParams, kThreads)
 
 }  // namespace attn::linear

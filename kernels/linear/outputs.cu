@@ -12,17 +12,18 @@
 
 namespace attn::linear {
 
-template <class Element>
+template <class Memory>
 struct Outputs {
-    using Real = typename Arithmetic<Element>::Real;
+    using Element = typename Memory::Element;
+    using Real = typename Memory::Real;
 
     const LinearParams& p;
-    Tiles<Element> tiles;
-    KeyState<Element> state;
+    Tiles<Memory> tiles;
+    KeyState<Memory> state;
     WideTile<Real> sums;
 
     DEVICE explicit Outputs(const LinearParams& params)
-        : p(params), tiles(params), state(params), sums(tile_piece<Real>(params, kPieceSums, params.values_row)) {}
+        : p(params), tiles(params), state(params), sums(tile_piece<Memory>(params, kPieceSums, params.values_row)) {}
 
     DEVICE void read(Range tile) {
         for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
@@ -54,7 +55,7 @@ struct Outputs {
             accumulate<Math>(block, queries(row), before(column), p.features_padded);
             if (is_decayed) block.each([&](int r, int, Real& x) { x *= tiles.rows->from_start[row + r]; });
             if (is_inclusive(p)) accumulate<Math>(block, weights(row), inside(column), kTile);
-            block.each([&](int r, int c, Real& x) { sums.at(row + r, column + c) = x; });
+            block.put([&](int r, int c, Real x) { sums.at(row + r, column + c) = x; });
         });
     }
 
@@ -66,25 +67,31 @@ struct Outputs {
         return (decays(p) ? before * tiles.rows->from_start[r] : before) + inside;
     }
 
+    DEVICE void visit(Range tile, bool reads, bool absorbs) {
+        if (absorbs) tiles.load_keys(tile);
+        if (reads) read(tile);
+        if (absorbs) state.absorb_keys(tiles);
+    }
+
     DEVICE void run() {
         state.enter(tiles);
-        each_visit(p, tiles.place.positions(p), false, [&](Range tile, bool reads, bool absorbs) {
-            if (absorbs) tiles.load_keys(tile);
-            if (reads) read(tile);
-            if (absorbs) state.absorb_keys(tiles);
-        });
+        each_visit(p, tiles.place.positions(p), false, *this);
         if (tiles.place.is_last(p)) state.store_final(tiles);
     }
 };
 
-template <class Element>
+template <class Memory>
 DEVICE void outputs(const LinearParams& p) {
-    Outputs<Element>(p).run();
+    Outputs<Memory>(p).run();
 }
 
-ATTN_KERNEL(linear_outputs_f32, outputs<float>, LinearParams, kThreads)
-ATTN_KERNEL(linear_outputs_f64, outputs<double>, LinearParams, kThreads)
-ATTN_KERNEL(linear_outputs_f16, outputs<ptx::f16>, LinearParams, kThreads)
-ATTN_KERNEL(linear_outputs_bf16, outputs<ptx::bf16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_f32, outputs<InShared<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_f64, outputs<InShared<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_f16, outputs<InShared<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_bf16, outputs<InShared<ptx::bf16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_spilled_f32, outputs<Spilled<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_spilled_f64, outputs<Spilled<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_spilled_f16, outputs<Spilled<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_outputs_spilled_bf16, outputs<Spilled<ptx::bf16>>, LinearParams, kThreads)
 
 }  // namespace attn::linear

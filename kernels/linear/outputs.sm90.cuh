@@ -62,7 +62,7 @@ DEVICE float publish(tile::WarpgroupSums<64> (&sums)[Blocks], const tile::Swizzl
 // The output's rows of the block's head.
 template <class Element>
 struct OutputRows {
-    const Tiles<Element>& tiles;
+    const Tiles<InShared<Element>>& tiles;
 
     DEVICE int64_t first() const {
         const LinearParams& p = tiles.p;

@@ -15,14 +15,15 @@
 
 namespace attn::linear {
 
-template <class Element>
+template <class Memory>
 struct Queries {
-    using Real = typename Arithmetic<Element>::Real;
+    using Element = typename Memory::Element;
+    using Real = typename Memory::Real;
 
     const LinearParams& p;
-    Tiles<Element> tiles;
-    KeyState<Element> state;
-    SumsTile<Element> sums;
+    Tiles<Memory> tiles;
+    KeyState<Memory> state;
+    SumsTile<Memory> sums;
     WideTile<Real> d_phi;
 
     DEVICE explicit Queries(const LinearParams& params)
@@ -30,7 +31,7 @@ struct Queries {
           tiles(params),
           state(params),
           sums(params),
-          d_phi(tile_piece<Real>(params, kPieceDPhi, params.features_row)) {}
+          d_phi(tile_piece<Memory>(params, kPieceDPhi, params.features_row)) {}
 
     // The keys sweep visits tiles in the other direction and needs their stabilisers.
     DEVICE void keep_stabilizer(Range tile) {
@@ -40,7 +41,7 @@ struct Queries {
         static_cast<Real*>(p.tile_stabilizers)[index] = tiles.rows->stabilizer;
     }
 
-    DEVICE void visit(Range tile) {
+    DEVICE void read(Range tile) {
         for (int r = ptx::thread(); r < kTile; r += ptx::threads()) tiles.rows->d_log[r] = 0.0;
         for (int64_t reader = 0; reader < tiles.readers(); ++reader) {
             tiles.load_queries(reader, tile);
@@ -81,13 +82,13 @@ struct Queries {
         auto inside = right_rows<Math>(tiles.key_phi);
         each_block<1, 4>(kTile, p.features_padded, [&](int row, int column) {
             Accumulator<Real, 1, 4> block;
-            block.each([&](int r, int c, Real& x) {
-                x = reads ? rows.d_norm[row + r] * state.z[column + c] : d_phi.at(row + r, column + c);
+            block.take([&](int r, int c) {
+                return reads ? rows.d_norm[row + r] * state.z[column + c] : d_phi.at(row + r, column + c);
             });
             if (reads) accumulate<Math>(block, d_sums(row), before(column), p.value_tile);
             if (reads && is_decayed) block.each([&](int r, int, Real& x) { x *= rows.from_start[row + r]; });
             if (adds_tile) accumulate<Math>(block, weights(row), inside(column), kTile);
-            block.each([&](int r, int c, Real& x) { d_phi.at(row + r, column + c) = x; });
+            block.put([&](int r, int c, Real x) { d_phi.at(row + r, column + c) = x; });
         });
     }
 
@@ -95,7 +96,7 @@ struct Queries {
     // sums over i and over j they would leave roundings behind where decay is strong.
     template <class Math>
     DEVICE void add_crossing(Range tile, int64_t reader) {
-        auto pairs = tile_piece<Real>(p, kPiecePairs, p.weights_row);
+        auto pairs = tile_piece<Memory>(p, kPiecePairs, p.weights_row);
         product<Math, 1, 2>(
             kTile, kTile, p.features_padded, left_rows<Math>(tiles.query_phi), right_transposed<Math>(tiles.key_phi),
             [](int, int) { return Real(0); },
@@ -124,28 +125,34 @@ struct Queries {
         ptx::barrier_sync();
     }
 
+    DEVICE void visit(Range tile, bool reads, bool absorbs) {
+        if (reads) keep_stabilizer(tile);
+        if (absorbs) {
+            ptx::barrier_sync();
+            tiles.load_keys(tile);
+        }
+        if (reads) read(tile);
+        if (absorbs) state.absorb_keys(tiles);
+    }
+
     DEVICE void run() {
         state.enter(tiles);
-        each_visit(p, tiles.place.positions(p), false, [&](Range tile, bool reads, bool absorbs) {
-            if (reads) keep_stabilizer(tile);
-            if (absorbs) {
-                ptx::barrier_sync();
-                tiles.load_keys(tile);
-            }
-            if (reads) visit(tile);
-            if (absorbs) state.absorb_keys(tiles);
-        });
+        each_visit(p, tiles.place.positions(p), false, *this);
     }
 };
 
-template <class Element>
+template <class Memory>
 DEVICE void queries(const LinearParams& p) {
-    Queries<Element>(p).run();
+    Queries<Memory>(p).run();
 }
 
-ATTN_KERNEL(linear_queries_f32, queries<float>, LinearParams, kThreads)
-ATTN_KERNEL(linear_queries_f64, queries<double>, LinearParams, kThreads)
-ATTN_KERNEL(linear_queries_f16, queries<ptx::f16>, LinearParams, kThreads)
-ATTN_KERNEL(linear_queries_bf16, queries<ptx::bf16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_f32, queries<InShared<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_f64, queries<InShared<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_f16, queries<InShared<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_bf16, queries<InShared<ptx::bf16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_spilled_f32, queries<Spilled<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_spilled_f64, queries<Spilled<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_spilled_f16, queries<Spilled<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_queries_spilled_bf16, queries<Spilled<ptx::bf16>>, LinearParams, kThreads)
 
 }  // namespace attn::linear

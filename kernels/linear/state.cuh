@@ -5,9 +5,10 @@
 
 namespace attn::linear {
 
-template <class Element>
+template <class Memory>
 struct State {
-    using Real = typename Arithmetic<Element>::Real;
+    using Element = typename Memory::Element;
+    using Real = typename Memory::Real;
 
     const LinearParams& p;
     // D′ × this block's value columns, both in whole blocks, filled up with zeros.
@@ -15,7 +16,7 @@ struct State {
     Real* z;
 
     DEVICE explicit State(const LinearParams& params)
-        : p(params), s(tile_piece<Real>(params, kPieceS, params.values_row)), z(piece<Real>(params, kPieceZ)) {}
+        : p(params), s(tile_piece<Memory>(params, kPieceS, params.values_row)), z(piece<Memory>(params, kPieceZ)) {}
 
     // S(f, c) and z(f) from functions. A barrier must follow.
     template <class S, class Z>
@@ -61,7 +62,7 @@ struct State {
     template <class Math>
     DEVICE void absorb(const WideTile<Real>& phi, const WideTile<Real>& values, const Real* weights, Real decay) {
         constexpr int kRowBlocks = sizeof(Real) == sizeof(double) ? 1 : 2;
-        product<Math, kRowBlocks, 4>(
+        product<Math, kRowBlocks, Memory::kBlocks>(
             p.features_padded, p.value_tile, kTile, left_transposed<Math>(phi), right_rows<Math>(values),
             [&](int f, int c) { return decay * s.at(f, c); }, [&](int f, int c, Real x) { s.at(f, c) = x; });
         for (int f = ptx::thread(); f < p.features_padded; f += ptx::threads()) {
@@ -73,14 +74,14 @@ struct State {
 };
 
 // S, z and the stabiliser of the keys before the block's segment, or all of them.
-template <class Element>
-struct KeyState : State<Element> {
-    using typename State<Element>::Real;
-    using State<Element>::p;
-    using State<Element>::State;
+template <class Memory>
+struct KeyState : State<Memory> {
+    using typename State<Memory>::Real;
+    using State<Memory>::p;
+    using State<Memory>::State;
 
     // The state handed in, or empty sums. A barrier must follow.
-    DEVICE void initial(const Tiles<Element>& tiles) {
+    DEVICE void initial(const Tiles<Memory>& tiles) {
         if (!p.state_s) return empty(tiles);
         const Place& place = tiles.place;
         const Real* given_s = place.given<Real>(p.state_s, p.state_s_strides) + place.first_column(p);
@@ -92,13 +93,13 @@ struct KeyState : State<Element> {
         tiles.set_stabilizer(stabilizer ? *stabilizer : negative_infinity<Real>());
     }
 
-    DEVICE void empty(const Tiles<Element>& tiles) {
+    DEVICE void empty(const Tiles<Memory>& tiles) {
         this->clear();
         tiles.set_stabilizer(negative_infinity<Real>());
     }
 
     // What enters the block's segment; a full scan reads the sums of all keys.
-    DEVICE void enter(const Tiles<Element>& tiles) {
+    DEVICE void enter(const Tiles<Memory>& tiles) {
         if (p.segments == 1) {
             initial(tiles);
             return ptx::barrier_sync();
@@ -110,20 +111,20 @@ struct KeyState : State<Element> {
     }
 
     // Adds the loaded keys, whose features are used up.
-    DEVICE void absorb_keys(const Tiles<Element>& tiles) {
+    DEVICE void absorb_keys(const Tiles<Memory>& tiles) {
         bool has_decay = decays(p);
         if (has_decay) {
             tiles.scale_features(tiles.key_phi, tiles.rows->to_end);
             ptx::barrier_sync();
         }
-        using Math = typename Arithmetic<Element>::SumsMath;
+        using Math = typename Arithmetic<typename Memory::Element>::SumsMath;
         const Real* ones = nullptr;
         this->template absorb<Math>(tiles.key_phi, tiles.values, ones, has_decay ? tiles.rows->decay : Real(1));
         ptx::barrier_sync();
     }
 
     // The state after the last key.
-    DEVICE void store_final(const Tiles<Element>& tiles) const {
+    DEVICE void store_final(const Tiles<Memory>& tiles) const {
         if (!p.final_s) return;
         int64_t head = tiles.place.state_head(p);
         this->store(static_cast<Real*>(p.final_s) + head * p.features * p.value_width,
@@ -134,8 +135,8 @@ struct KeyState : State<Element> {
 };
 
 // Given log-decay summed over the keys of a segment, by a warp.
-template <class Element>
-DEVICE double segment_log_decay(const Tiles<Element>& tiles) {
+template <class Memory>
+DEVICE double segment_log_decay(const Tiles<Memory>& tiles) {
     const LinearParams& p = tiles.p;
     Range segment = tiles.place.positions(p);
     int64_t end = ptx::min(segment.end - p.first_key, p.keys);

@@ -36,7 +36,7 @@ struct StateOfWarpgroup {
     const LinearMappedParams& params;
     const LinearParams& p;
     const Shared& shared;
-    Tiles<Element> tiles;
+    Tiles<InShared<Element>> tiles;
     int own;
     tile::Turn<kStages> turn;
     Sums state[kBlocks];
@@ -102,8 +102,13 @@ struct StateOfWarpgroup {
         for (int j = 0; j < 8; ++j) {
 #pragma unroll
             for (int mask = Config::kVectors; mask < 32; mask *= 2) sums[j] += ptx::shuffle_xor(sums[j], mask);
-            if (ptx::lane() < Config::kVectors) shared.scratch->z[ptx::warp() * Config::kWidth + 8 * vector() + j] = sums[j];
+            if (ptx::lane() < Config::kVectors) z_of(ptx::warp(), j) = sums[j];
         }
+    }
+
+    // A warp's sum of this thread's j-th feature; those of neighbours lie side by side.
+    DEVICE float& z_of(int warp, int j) const {
+        return shared.scratch->z[warp * Config::kWidth + j * Config::kVectors + vector()];
     }
 
     // Values of rows without a key become zeros, whatever they were.
@@ -126,7 +131,7 @@ struct StateOfWarpgroup {
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             float sum = decay * z[j];
-            for (int warp = 0; warp < 4 * Config::kReaders; ++warp) sum += shared.scratch->z[warp * Config::kWidth + 8 * vector() + j];
+            for (int warp = 0; warp < 4 * Config::kReaders; ++warp) sum += z_of(warp, j);
             z[j] = sum;
         }
     }

@@ -7,11 +7,11 @@
 
 namespace attn::linear {
 
-template <class Element>
+template <class Memory>
 DEVICE void states(const LinearParams& p) {
-    using Real = typename Arithmetic<Element>::Real;
-    Tiles<Element> tiles(p);
-    KeyState<Element> state(p);
+    using Real = typename Memory::Real;
+    Tiles<Memory> tiles(p);
+    KeyState<Memory> state(p);
     state.empty(tiles);
     ptx::barrier_sync();
     Range segment = tiles.place.positions(p);
@@ -28,9 +28,13 @@ DEVICE void states(const LinearParams& p) {
     static_cast<double*>(p.segment_log_decay)[slot] = log_decay;
 }
 
-ATTN_KERNEL(linear_states_f32, states<float>, LinearParams, kThreads)
-ATTN_KERNEL(linear_states_f64, states<double>, LinearParams, kThreads)
-ATTN_KERNEL(linear_states_f16, states<ptx::f16>, LinearParams, kThreads)
-ATTN_KERNEL(linear_states_bf16, states<ptx::bf16>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_f32, states<InShared<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_f64, states<InShared<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_f16, states<InShared<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_bf16, states<InShared<ptx::bf16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_spilled_f32, states<Spilled<float>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_spilled_f64, states<Spilled<double>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_spilled_f16, states<Spilled<ptx::f16>>, LinearParams, kThreads)
+ATTN_KERNEL(linear_states_spilled_bf16, states<Spilled<ptx::bf16>>, LinearParams, kThreads)
 
 }  // namespace attn::linear

@@ -26,7 +26,7 @@ struct Step {
     using Vector = ptx::Vector<Real, kVector>;
 
     const LinearParams& p;
-    Tiles<Element> tiles;
+    Tiles<InShared<Element>> tiles;
     bool is_present;
     // src/gpu/linear/mod.rs adds up the same.
     Real *key, *query, *z, *x_key, *x_query, *sums, *decay;

@@ -41,7 +41,7 @@ struct SweepRows : ChunkRows {
 
 struct SweepScratch {
     // Σ over a warp's rows of features: rows of the block's columns, one for each warp.
-    float sums[8 * 128];
+    alignas(16) float sums[8 * 128];
     // z or r before a chunk, in turns.
     float z[2][128];
     // Largest |state| of a warp's rows.
@@ -114,7 +114,7 @@ struct SweepCopies {
     const SweepShared<Config>& shared;
     // First column of z and the output.
     int first;
-    Tiles<Element> tiles;
+    Tiles<InShared<Element>> tiles;
     tile::Turn<kStages> turn;
 
     const LinearParams& p = params.problem;
@@ -160,7 +160,7 @@ struct SweepCopies {
     DEVICE void weigh_rows(Range chunk, SweepRows& rows) {
         float largest = 0.0f;
 #pragma unroll 1
-        for (int r = 2 * ptx::lane(); r < 2 * ptx::lane() + 2; ++r) {
+        for (int r = ptx::lane(); r < kChunk; r += 32) {
             float factor = 0.0f, d_norm = 0.0f;
             if (tiles.has_query(chunk, r)) read_finish(tiles.query_at(chunk, r), factor, d_norm);
             rows.factor[r] = factor, rows.d_norm[r] = G == Gradient::d_values ? 0.0f : d_norm;
@@ -169,7 +169,7 @@ struct SweepCopies {
         // Brings the largest below 1.
         float unit = p.finish == kNone ? 1.0f : ptx::scale_to(warp_max(largest), -1);
 #pragma unroll 1
-        for (int r = 2 * ptx::lane(); r < 2 * ptx::lane() + 2; ++r) {
+        for (int r = ptx::lane(); r < kChunk; r += 32) {
             float from_start = p.decay == kNoDecay ? 1.0f : rows.from_start[r];
             float to_end = p.decay == kNoDecay ? 1.0f : rows.to_end[r];
             float of_query = from_start * rows.factor[r], of_norm = from_start * rows.d_norm[r];
@@ -215,7 +215,7 @@ struct SweepCopies {
 
 template <Gradient G, class Config>
 DEVICE void copy_chunks(const LinearSweepParams& params, const SweepShared<Config>& shared, int first) {
-    SweepCopies<Config, G>{params, shared, first, Tiles<typename Config::Element>(params.problem), {}}.run();
+    SweepCopies<Config, G>{params, shared, first, Tiles<InShared<typename Config::Element>>(params.problem), {}}.run();
 }
 
 }  // namespace attn::linear

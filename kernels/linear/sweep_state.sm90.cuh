@@ -21,7 +21,7 @@ struct StateOfSweep {
     const Shared& shared;
     // First column of the block's output.
     int first;
-    Tiles<Element> tiles;
+    Tiles<InShared<Element>> tiles;
     int own;
     const LinearParams& p;
     tile::Turn<kStages> turn;
@@ -173,9 +173,11 @@ struct StateOfSweep {
         for (int j = 0; j < 8; ++j) {
 #pragma unroll
             for (int mask = kAcross; mask < 32; mask *= 2) sums[j] += ptx::shuffle_xor(sums[j], mask);
-            int column = ptx::thread() % kAcross * 8 + j;
-            if (ptx::lane() < kAcross) shared.scratch->sums[ptx::warp() * Config::kOuter + column] = sums[j];
         }
+        if (ptx::lane() >= kAcross) return;
+        float* to = shared.scratch->sums + ptx::warp() * Config::kOuter + 8 * ptx::lane();
+        ptx::store_vector(to, ptx::Vector<float, 4>{sums[0], sums[1], sums[2], sums[3]});
+        ptx::store_vector(to + 4, ptx::Vector<float, 4>{sums[4], sums[5], sums[6], sums[7]});
     }
 
     DEVICE void map(const SweepRows& rows) {

@@ -64,9 +64,10 @@ DEVICE int last_lane(bool holds) {
     return last;
 }
 
-template <class Element>
+template <class Memory>
 struct Tiles {
-    using Real = typename Arithmetic<Element>::Real;
+    using Element = typename Memory::Element;
+    using Real = typename Memory::Real;
 
     const LinearParams& p;
     Place place;
@@ -76,12 +77,12 @@ struct Tiles {
     DEVICE explicit Tiles(const LinearParams& params)
         : p(params),
           place(Place::of_block(params)),
-          rows(piece<TileRows<Real>>(params, kPieceRows)),
-          key_phi(tile_piece<Real>(params, kPieceKeyPhi, params.features_row)),
-          query_phi(tile_piece<Real>(params, kPieceQueryPhi, params.features_row)),
-          x(tile_piece<Real>(params, kPieceX, params.width_row)),
-          values(tile_piece<Real>(params, kPieceValues, params.values_row)),
-          weights(tile_piece<Real>(params, kPieceWeights, params.weights_row)) {}
+          rows(piece<Memory, TileRows<Real>>(params, kPieceRows)),
+          key_phi(tile_piece<Memory>(params, kPieceKeyPhi, params.features_row)),
+          query_phi(tile_piece<Memory>(params, kPieceQueryPhi, params.features_row)),
+          x(tile_piece<Memory>(params, kPieceX, params.width_row)),
+          values(tile_piece<Memory>(params, kPieceValues, params.values_row)),
+          weights(tile_piece<Memory>(params, kPieceWeights, params.weights_row)) {}
 
     DEVICE Rows<const Element> head_rows(const void* data, const tile::Strides& strides, int64_t head, int64_t count,
                                          int width) const {

@@ -2,6 +2,9 @@
 #pragma once
 
 #include "device.cuh"
+#ifdef ATTN_EMULATOR
+#include <type_traits>
+#endif
 
 namespace attn::ptx {
 
@@ -11,12 +14,22 @@ struct alignas(sizeof(T) * N) Vector {
     T value[N];
 };
 
+#ifdef ATTN_EMULATOR
+// The host's access is one, too.
+template <int kBytes>
+using UpTo8 = std::conditional_t<kBytes == 8, uint64_t, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>;
+template <int kBytes>
+using Bits = std::conditional_t<kBytes == 16, unsigned __int128, UpTo8<kBytes>>;
+#endif
+
 template <class T, int N>
 DEVICE Vector<T, N> load_vector(const T* source) {
 #ifdef ATTN_EMULATOR
     emulator::check_aligned(source, sizeof(Vector<T, N>), "load_vector");
-#endif
+    return bit_cast<Vector<T, N>>(*reinterpret_cast<const Bits<sizeof(T) * N>*>(source));
+#else
     return *reinterpret_cast<const Vector<T, N>*>(source);
+#endif
 }
 
 template <class T, int N>
@@ -24,8 +37,10 @@ DEVICE void store_vector(T* target, const Vector<T, N>& vector) {
 #ifdef ATTN_EMULATOR
     emulator::check_aligned(target, sizeof(Vector<T, N>), "store_vector");
     emulator::wrote(target, sizeof(Vector<T, N>));
-#endif
+    *reinterpret_cast<Bits<sizeof(T) * N>*>(target) = bit_cast<Bits<sizeof(T) * N>>(vector);
+#else
     *reinterpret_cast<Vector<T, N>*>(target) = vector;
+#endif
 }
 
 // From global memory that no thread writes during the launch (ld.global.nc), 4, 8 or 16 bytes.

@@ -14,7 +14,7 @@ namespace attn::quadratic {
 template <class Config>
 struct BiasPart {
     using Real = typename Config::Real;
-    static constexpr int kRow = Config::kOthers + 1;
+    static constexpr int kRow = Config::kOthers + 4;
     static constexpr int kDiagonals = Config::kRows + Config::kOthers - 1;
     static_assert(kDiagonals <= kThreads, "a thread per diagonal");
 
@@ -35,7 +35,7 @@ struct BiasPart {
     // `key` counts from the first one of the block's first tile. The barriers of the ring keep tiles apart.
     DEVICE void add(typename Config::Scores& tile, int row, int key) {
         if (d_logits == nullptr) return;
-        tile.each([&](int r, int column, Real& x) { d_logits[(row + r) * kRow + column] = x; });
+        tile.put([&](int r, int column, Real x) { d_logits[(row + r) * kRow + column] = x; });
         ptx::barrier_sync();
         int diagonal = ptx::thread();
         if (diagonal >= kDiagonals) return;

@@ -15,6 +15,24 @@ enum class Inner { neighbours, apart };
 DEVICE int block_row(int i) { return ptx::lane() / 4 + 8 * (i / 2); }
 DEVICE int block_column(int i) { return 2 * (ptx::lane() % 4) + i % 2; }
 
+// x(0) and x(1), the lane's neighbours in a row of a tile whose rows are 4 banks apart: rows g and columns 2t then meet in
+// banks 4g + 2t, unless half of the lanes take the second number first.
+DEVICE int first_of_neighbours() { return ptx::lane() % 4 / 2; }
+
+template <class Real, class Read>
+DEVICE void read_neighbours(Real& first, Real& second, Read read) {
+    int at = first_of_neighbours();
+    Real x = read(at), y = read(1 - at);
+    first = at ? y : x, second = at ? x : y;
+}
+
+template <class Real, class Write>
+DEVICE void write_neighbours(Real first, Real second, Write write) {
+    int at = first_of_neighbours();
+    write(at, at ? second : first);
+    write(1 - at, at ? first : second);
+}
+
 // A number for each of the 16·M rows of an accumulator; lanes that share a row hold the same number.
 template <class Real, int M>
 struct RowValues {
@@ -114,6 +132,39 @@ struct Accumulator {
             for (int n = 0; n < N; ++n) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) f(16 * m + block_row(i), 8 * n + block_column(i), value[m][n][i]);
+            }
+        }
+    }
+
+    // Takes the numbers from a row-major tile, read(row, column), and puts them into one, write(row, column, value).
+    template <class Read>
+    DEVICE void take(Read read) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; i += 2) {
+                    int row = 16 * m + block_row(i), column = 8 * n + block_column(0);
+                    Real(&x)[4] = value[m][n];
+                    read_neighbours(x[i], x[i + 1], [&](int at) -> Real { return read(row, column + at); });
+                }
+            }
+        }
+    }
+
+    template <class Write>
+    DEVICE void put(Write write) const {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; i += 2) {
+                    int row = 16 * m + block_row(i), column = 8 * n + block_column(0);
+                    const Real(&x)[4] = value[m][n];
+                    write_neighbours(x[i], x[i + 1], [&](int at, Real y) { write(row, column + at, y); });
+                }
             }
         }
     }

@@ -147,8 +147,10 @@ DEVICE void load(const SwizzledTile<Element>& into, const Rows<const Element>& f
             ptx::cp_async_16(to, present > 0 ? from.row(row) + c : from.data, present > 0);
             continue;
         }
+        ptx::Vector<Element, kVector> x;
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) to[i] = i < present ? from.row(row)[c + i] : Element{};
+        for (int i = 0; i < kVector; ++i) x.value[i] = i < present ? from.row(row)[c + i] : Element{};
+        ptx::store_vector(to, x);
     }
 }
 

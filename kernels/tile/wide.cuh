@@ -24,8 +24,8 @@ struct WideTile {
 // Distance of rows, in elements, for rows of `width` numbers: 4 modulo 32, and rows at multiples of 16 bytes. With g = lane/4
 // and t = lane%4, a lane reads row g of what is stored along the inner dimension and column g of what is stored across it.
 // Of f32, g rows and `apart` indices are 4g + t banks on, columns and `neighbours` 8t + g: 32 different ones. Of f64, whose
-// half-warps have 16 banks of 8 bytes, 4g + t and, `apart`, 4t + g are. Twice as long as they could take loads of f32 along
-// the left operand's rows with a right operand across, and of f64 across with a left operand in registers.
+// half-warps have 16 banks of 8 bytes, 4g + t and, `apart`, 4t + g are. `neighbours` of f32 along rows and of f64 across them
+// are read in the order of `read_neighbours`.
 DEVICE constexpr int wide_row(int width) { return (width + 31) / 32 * 32 + 4; }
 
 // From a lane's first inner index of a step to its second.
@@ -46,8 +46,15 @@ struct WideLeftRows {
     template <Inner kInner>
     DEVICE typename Math::Left fragment(int m, int k) const {
         auto block = tile.from(16 * m + ptx::lane() / 4, k + inner_index<kInner>());
-        constexpr int kNext = distance(kInner);
-        return Math::left({block.at(0, 0), block.at(0, kNext), block.at(8, 0), block.at(8, kNext)});
+        if constexpr (kInner == Inner::neighbours) {
+            typename Math::Real x[4];
+            read_neighbours(x[0], x[1], [&](int at) { return block.at(0, at); });
+            read_neighbours(x[2], x[3], [&](int at) { return block.at(8, at); });
+            return Math::left(x);
+        } else {
+            constexpr int kNext = distance(kInner);
+            return Math::left({block.at(0, 0), block.at(0, kNext), block.at(8, 0), block.at(8, kNext)});
+        }
     }
 };
 
@@ -87,9 +94,18 @@ struct WideRightRows {
     template <Inner kInner>
     DEVICE void fragments(int n, int k, typename Math::Right (&pair)[2]) const {
         auto block = tile.from(k + inner_index<kInner>(), 8 * n + ptx::lane() / 4);
-        constexpr int kNext = distance(kInner);
-        pair[0] = Math::right({block.at(0, 0), block.at(kNext, 0)});
-        pair[1] = Math::right({block.at(0, 8), block.at(kNext, 8)});
+        if constexpr (kInner == Inner::neighbours && sizeof(typename Math::Real) == sizeof(double)) {
+            typename Math::Real x[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                read_neighbours(x[0], x[1], [&](int at) { return block.at(at, 8 * i); });
+                pair[i] = Math::right(x);
+            }
+        } else {
+            constexpr int kNext = distance(kInner);
+            pair[0] = Math::right({block.at(0, 0), block.at(kNext, 0)});
+            pair[1] = Math::right({block.at(0, 8), block.at(kNext, 8)});
+        }
     }
 };
 

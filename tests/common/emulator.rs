@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread::JoinHandle;
 
@@ -21,17 +22,29 @@ pub enum Sanitizer {
     None,
     Address,
     Thread,
+    /// Counts passes through the banks of shared memory.
+    Counters,
+}
+
+/// What a launch did to the banks of shared memory.
+#[derive(Debug, Clone)]
+pub struct Banks {
+    pub kernel: String,
+    /// By all lanes of a warp at once, those of `ldmatrix` aside.
+    pub accesses: u64,
+    /// Passes beyond the first of each access, those of `ldmatrix` among them.
+    pub extra_passes: u64,
 }
 
 /// The runner with a sanitizer, compiled when first asked for; or why there is none.
 pub fn get(sanitizer: Sanitizer) -> Result<&'static Emulator, &'static str> {
-    static ALL: [OnceLock<Result<Emulator, String>>; 3] = [const { OnceLock::new() }; 3];
+    static ALL: [OnceLock<Result<Emulator, String>>; 4] = [const { OnceLock::new() }; 4];
     ALL[sanitizer as usize].get_or_init(|| Emulator::compile(sanitizer, "")).as_ref().map_err(String::as_str)
 }
 
 /// The runner with a sanitizer for the emulator's own checks: that of all kernels if these are tested with it.
 pub fn for_checks(sanitizer: Sanitizer) -> Result<&'static Emulator, &'static str> {
-    static SMALL: [OnceLock<Result<Emulator, String>>; 3] = [const { OnceLock::new() }; 3];
+    static SMALL: [OnceLock<Result<Emulator, String>>; 4] = [const { OnceLock::new() }; 4];
     if extent::is_all() || sanitizer == Sanitizer::None {
         return get(sanitizer);
     }
@@ -64,6 +77,7 @@ impl Emulator {
             Sanitizer::None => "",
             Sanitizer::Address => "address",
             Sanitizer::Thread => "thread",
+            Sanitizer::Counters => "counters",
         };
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator").join(name).join(only);
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/build.sh");
@@ -110,6 +124,28 @@ impl Emulator {
             Ok(status) if status.success() => dumped.map_err(|error| format!("{}: {error}", file.display())),
             other => Err(format!("--dump-primitives: {other:?}")),
         }
+    }
+
+    /// Runs the launches once and says what each did to the banks of shared memory; the runner is that of `Counters`.
+    pub fn count_banks(&self, plan: &Plan, tensors: &[Tensor]) -> Result<(Vec<Banks>, Outputs), String> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let [asked, answered] = ["request", "response"].map(|extension| {
+            let name = format!("count-{}-{number}", std::process::id());
+            self.folder.join(name).with_extension(extension)
+        });
+        let failed = |error| format!("the emulator gave no answer: {error}");
+        fs::write(&asked, request(plan, tensors, &[0])?).map_err(failed)?;
+        let ran = Command::new(self.folder.join("runner")).arg("--counters").args([&asked, &answered]).output();
+        let response = fs::read(&answered);
+        [asked, answered].iter().for_each(|file| drop(fs::remove_file(file)));
+        let ran = ran.map_err(failed)?;
+        if !ran.status.success() {
+            return Err(format!("{}({})\n{plan}", String::from_utf8_lossy(&ran.stderr), ran.status));
+        }
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        let banks = banks(&said).ok_or_else(|| format!("what the emulator says is no count of banks:\n{said}"))?;
+        Ok((banks, outputs(&response.map_err(failed)?, tensors, &[0])?))
     }
 
     /// Runs the launches once per seed from the same contents; all seeds must give the same bits.
@@ -181,6 +217,27 @@ impl Server {
         let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
         format!("{}({status})\n", errors.join().unwrap_or_default())
     }
+}
+
+/// Reads what `--counters` prints: a line for each launch, one for its accesses, and one for each place in the code.
+fn banks(said: &str) -> Option<Vec<Banks>> {
+    let number = |words: &[&str], word: &str| -> Option<u64> {
+        let at = words.iter().position(|&other| other == word)?;
+        words.get(at.checked_sub(1)?)?.parse().ok()
+    };
+    let mut lines = said.lines().filter(|line| !line.trim_start().starts_with("code "));
+    let mut all = Vec::new();
+    while let Some(launch) = lines.next() {
+        let (kernel, products) = launch.split_once(',')?;
+        let products: Vec<&str> = products.split_whitespace().collect();
+        let accesses: Vec<&str> = lines.next()?.split_whitespace().collect();
+        all.push(Banks {
+            kernel: kernel.to_string(),
+            accesses: number(&accesses, "ordinary")?,
+            extra_passes: number(&accesses, "extra")? + number(&products, "bank")?,
+        });
+    }
+    Some(all)
 }
 
 /// A request's bytes.

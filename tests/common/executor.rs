@@ -7,7 +7,7 @@ use attn_kernels::gpu::plan::{Argument, Plan};
 use attn_kernels::problem::Operand as _;
 
 use super::buffers::Operand;
-use super::emulator::{self, Sanitizer};
+use super::emulator::{self, Banks, Sanitizer};
 #[cfg(feature = "gpu")]
 use super::gpu;
 
@@ -47,6 +47,8 @@ pub type Outputs = BTreeMap<Argument, Vec<u8>>;
 pub enum Executor {
     /// The emulator, once per seed.
     Emulator(Sanitizer),
+    /// The emulator, once, with what each launch did to the banks of shared memory.
+    Counter(Arc<Mutex<Vec<Banks>>>),
     /// The first GPU that this build can use, twice.
     Gpu,
     /// Nobody: outputs are 0, and the plans are kept.
@@ -56,7 +58,7 @@ pub enum Executor {
 impl Executor {
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Emulator(_) => "emulator",
+            Self::Emulator(_) | Self::Counter(_) => "emulator",
             Self::Gpu => "gpu",
             Self::Recorder(_) => "recorder",
         }
@@ -64,7 +66,7 @@ impl Executor {
 
     pub fn is_available(&self) -> bool {
         match self {
-            Self::Emulator(_) => emulator::is_available(),
+            Self::Emulator(_) | Self::Counter(_) => emulator::is_available(),
             #[cfg(feature = "gpu")]
             Self::Gpu => gpu::device().is_ok(),
             #[cfg(not(feature = "gpu"))]
@@ -88,6 +90,11 @@ impl Executor {
     pub fn run(&self, plan: &Plan, tensors: &[Tensor], seeds: &[u32]) -> Result<Outputs, String> {
         match self {
             Self::Emulator(sanitizer) => emulator::get(*sanitizer)?.run(plan, tensors, seeds),
+            Self::Counter(all) => {
+                let (banks, outputs) = emulator::get(Sanitizer::Counters)?.count_banks(plan, tensors)?;
+                all.lock().unwrap().extend(banks);
+                Ok(outputs)
+            }
             #[cfg(feature = "gpu")]
             Self::Gpu => gpu::run(plan, tensors),
             #[cfg(not(feature = "gpu"))]

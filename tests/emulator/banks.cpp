@@ -3,22 +3,28 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include "block.hpp"
 
 namespace emulator {
 
-// What the lanes of a warp do together: their n-th access at one place in the code.
+// What the lanes of a warp do together: their n-th access at one place in the code since what they last did as a warp.
 struct Access {
     uint32_t lanes = 0;  // a bit for each that has come
     uint32_t addresses[32];
 };
 
+// A thread's accesses at a place since its warp's last rendezvous.
+struct Count {
+    uint32_t generation, number;
+};
+
 struct Place {
     int bytes;
-    std::vector<uint32_t> count;              // of each thread's accesses in this block
-    std::map<uint64_t, Access> under_way;     // by warp and count
+    std::vector<Count> counts;                                                    // of this block's threads
+    std::map<std::tuple<int, uint32_t, uint32_t>, Access> under_way;  // by warp, generation and number
     uint64_t accesses = 0, extra_passes = 0;
 };
 
@@ -53,7 +59,7 @@ void end_block_of_accesses() {
     for (auto& [line, place] : places) {
         for (const auto& [number, access] : place.under_way) finish(place, access);
         place.under_way.clear();
-        place.count.clear();
+        place.counts.clear();
     }
 }
 
@@ -75,15 +81,19 @@ void print_accesses() {
     if (offset < 0 || size_t(offset) >= block.shared_bytes) return;
     Place& place = places[static_cast<const char*>(line)];
     place.bytes = bytes;
-    place.count.resize(size_t(here.threads));
-    uint64_t number = uint64_t(place.count[size_t(here.thread)]++) * 32 + uint64_t(here.thread / 32);
-    Access& together = place.under_way[number];
+    place.counts.resize(size_t(here.threads));
+    Count& count = place.counts[size_t(here.thread)];
+    int warp = here.thread / 32;
+    uint32_t generation = block.warps[size_t(warp)].generation;
+    if (count.generation != generation) count = {generation, 0};
+    auto key = std::make_tuple(warp, generation, count.number++);
+    Access& together = place.under_way[key];
     int lane = here.thread % 32;
     together.addresses[lane] = uint32_t(offset);
     together.lanes |= 1u << lane;
     if (together.lanes != ~0u) return;
     finish(place, together);
-    place.under_way.erase(number);
+    place.under_way.erase(key);
 }
 
 }  // namespace emulator

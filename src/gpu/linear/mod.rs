@@ -179,15 +179,19 @@ impl<'a> Planner<'a> {
         self.plan.launch(kernel, [grid(blocks), 1, 1], threads as u32, shared as u32, &self.params);
     }
 
-    /// Adds a launch for every segment of every state head and value tile, with memory for `pieces`.
+    /// Adds a launch for every segment of every state head and value tile, with memory for `pieces`: of the kernel that has
+    /// them all in shared memory, or of the one that asks of each where it lies.
     fn launch_sweep(&mut self, kernel: &str, pieces: &[Piece]) {
         let blocks = self.blocks() * self.params.segments as usize;
         let memory = Memory::new(&self.params, pieces, self.real(), self.facts);
         self.params.pieces = memory.pieces;
         self.params.spill_bytes = memory.spilled as i64;
-        let spill = (memory.spilled > 0).then(|| self.plan.workspace(memory.spilled * blocks));
-        self.params.spill = spill.into();
-        self.launch(kernel, blocks, memory.shared);
+        if memory.spilled == 0 {
+            self.params.spill = Pointer::default();
+            return self.launch(kernel, blocks, memory.shared);
+        }
+        self.params.spill = self.plan.workspace(memory.spilled * blocks).into();
+        self.launch(&format!("{kernel}_spilled"), blocks, memory.shared);
     }
 
     /// The numbers of keys that the mask leaves, where outputs are divided by them.

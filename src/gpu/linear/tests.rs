@@ -99,7 +99,7 @@ fn one_token_takes_one_launch() {
     assert_eq!(launches(&joint), [("linear_step_bf16", 64), ("linear_normalize_bf16", 1)]);
     let many_features =
         problem([1, 16, 1, 256, 64], DType::F64, Map::Plain(FeatureMap::Taylor), Scan::Causal, NORMALIZE);
-    assert_eq!(forward(&many_features, &DeviceFacts::H200).launches[0].kernel, "linear_outputs_f64");
+    assert_eq!(forward(&many_features, &DeviceFacts::H200).launches[0].kernel, "linear_outputs_spilled_f64");
 }
 
 #[test]

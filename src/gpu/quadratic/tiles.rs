@@ -97,7 +97,7 @@ impl Config {
         let (own, other) = (self.tile(ROWS, self.columns), self.tile(self.others, self.columns));
         self.best(facts, |is_resident, stages| {
             let resident: usize = widths.iter().map(|&width| self.piece(self.tile(ROWS, width))).sum();
-            let diagonals = if has_bias { self.reals(ROWS * (self.others + 1)) } else { 0 };
+            let diagonals = if has_bias { self.reals(ROWS * (self.others + 4)) } else { 0 };
             let stage = 2 * other + if is_resident { 0 } else { 2 * own };
             let kept = if is_resident { resident } else { 0 };
             kept + self.piece(stages * stage) + self.reals(stages * 2 * self.others) + diagonals
