@@ -156,8 +156,9 @@ struct SweepCopies {
         }
     }
 
-    // Weights of the rows, two by each lane; decays are there.
+    // Weights of the rows; other lanes have written their decays.
     DEVICE void weigh_rows(Range chunk, SweepRows& rows) {
+        ptx::warp_sync();
         float largest = 0.0f;
 #pragma unroll 1
         for (int r = ptx::lane(); r < kChunk; r += 32) {
