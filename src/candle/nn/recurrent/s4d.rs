@@ -19,7 +19,7 @@ use crate::convolution::ConvolutionOptions;
 use crate::scan::{ScanOptions, s4d_lin};
 
 /// Steps that a kernel is made for; between the chunks there are states.
-const CHUNK: usize = 64;
+const CHUNK: usize = 32;
 
 #[derive(Debug, Clone)]
 pub(in crate::candle::nn) struct S4d {
