@@ -191,7 +191,8 @@ impl Attention {
     /// The mask is read on the host; unless all padding is on the right, x and the result are reordered.
     ///
     /// # Errors
-    /// An x of another shape or dtype, or on another device; a mask of another shape or dtype.
+    /// An x of another shape or dtype, or on another device; a mask of another shape or dtype; a layer of RWKV-7 behind the
+    /// first, which works in a model alone.
     pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
         gathered(x, key_mask, |x, batch| self.forward_batch(x, batch, &mut FirstValues::default()))
     }
