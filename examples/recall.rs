@@ -65,6 +65,11 @@ enum Mechanism {
     /// With as many states of a channel
     Mamba,
     Lightning,
+    Rwkv7,
+    /// With as many complex numbers for a channel
+    S4d,
+    /// With half of its square of complex numbers
+    Lru,
 }
 
 impl Mechanism {

@@ -71,7 +71,7 @@ pub struct Chart<'a> {
 }
 
 /// Colours that remain distinct to the colour-blind (Okabe and Ito; Tol for recurrent layers), and grey.
-const COLOURS: [(&str, RGBColor); 17] = [
+const COLOURS: [(&str, RGBColor); 20] = [
     ("softmax", RGBColor(0, 0, 0)),
     ("linear", RGBColor(0, 114, 178)),
     ("performer", RGBColor(213, 94, 0)),
@@ -87,6 +87,9 @@ const COLOURS: [(&str, RGBColor); 17] = [
     ("mamba2", RGBColor(68, 170, 153)),
     ("mamba", RGBColor(0, 85, 90)),
     ("lightning", RGBColor(17, 119, 51)),
+    ("rwkv7", RGBColor(136, 204, 238)),
+    ("s4d", RGBColor(153, 153, 51)),
+    ("lru", RGBColor(187, 85, 102)),
     ("hybrid", RGBColor(221, 204, 119)),
     ("", RGBColor(130, 130, 130)),
 ];

@@ -10,7 +10,7 @@ pub fn of_step(decoding: &Decoding<'_>, weights: usize) -> (f64, f64) {
     let (mut flops, mut bytes) = (2 * batch * weights, size_of::<f32>() * weights);
     for (block, cache) in decoding.model.blocks().iter().zip(decoding.cache.layers()) {
         let mechanism = &block.attention().config().mechanism;
-        let is_rule = matches!(mechanism.name(), "deltanet" | "gated_deltanet" | "kda");
+        let is_rule = matches!(mechanism.name(), "deltanet" | "gated_deltanet" | "kda" | "rwkv7");
         let are_sums = matches!(mechanism.name(), "linear" | "performer" | "norm" | "retention");
         let times = if are_sums || mechanism.is_recurrent() { 2 } else { 1 };
         // A delta rule looks up what the state holds before it changes it.

@@ -27,8 +27,13 @@ pub fn config(mechanism: &str, width: usize, state_width: usize) -> Result<Langu
         Mechanism::Retention { log_decay, .. } => *log_decay = Some(vec![(-1.0f64 / 256.0).ln_1p()]),
         Mechanism::Gla { key_width, .. } => *key_width = Some(state_width),
         Mechanism::Mamba2 { key_width, .. } => *key_width = state_width,
-        Mechanism::Mamba { states, .. } => {
+        Mechanism::Mamba { states, .. } | Mechanism::S4d { states } => {
             *states = state_width;
+            config.attention.head_width = None;
+        }
+        // As many numbers as a state of that width.
+        Mechanism::Lru { states, .. } => {
+            *states = Some((state_width * state_width).div_ceil(2));
             config.attention.head_width = None;
         }
         _ => {}

@@ -66,7 +66,11 @@ impl Settings {
     fn model(&self) -> Result<LanguageModelConfig> {
         let name = self.mechanism.as_str();
         // Blocks without a feed-forward part weigh half as much.
-        let layers = if matches!(name, "gau" | "flash" | "mamba2" | "mamba") { 2 * self.layers } else { self.layers };
+        let layers = if matches!(name, "gau" | "flash" | "mamba2" | "mamba" | "s4d" | "lru") {
+            2 * self.layers
+        } else {
+            self.layers
+        };
         let mut config = LanguageModelConfig::named(name, 256, self.width, layers, self.heads)?;
         if let Mechanism::Flash { chunk, .. } = &mut config.attention.mechanism {
             // Four chunks in a window, so that the part between chunks learns too.

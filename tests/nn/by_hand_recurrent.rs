@@ -10,17 +10,17 @@ use attn_kernels::reference::{self, Array, ConvolutionInputs, SelectiveScan};
 use super::by_hand::{ByHand, join, silu, split, times};
 
 /// Columns of [1, B, N, width].
-fn columns(x: &Array, first: usize, count: usize) -> Array {
+pub fn columns(x: &Array, first: usize, count: usize) -> Array {
     let [_, batch, rows, _] = x.shape;
     Array::from_fn([1, batch, rows, count], |[_, b, i, c]| x.row(0, b, i)[first + c])
 }
 
-fn map(mut x: Array, f: impl Fn(f64) -> f64) -> Array {
+pub fn map(mut x: Array, f: impl Fn(f64) -> f64) -> Array {
     x.data.iter_mut().for_each(|x| *x = f(*x));
     x
 }
 
-fn sigmoid(x: f64) -> f64 {
+pub fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
@@ -148,6 +148,9 @@ impl ByHand<'_> {
                 let gate = map(self.project(x, "output_gate"), sigmoid);
                 self.project(&times(self.normed(&out, "norm", epsilon), &gate), "out_proj")
             }
+            Mechanism::Rwkv7 { .. } => self.rwkv7(x, key_mask),
+            Mechanism::S4d { .. } => self.s4d(x),
+            Mechanism::Lru { .. } => self.lru(x),
             _ => panic!("not a recurrent layer"),
         }
     }

@@ -67,6 +67,9 @@ fn sums_are_constant_and_rows_bounded() -> Result<()> {
                         let inner = config.head_width();
                         (inner * states / 4, convolution - 1, inner)
                     }
+                    Mechanism::Rwkv7 { .. } => (0, 1, heads * config.head_width().pow(2) + WIDTH),
+                    Mechanism::S4d { states } => (2 * WIDTH * states / 4, 0, 0),
+                    Mechanism::Lru { states, .. } => (0, 2, states.unwrap_or(WIDTH)),
                     _ => (4, 0, 0),
                 };
                 let state_heads = if matches!(mechanism, Mechanism::Gla { .. }) { key_heads } else { heads };

@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod by_hand_recurrent;
+mod by_hand_states;
 mod caches;
 mod checkpoints;
 mod configs;
@@ -20,6 +21,7 @@ mod rotary;
 mod running;
 mod sampling;
 mod sequences;
+mod states;
 
 use std::path::PathBuf;
 
@@ -77,6 +79,9 @@ fn layers() -> Vec<AttentionConfig> {
         let mechanism = Mechanism::Mamba { states, rank, convolution: 4, convolution_bias };
         AttentionConfig::new(WIDTH, 1, mechanism)
     };
+    let rwkv7 = |ranks, place| Mechanism::Rwkv7 { ranks, place, epsilon: 0.01 };
+    let alone = |mechanism| AttentionConfig::new(WIDTH, 1, mechanism);
+    let lru = |states, radii, phase| Mechanism::Lru { states, radii, phase };
     vec![
         heads(Mechanism::default()),
         plain(heads(Mechanism::Softmax { window: Some(5), soft_cap: Some(2.0) })),
@@ -112,6 +117,12 @@ fn layers() -> Vec<AttentionConfig> {
         AttentionConfig { bias: true, head_width: Some(9), ..mamba(4, None, false) },
         recurrent(lightning(Slopes::Geometric, None)),
         plain(recurrent(lightning(Slopes::Linear, Some([1, 3])))),
+        recurrent(rwkv7(Some([3, 2, 2, 3]), None)),
+        AttentionConfig { bias: true, head_width: Some(3), ..recurrent(rwkv7(None, Some([0, 3]))) },
+        alone(Mechanism::S4d { states: 5 }),
+        AttentionConfig { bias: true, ..alone(Mechanism::S4d { states: 1 }) },
+        alone(lru(None, [0.0, 1.0], 6.0)),
+        AttentionConfig { bias: true, ..alone(lru(Some(5), [0.5, 0.9], 1.0)) },
     ]
 }
 

@@ -192,6 +192,9 @@ fn logits_do_not_depend_on_neighbours_and_threads() -> Result<()> {
         ("mamba2", DType::F32),
         ("kda", DType::BF16),
         ("gla", DType::F32),
+        ("rwkv7", DType::BF16),
+        ("s4d", DType::F32),
+        ("lru", DType::F32),
     ] {
         let config = LanguageModelConfig::named(name, 300, 96, 2, 4)?;
         let variables = VarMap::new();
@@ -223,7 +226,7 @@ fn logits_do_not_depend_on_neighbours_and_threads() -> Result<()> {
 #[test]
 fn caches_of_a_list_are_picked_stored_and_cut() -> Result<()> {
     let prompts = [&[1u32, 2, 3, 4, 5, 6, 7][..], &[8, 9], &[10, 0, 5, 5]];
-    for name in ["softmax", "retention", "flash", "gau", "gated_deltanet", "mamba2"] {
+    for name in ["softmax", "retention", "flash", "gau", "gated_deltanet", "mamba2", "rwkv7", "s4d", "lru"] {
         let (_, model) = model(name, DType::F32)?;
         let mut caches = vec![model.cache()?; 3];
         model.next_logits_each(&prompts, &mut caches)?;

@@ -9,12 +9,13 @@ use candle_nn::VarMap;
 
 use super::{WIDTH, assert_close, assert_refused, distance, enlarge, layer, layers, random};
 
-pub const KINDS: [&str; 7] = ["gla", "deltanet", "gated_deltanet", "kda", "mamba2", "mamba", "lightning"];
+/// The chain of parts that [`Mechanism`] says, and Mamba.
+const CHAINS: [&str; 7] = ["gla", "deltanet", "gated_deltanet", "kda", "mamba2", "mamba", "lightning"];
 
 /// 256 tokens one by one are those of one pass over all of them.
 #[test]
 fn many_greedy_steps_equal_one_pass() -> Result<()> {
-    for name in KINDS.into_iter().chain(["hybrid"]) {
+    for name in CHAINS.into_iter().chain(["rwkv7", "s4d", "lru", "hybrid"]) {
         let config = LanguageModelConfig::named(name, 50, 32, 4, 2)?;
         let variables = VarMap::new();
         let model = LanguageModel::new(&config, seeded_weights(&variables, 7, DType::F32, &Device::Cpu))?;
@@ -89,7 +90,7 @@ fn configurations() -> Result<()> {
         let config: AttentionConfig = serde_json::from_str(&json).map_err(candle_core::Error::wrap)?;
         Attention::new(&config, seeded_weights(&VarMap::new(), 0, DType::F32, &Device::Cpu)).map(|_| ())
     };
-    for name in KINDS.into_iter().filter(|name| *name != "mamba") {
+    for name in CHAINS.into_iter().filter(|name| *name != "mamba") {
         let kind = format!(r#""mechanism":{{"kind":"{name}"}}"#);
         with(&kind)?;
         assert_refused(with(&format!(r#"{kind},"causal":false"#)), &["`causal` is false", name]);

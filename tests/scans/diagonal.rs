@@ -244,3 +244,40 @@ fn gradients_of_the_reference_are_differences() {
         }
     }
 }
+
+/// Channels of several dimensions are those of one, with their gradients.
+#[test]
+fn channels_may_have_dimensions() -> Result<()> {
+    let x = |name: &str, dims: &[usize]| {
+        let mut random = Random::new(name);
+        Var::from_vec((0..dims.iter().product()).map(|_| random.normal()).collect::<Vec<f64>>(), dims, &Device::Cpu)
+    };
+    let [re, im] = [x("re", &[1, 1, 3, 2, 4])?, x("im", &[1, 1, 3, 2, 4])?];
+    let [b_re, b_im] = [x("b re", &[2, 5, 3, 2, 4])?, x("b im", &[2, 5, 3, 2, 4])?];
+    let [s_re, s_im] = [x("s re", &[2, 3, 2, 4])?, x("s im", &[2, 3, 2, 4])?];
+    let scan = |flat: bool| -> Result<Vec<Tensor>> {
+        let shaped =
+            |x: &Var, steps: usize| if flat { x.reshape((x.dim(0)?, steps, 24)) } else { Ok(x.as_tensor().clone()) };
+        let state = [&s_re, &s_im].map(|x| if flat { x.flatten_from(1) } else { Ok(x.as_tensor().clone()) });
+        let ([a_re, a_im], [b_re, b_im]) = ([&re, &im].map(|x| shaped(x, 1)), [&b_re, &b_im].map(|x| shaped(x, 5)));
+        let ([s_re, s_im], options) = (state, ScanOptions::default());
+        let (h, last) =
+            complex_diagonal_scan_with_state([&a_re?, &a_im?], [&b_re?, &b_im?], &options, Some([&s_re?, &s_im?]))?;
+        Ok([h, last].concat())
+    };
+    let (whole, flat) = (scan(false)?, scan(true)?);
+    assert_eq!((whole[0].dims(), whole[2].dims()), (&[2, 5, 3, 2, 4][..], &[2, 3, 2, 4][..]));
+    let gradients = |all: &[Tensor]| -> Result<_> {
+        let sums = all.iter().map(|x| x.sqr()?.sum_all()).collect::<Result<Vec<_>>>()?;
+        Tensor::stack(&sums, 0)?.sum_all()?.backward()
+    };
+    for (a, b) in whole.iter().zip(&flat) {
+        assert_eq!(numbers(a)?, numbers(b)?);
+    }
+    let (whole, flat) = (gradients(&whole)?, gradients(&flat)?);
+    for input in [&re, &im, &b_re, &b_im, &s_re, &s_im] {
+        let (Some(a), Some(b)) = (whole.get(input), flat.get(input)) else { panic!("no gradient") };
+        assert_eq!(numbers(a)?, numbers(b)?);
+    }
+    Ok(())
+}

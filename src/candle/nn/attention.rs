@@ -6,12 +6,13 @@ use candle_nn::VarBuilder;
 use super::batch::{Batch, gathered, packed_tokens};
 use super::cache::Cache;
 use super::config::AttentionConfig;
+use super::first_values::FirstValues;
 use super::gated::GatedUnit;
 use super::heads::Heads;
 use super::mark::check_mark;
 use super::mechanism::Mechanism;
 use super::pieces::{Piece, cut};
-use super::recurrent::{self, Mamba, Recurrent};
+use super::recurrent::{self, Lru, Mamba, Recurrent, Rwkv7, S4d};
 use super::siblings::ensure_absent;
 use crate::candle::packing::Packing;
 use crate::problem::ensure_value;
@@ -50,6 +51,25 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// y       = (silu(z) ⊙ selective_scan(u, Δ, −e^A, B, C)) W_o
 /// ```
 ///
+/// RWKV-7 (Peng et al. 2025), with x̃ = x_t + μ ⊙ (x_{t−1} − x_t) of a μ for each of r, w, k, v, a and g, and σ the sigmoid:
+///
+/// ```text
+/// r, k, v = x̃_r W_r, x̃_k W_k, x̃_v W_v                 behind the first layer v + σ(b_v + x̃_v V V') ⊙ (v_first − v)
+/// w, a    = exp(−e^{−½} σ(b_w + tanh(x̃_w U) U')), σ(b_a + x̃_a A A')
+/// κ, k    = norm(k ⊙ k_k), k ⊙ (1 + (a − 1) ⊙ k_a)     l2 norm of every head
+/// S_t     = Diag(w) S_{t−1} − (a ⊙ κ) κᵀ S_{t−1} + k vᵀ
+/// y       = ((group_norm(S_tᵀ r) + ⟨r, r_k ⊙ k⟩ v) ⊙ (σ(x̃_g G) G')) W_o
+/// ```
+///
+/// S4D (Gu et al. 2022), of every channel alone, with A = −e^{a} + i·im and Δ of its own, and B = 1; LRU (Orvieto et al. 2023),
+/// with λ = exp(−e^ν + i e^θ):
+///
+/// ```text
+/// h_t     = e^{ΔA} h_{t−1} + A⁻¹ (e^{ΔA} − 1) x_t,  o_t = 2 Re⟨C, h_t⟩ + D ⊙ x_t
+/// h_t     = λ ⊙ h_{t−1} + γ ⊙ B x_t,                o_t = Re(C h_t) + D ⊙ x_t
+/// y       = gelu(o) W ⊙ σ(gelu(o) W_g)                  both
+/// ```
+///
 /// The residual connection and the norm before it are the block's. Gradients: all weights and x.
 ///
 /// | weights | shape | of |
@@ -81,6 +101,15 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// | `output_gate.weight` | `[heads · head_width, width]` | lightning |
 /// | `out_proj.weight` | `[width, heads · head_width]` | Gated DeltaNet, Mamba-2, Mamba, lightning |
 /// | `g_norm_swish_gate.weight`; `o_norm.weight`; `norm.weight` | `[head_width]`; all heads in Mamba-2 and lightning | GLA; DeltaNet, KDA; the others |
+/// | `x_r`, `x_w`, `x_k`, `x_v`, `x_a`, `x_g`; `k_k`, `k_a`; `r_k` | `[1, 1, width]`: μ; `[heads · head_width]`; `[heads, head_width]` | RWKV-7 |
+/// | `r_proj.weight`, `k_proj.weight`, `v_proj.weight`, `o_proj.weight` | `[heads · head_width, width]`, the output across | RWKV-7 |
+/// | `w_lora.lora`, `a_lora.lora`, `v_lora.lora`, `g_lora.lora`, each `.0.weight`, `.2.weight`, `.2.bias` | `[rank, width]`, `[heads · head_width, rank]` and as wide | RWKV-7 (v behind the first layer; g without bias) |
+/// | `g_norm.weight`, `g_norm.bias` | `[heads · head_width]` | RWKV-7 |
+/// | `kernel.log_dt`, `kernel.log_A_real`, `kernel.A_imag`, `kernel.C`, `D` | `[width]`, `[width, states]`, as it, `[width, states, 2]`, `[width]`; in the dtype of sums | S4D |
+/// | `output_linear.0.weight` | `[2 · width, width]`: W, W_g | S4D |
+/// | `nu_log`, `theta_log`, `gamma_log`, `D` | `[states]`, as it, as it, `[width]`; in the dtype of sums | LRU |
+/// | `B_re`, `B_im`; `C_re`, `C_im` | `[states, width]`; `[width, states]` | LRU |
+/// | `out1.weight`, `out2.weight` | `[width, width]`: W, W_g | LRU |
 /// | `….bias` | of every projection, if `bias` is set, but for those in `unbiased` | all |
 /// | `mechanism.<kind>` | `[1]` | all: the [mark](super#checkpoints) |
 ///
@@ -118,6 +147,9 @@ enum Inner {
     Gated(GatedUnit),
     Recurrent(Recurrent),
     Mamba(Mamba),
+    Rwkv7(Rwkv7),
+    S4d(S4d),
+    Lru(Lru),
 }
 
 impl Attention {
@@ -134,6 +166,9 @@ impl Attention {
         let inner = match &config.mechanism {
             gated if gated.is_gated_unit() => Inner::Gated(GatedUnit::new(config, &weights)?),
             Mechanism::Mamba { .. } => Inner::Mamba(Mamba::new(config, &weights)?),
+            Mechanism::Rwkv7 { .. } => Inner::Rwkv7(Rwkv7::new(config, &weights)?),
+            Mechanism::S4d { .. } => Inner::S4d(S4d::new(config, &weights)?),
+            Mechanism::Lru { .. } => Inner::Lru(Lru::new(config, &weights)?),
             recurrent if recurrent.is_recurrent() => Inner::Recurrent(Recurrent::new(config, &weights)?),
             _ => Inner::Heads(Heads::new(config, &weights)?),
         };
@@ -156,9 +191,10 @@ impl Attention {
     /// The mask is read on the host; unless all padding is on the right, x and the result are reordered.
     ///
     /// # Errors
-    /// An x of another shape or dtype, or on another device; a mask of another shape or dtype.
+    /// An x of another shape or dtype, or on another device; a mask of another shape or dtype; a layer of RWKV-7 behind the
+    /// first, which works in a model alone.
     pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        gathered(x, key_mask, |x, batch| self.forward_batch(x, batch))
+        gathered(x, key_mask, |x, batch| self.forward_batch(x, batch, &mut FirstValues::default()))
     }
 
     /// Attention inside each of the sequences that are packed into x `[1, T, width]`, as if it were alone.
@@ -166,10 +202,10 @@ impl Attention {
     /// # Errors
     /// As [`Self::forward_masked`]; sequences that do not cut x, or have other offsets for keys.
     pub fn forward_sequences(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
-        self.forward_batch(x, Batch { sequences: Some(sequences), key_mask: None })
+        self.forward_batch(x, Batch { sequences: Some(sequences), key_mask: None }, &mut FirstValues::default())
     }
 
-    pub(super) fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
+    pub(super) fn forward_batch(&self, x: &Tensor, batch: Batch<'_>, first: &mut FirstValues) -> Result<Tensor> {
         self.check_input("Attention::forward", x)?;
         if let Some(sequences) = batch.sequences {
             let function = "Attention::forward_sequences";
@@ -180,6 +216,9 @@ impl Attention {
             Inner::Gated(unit) => unit.forward(x, batch),
             Inner::Recurrent(layer) => layer.forward(x, batch),
             Inner::Mamba(layer) => layer.forward(x, batch),
+            Inner::Rwkv7(layer) => layer.forward(x, batch, first),
+            Inner::S4d(layer) => layer.forward(x, batch),
+            Inner::Lru(layer) => layer.forward(x, batch),
         }
     }
 
@@ -207,7 +246,8 @@ impl Attention {
     /// FLASH norm that depends on the length of the whole sequence. The cache is then as before.
     pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let rows = 0..x.dims().get(1).copied().unwrap_or(0);
-        self.forward_pieces("Attention::forward_cached", x, vec![Piece { rows, cache }])
+        let pieces = vec![Piece { rows, cache }];
+        self.forward_pieces("Attention::forward_cached", x, pieces, &mut FirstValues::default())
     }
 
     /// The outputs of the next rows of sequences of any lengths, which have a cache each: x `[1, T, width]` holds the rows of
@@ -244,7 +284,7 @@ impl Attention {
     ) -> Result<Tensor> {
         let function = "Attention::forward_sequences_cached";
         let tokens = packed_tokens(function, "x", x)?;
-        self.forward_pieces(function, x, cut(function, tokens, sequences, caches)?)
+        self.forward_pieces(function, x, cut(function, tokens, sequences, caches)?, &mut FirstValues::default())
     }
 
     /// As [`Self::forward_sequences_cached`], for sequences that are padded to one length, x `[B, N, width]`: the caches take
@@ -269,6 +309,7 @@ impl Attention {
         function: &'static str,
         x: &Tensor,
         mut pieces: Vec<Piece<&mut Cache>>,
+        first: &mut FirstValues,
     ) -> Result<Tensor> {
         self.check_input(function, x)?;
         let batch = x.dim(0)?;
@@ -288,6 +329,9 @@ impl Attention {
             Inner::Gated(unit) => unit.forward_cached(x, &mut pieces),
             Inner::Recurrent(layer) => layer.forward_cached(x, &mut pieces),
             Inner::Mamba(layer) => layer.forward_cached(x, &mut pieces),
+            Inner::Rwkv7(layer) => layer.forward_cached(x, &mut pieces, first),
+            Inner::S4d(layer) => layer.forward_cached(x, &mut pieces),
+            Inner::Lru(layer) => layer.forward_cached(x, &mut pieces),
         };
         for (Piece { rows, cache }, before) in pieces.into_iter().zip(before) {
             match &out {
@@ -305,7 +349,7 @@ impl Attention {
     pub fn seed(&self) -> Result<Option<u64>> {
         match &self.inner {
             Inner::Heads(heads) => heads.omega().map(|omega| omega.seed()).transpose(),
-            Inner::Gated(_) | Inner::Recurrent(_) | Inner::Mamba(_) => Ok(None),
+            _ => Ok(None),
         }
     }
 
@@ -318,7 +362,7 @@ impl Attention {
         let kind = self.config.mechanism.name();
         let omega = match &mut self.inner {
             Inner::Heads(heads) => heads.omega_mut(),
-            Inner::Gated(_) | Inner::Recurrent(_) | Inner::Mamba(_) => None,
+            _ => None,
         };
         let needs = "a performer layer: others have no random features";
         ensure_value(omega.is_some(), "Attention::redraw", "self", format!("a {kind} layer"), needs)?;
@@ -359,7 +403,7 @@ impl Attention {
 
 /// Refuses weights of attention layers that one of this configuration leaves out.
 fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
-    const PROJECTIONS: [&str; 22] = [
+    const PROJECTIONS: [&str; 26] = [
         "q_proj",
         "k_proj",
         "v_proj",
@@ -382,6 +426,10 @@ fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
         "qkv_proj",
         "output_gate",
         "out_proj",
+        "r_proj",
+        "out1",
+        "out2",
+        "output_linear.0",
     ];
     const OTHERS: [&str; 11] = [
         "q_norm.weight",
@@ -408,7 +456,7 @@ fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
         Mechanism::Gau { .. } | Mechanism::Flash { .. } => &["gamma", "beta", "relative_bias"],
         ref other => recurrent::other_weights(other),
     };
-    let others = OTHERS.into_iter().chain(recurrent::OTHERS).filter(|name| !used.contains(name));
+    let others = OTHERS.into_iter().chain(recurrent::all_others()).filter(|name| !used.contains(name));
     let why = format!("a {} layer of this configuration has no such part", config.mechanism.name());
     ensure_absent(weights, foreign.iter().map(String::as_str).chain(others), &why)
 }

@@ -1,5 +1,7 @@
 //! What a configuration must hold to be a layer.
 
+use std::f64::consts::TAU;
+
 use super::config::AttentionConfig;
 use super::mechanism::Mechanism;
 use super::recurrent::sizes;
@@ -64,13 +66,13 @@ pub(super) fn check_mechanism(config: &AttentionConfig) -> crate::Result<()> {
                 GauNorm::RowSum { epsilon } => at_least_zero(epsilon)?,
                 GauNorm::Length | GauNorm::LengthWidth => {}
             }
-            one_head(config)
+            one_head(config, "key_width")
         }
         Mechanism::Flash { chunk, key_width, expansion, .. } => {
             check_size("chunk", *chunk)?;
             check_size("key_width", *key_width)?;
             check_size("expansion", *expansion)?;
-            one_head(config)
+            one_head(config, "key_width")
         }
         Mechanism::Gla { low_rank, gate_divisor, epsilon, .. } => {
             check_size("low_rank", *low_rank)?;
@@ -93,18 +95,39 @@ pub(super) fn check_mechanism(config: &AttentionConfig) -> crate::Result<()> {
             has_no_positions(config)
         }
         Mechanism::Lightning { place, epsilon, .. } => {
+            check_place(*place)?;
             equal_heads(config)?;
-            let needs = "a layer's number below how many there are";
-            ensure_value(
-                place.is_none_or(|[layer, layers]| layer < layers),
-                function,
-                "place",
-                format!("{place:?}"),
-                needs,
-            )?;
             check_recurrent(config, *epsilon)
         }
+        Mechanism::Rwkv7 { place, epsilon, .. } => {
+            check_place(*place)?;
+            equal_heads(config)?;
+            config.mechanism.ranks(config.width).into_iter().try_for_each(|rank| check_size("ranks", rank))?;
+            check_recurrent(config, *epsilon)
+        }
+        Mechanism::S4d { states } => {
+            check_size("states", *states)?;
+            one_head(config, "width")?;
+            has_no_positions(config)
+        }
+        Mechanism::Lru { states, radii, phase } => {
+            check_size("states", states.unwrap_or(config.width))?;
+            let [inner, outer] = *radii;
+            let is_ring = 0.0 <= inner && inner < outer && outer <= 1.0;
+            ensure_value(is_ring, function, "radii", format!("{radii:?}"), "0 ≤ inner < outer ≤ 1")?;
+            let is_angle = *phase > 0.0 && *phase <= TAU;
+            ensure_value(is_angle, function, "phase", phase, "above 0 and at most 2π")?;
+            one_head(config, "width")?;
+            has_no_positions(config)
+        }
     }
+}
+
+/// The number of a layer, and how many there are.
+fn check_place(place: Option<[usize; 2]>) -> crate::Result<()> {
+    let is_below = place.is_none_or(|[layer, layers]| layer < layers);
+    let needs = "a layer's number below how many there are";
+    ensure_value(is_below, "AttentionConfig", "place", format!("{place:?}"), needs)
 }
 
 /// What holds for all layers with a matrix for a state.
@@ -137,12 +160,12 @@ fn equal_heads(config: &AttentionConfig) -> crate::Result<()> {
     ensure_value(config.key_heads() == config.heads, "AttentionConfig", "key_heads", config.key_heads(), &needs)
 }
 
-/// Gated units have one head, whose width is their key width.
-fn one_head(config: &AttentionConfig) -> crate::Result<()> {
+/// Layers of one head, whose width another field says.
+fn one_head(config: &AttentionConfig, field: &str) -> crate::Result<()> {
     let (function, kind) = ("AttentionConfig", config.mechanism.name());
     ensure_value(config.heads == 1, function, "heads", config.heads, &format!("1 for {kind}"))?;
     ensure_value(config.key_heads() == 1, function, "key_heads", config.key_heads(), &format!("1 for {kind}"))?;
     let given = config.head_width;
     let got = given.unwrap_or_default();
-    ensure_value(given.is_none(), function, "head_width", got, &format!("none for {kind}: its width is `key_width`"))
+    ensure_value(given.is_none(), function, "head_width", got, &format!("none for {kind}: its width is `{field}`"))
 }

@@ -26,10 +26,10 @@ use crate::problem::ensure_value;
 pub struct AttentionConfig {
     /// Width of the layer's input and output rows.
     pub width: usize,
-    /// Query heads. GAU and FLASH have one head by construction and need 1 here. In Gated DeltaNet and Mamba-2 heads of values.
+    /// Query heads. GAU, FLASH, Mamba, S4D and LRU have one head by construction and need 1 here. In Gated DeltaNet and Mamba-2 heads of values.
     pub heads: usize,
     /// Heads of keys and values, a divisor of `heads`. In Gated DeltaNet heads of queries and keys, in Mamba-2 groups of B and
-    /// C; the other delta rules and lightning attention have as many as `heads`. Default: `heads`; 1 in Mamba-2.
+    /// C; the other delta rules, lightning attention and RWKV-7 have as many as `heads`. Default: `heads`; 1 in Mamba-2.
     #[serde(default)]
     pub key_heads: Option<usize>,
     /// Width of a head of queries, keys and values; of values alone where the mechanism has a `key_width`. Default:
@@ -90,6 +90,9 @@ impl AttentionConfig {
             }
             Mechanism::Mamba2 { .. } | Mechanism::Mamba { .. } => &["in_proj", "out_proj"],
             Mechanism::Lightning { .. } => &["qkv_proj", "output_gate", "out_proj"],
+            Mechanism::Rwkv7 { .. } => &["r_proj", "k_proj", "v_proj", "o_proj"],
+            Mechanism::S4d { .. } => &["output_linear.0"],
+            Mechanism::Lru { .. } => &["out1", "out2"],
             _ => &["q_proj", "k_proj", "v_proj", "o_proj"],
         }
     }

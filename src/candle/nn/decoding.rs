@@ -7,6 +7,7 @@ use candle_core::{Module, Result, Tensor};
 
 use super::batch::packed_tokens;
 use super::cache::{Cache, ModelCache};
+use super::first_values::FirstValues;
 use super::generate::{Generation, generate};
 use super::model::LanguageModel;
 use super::pieces::{Piece, cut};
@@ -208,13 +209,13 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let start = pieces.first().map_or(0, |piece| piece.rows.start);
         let end = pieces.last().map_or(0, |piece| piece.rows.end);
-        let mut blocks = self.blocks.iter().enumerate();
+        let (mut blocks, mut first) = (self.blocks.iter().enumerate(), FirstValues::default());
         blocks.try_fold(x.narrow(1, start, end - start)?, |x, (layer, block)| {
             let pieces = pieces.iter_mut().map(|piece| {
                 let (rows, cache) = (piece.rows.start - start..piece.rows.end - start, &mut *piece.cache);
                 Piece { rows, cache: &mut cache.layers_mut()[layer] }
             });
-            block.forward_pieces(function, &x, pieces.collect()).map(|x| between(&x))
+            block.forward_pieces(function, &x, pieces.collect(), &mut first).map(|x| between(&x))
         })
     }
 }

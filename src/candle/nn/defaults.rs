@@ -1,5 +1,7 @@
 //! What a configuration of a mechanism leaves out.
 
+use std::f64::consts::TAU;
+
 use crate::gau::GauNorm;
 use crate::random_features::FeatureKind;
 use crate::transnormer::DiagWeight;
@@ -30,6 +32,23 @@ pub(super) fn gate_divisor() -> f64 {
 
 pub(super) fn states() -> usize {
     16
+}
+
+pub(super) fn group_epsilon() -> f64 {
+    64e-5
+}
+
+/// Half of the 64 of S4D's program.
+pub(super) fn complex_states() -> usize {
+    32
+}
+
+pub(super) fn radii() -> [f64; 2] {
+    [0.0, 1.0]
+}
+
+pub(super) fn phase() -> f64 {
+    TAU
 }
 
 pub(super) fn taps() -> usize {

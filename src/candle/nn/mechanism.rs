@@ -233,6 +233,44 @@ pub enum Mechanism {
         #[serde(default = "defaults::epsilon")]
         epsilon: f64,
     },
+    /// RWKV-7 (Peng et al. 2025): [`generalized_delta_attention`](crate::candle::generalized_delta_attention) of rows that are
+    /// mixed with those before, with a decay and a rate of learning per channel, a norm of every head, a bonus for a token's
+    /// own key, and a gate. Layers behind the first mix their values with those of the first.
+    Rwkv7 {
+        /// Widths between the two factors of what makes w, a, the share of the first values, and the gate. Default: those of
+        /// RWKV-LM, c·√width in steps of 32, 32 at least, with c of 2.5, 2.5, 1.7 and 5.
+        #[serde(default)]
+        ranks: Option<[usize; 4]>,
+        /// The layer's number among those of RWKV-7, from 0, and how many there are. That of number 0 hands its values on to
+        /// the others; these work in a [`LanguageModel`](super::LanguageModel) alone. Default: in a model those of the block,
+        /// alone 0 of 1.
+        #[serde(default)]
+        place: Option<[usize; 2]>,
+        /// ε > 0 under the root of the norm. Default 64e-5.
+        #[serde(default = "defaults::group_epsilon")]
+        epsilon: f64,
+    },
+    /// S4D (Gu et al. 2022): a state-space model with a diagonal complex A for every channel, by its kernel inside chunks of
+    /// tokens and by its recurrence between them; GELU and a gated linear unit behind. It begins as S4D-Lin. `heads` is 1. A
+    /// block of it usually has no feed-forward part.
+    S4d {
+        /// Complex numbers in the state of a channel, each for a pair of conjugates: half of the paper's N. Default 32.
+        #[serde(default = "defaults::complex_states")]
+        states: usize,
+    },
+    /// Linear recurrent unit (LRU, Orvieto et al. 2023): [`complex_diagonal_scan`](crate::candle::complex_diagonal_scan) between
+    /// complex matrices; GELU and a gated linear unit behind. `heads` is 1. A block of it usually has no feed-forward part.
+    Lru {
+        /// Complex numbers in the state. Default: `width`.
+        #[serde(default)]
+        states: Option<usize>,
+        /// Where |λ| of the eigenvalues begins, 0 ≤ inner < outer ≤ 1: even on the ring. Default 0 and 1.
+        #[serde(default = "defaults::radii")]
+        radii: [f64; 2],
+        /// Their arguments begin between 0 and this, at most 2π. Default 2π.
+        #[serde(default = "defaults::phase")]
+        phase: f64,
+    },
 }
 
 impl Default for Mechanism {
@@ -244,7 +282,7 @@ impl Default for Mechanism {
 
 impl Mechanism {
     /// The names of all kinds.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 18] = [
         "softmax",
         "linear",
         "performer",
@@ -260,6 +298,9 @@ impl Mechanism {
         "mamba2",
         "mamba",
         "lightning",
+        "rwkv7",
+        "s4d",
+        "lru",
     ];
 
     /// The mechanism of that [name](Self::NAMES) with its defaults.
@@ -293,6 +334,9 @@ impl Mechanism {
             Self::Mamba2 { .. } => "mamba2",
             Self::Mamba { .. } => "mamba",
             Self::Lightning { .. } => "lightning",
+            Self::Rwkv7 { .. } => "rwkv7",
+            Self::S4d { .. } => "s4d",
+            Self::Lru { .. } => "lru",
         }
     }
 
@@ -301,8 +345,8 @@ impl Mechanism {
         matches!(self, Self::Gau { .. } | Self::Flash { .. })
     }
 
-    /// Whether the layer has a matrix for a state, behind short convolutions, gates and norms of its own: GLA, the delta rules,
-    /// Mamba-2, Mamba, lightning attention. Such layers are causal and have no rotary embedding.
+    /// Whether the layer has a state of a fixed size between convolutions, gates and norms of its own: GLA, the delta rules,
+    /// Mamba-2, Mamba, lightning attention, RWKV-7, S4D, LRU. Such layers are causal and have no rotary embedding.
     pub fn is_recurrent(&self) -> bool {
         matches!(
             self,
@@ -313,17 +357,20 @@ impl Mechanism {
                 | Self::Mamba2 { .. }
                 | Self::Mamba { .. }
                 | Self::Lightning { .. }
+                | Self::Rwkv7 { .. }
+                | Self::S4d { .. }
+                | Self::Lru { .. }
         )
     }
 
     /// Whether a block of it usually has no feed-forward part.
     pub(super) fn stands_alone(&self) -> bool {
-        self.is_gated_unit() || matches!(self, Self::Mamba2 { .. } | Self::Mamba { .. })
+        self.has_one_head() || matches!(self, Self::Mamba2 { .. })
     }
 
     /// Whether the layer has one head.
     pub(super) fn has_one_head(&self) -> bool {
-        self.is_gated_unit() || matches!(self, Self::Mamba { .. })
+        self.is_gated_unit() || matches!(self, Self::Mamba { .. } | Self::S4d { .. } | Self::Lru { .. })
     }
 
     /// Width of the rows that Δ of Mamba is made of, in a layer of a width.
@@ -331,6 +378,17 @@ impl Mechanism {
         match self {
             Self::Mamba { rank: Some(rank), .. } => *rank,
             _ => width.div_ceil(16),
+        }
+    }
+
+    /// Widths between the factors of RWKV-7 for w, a, v and the gate, in a layer of a width.
+    pub(super) fn ranks(&self, width: usize) -> [usize; 4] {
+        match self {
+            Self::Rwkv7 { ranks: Some(ranks), .. } => *ranks,
+            _ => [2.5, 2.5, 1.7, 5.0].map(|factor| {
+                let steps = (factor * (width as f64).sqrt() / 32.0).round_ties_even() as usize;
+                32 * steps.max(1)
+            }),
         }
     }
 }

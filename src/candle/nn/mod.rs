@@ -31,6 +31,8 @@ mod cross_entropy;
 mod decoding;
 mod defaults;
 mod feed_forward;
+mod first_values;
+mod fresh;
 mod gated;
 mod generate;
 mod heads;

@@ -7,6 +7,7 @@ use super::attention::Attention;
 use super::batch::{Batch, gathered, packed_tokens};
 use super::cache::Cache;
 use super::feed_forward::FeedForward;
+use super::first_values::FirstValues;
 use super::model_config::LanguageModelConfig;
 use super::norm::Norm;
 use super::pieces::{Piece, cut};
@@ -67,7 +68,7 @@ impl Block {
     /// # Errors
     /// As [`Attention::forward_masked`].
     pub fn forward_masked(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        gathered(x, key_mask, |x, batch| self.forward_batch(x, batch))
+        gathered(x, key_mask, |x, batch| self.forward_batch(x, batch, &mut FirstValues::default()))
     }
 
     /// The packed sequences of x `[1, T, width]`, each as if it were alone.
@@ -75,11 +76,11 @@ impl Block {
     /// # Errors
     /// As [`Attention::forward_sequences`].
     pub fn forward_sequences(&self, x: &Tensor, sequences: &Sequences) -> Result<Tensor> {
-        self.forward_batch(x, Batch { sequences: Some(sequences), key_mask: None })
+        self.forward_batch(x, Batch { sequences: Some(sequences), key_mask: None }, &mut FirstValues::default())
     }
 
-    fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
-        let attended = self.attention.forward_batch(&self.attention_norm.forward(x)?, batch)?;
+    fn forward_batch(&self, x: &Tensor, batch: Batch<'_>, first: &mut FirstValues) -> Result<Tensor> {
+        let attended = self.attention.forward_batch(&self.attention_norm.forward(x)?, batch, first)?;
         self.finish(x, attended, Products::Joint)
     }
 
@@ -89,7 +90,7 @@ impl Block {
     /// As [`Attention::forward_cached`].
     pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let rows = 0..x.dims().get(1).copied().unwrap_or(0);
-        self.forward_pieces("Block::forward_cached", x, vec![Piece { rows, cache }])
+        self.forward_pieces("Block::forward_cached", x, vec![Piece { rows, cache }], &mut FirstValues::default())
     }
 
     /// The next rows of sequences of any lengths, as [`Attention::forward_sequences_cached`].
@@ -104,7 +105,7 @@ impl Block {
     ) -> Result<Tensor> {
         let function = "Block::forward_sequences_cached";
         let tokens = packed_tokens(function, "x", x)?;
-        self.forward_pieces(function, x, cut(function, tokens, sequences, caches)?)
+        self.forward_pieces(function, x, cut(function, tokens, sequences, caches)?, &mut FirstValues::default())
     }
 
     pub(super) fn forward_pieces(
@@ -112,8 +113,9 @@ impl Block {
         function: &'static str,
         x: &Tensor,
         pieces: Vec<Piece<&mut Cache>>,
+        first: &mut FirstValues,
     ) -> Result<Tensor> {
-        let attended = self.attention.forward_pieces(function, &self.attention_norm.forward(x)?, pieces)?;
+        let attended = self.attention.forward_pieces(function, &self.attention_norm.forward(x)?, pieces, first)?;
         self.finish(x, attended, Products::Alone)
     }
 
@@ -246,7 +248,8 @@ impl LanguageModel {
     }
 
     fn forward_batch(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
-        self.blocks.iter().try_fold(x.clone(), |x, block| block.forward_batch(&x, batch))
+        let mut first = FirstValues::default();
+        self.blocks.iter().try_fold(x.clone(), |x, block| block.forward_batch(&x, batch, &mut first))
     }
 
     /// Words what a device says of a token that is not in the vocabulary; other errors stay.

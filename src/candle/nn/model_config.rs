@@ -67,9 +67,10 @@ impl LanguageModelConfig {
     /// | --- | --- |
     /// | `softmax`, `linear`, `performer`, `norm`, `diag`, `retention` | that attention; SwiGLU of hidden width 8/3 · width, in steps of 8 |
     /// | `gau`, `flash` | the gated unit alone (`heads` does not matter): two of them weigh as much as a block of the others |
-    /// | `gla`, `deltanet`, `gated_deltanet`, `kda`, `lightning` | that recurrent layer; SwiGLU |
+    /// | `gla`, `deltanet`, `gated_deltanet`, `kda`, `lightning`, `rwkv7` | that recurrent layer; SwiGLU |
     /// | `mamba2` | that layer alone, with `heads` heads of twice the width |
     /// | `mamba` | that layer alone, of twice the width (`heads` does not matter) |
+    /// | `s4d`, `lru` | that layer alone (`heads` does not matter) |
     /// | `hybrid` | `gated_deltanet`, but every fourth and the last `softmax`, as in Qwen3-Next and Kimi Linear; SwiGLU |
     /// | `transnormer` | diag in the first half of the blocks, norm in the second; SwiGLU |
     ///
@@ -123,12 +124,18 @@ impl LanguageModelConfig {
     }
 
     /// The attention of block `layer`, from 0. Random features of a Performer are drawn from the seed plus `layer`; lightning
-    /// attention without a place has that of the block.
+    /// attention without a place has that of the block, RWKV-7 that among the blocks of its kind.
     pub fn attention(&self, layer: usize) -> AttentionConfig {
         let mut mechanism = self.mechanism(layer).clone();
         match &mut mechanism {
             Mechanism::Performer { seed, .. } => *seed = seed.wrapping_add(layer as u64),
             Mechanism::Lightning { place, .. } => *place = Some(place.unwrap_or([layer, self.layers])),
+            Mechanism::Rwkv7 { place, .. } => {
+                let among = |blocks: std::ops::Range<usize>| {
+                    blocks.filter(|block| matches!(self.mechanism(*block), Mechanism::Rwkv7 { .. })).count()
+                };
+                *place = Some(place.unwrap_or_else(|| [among(0..layer), among(0..self.layers)]));
+            }
             _ => {}
         }
         AttentionConfig { mechanism, ..self.turn(layer).clone() }
@@ -159,6 +166,23 @@ impl LanguageModelConfig {
             got,
             &format!("layers of width {width}, that of `attention`"),
         )?;
-        (0..self.layers).try_for_each(|layer| self.attention(layer).check())
+        (0..self.layers).try_for_each(|layer| self.attention(layer).check())?;
+        self.check_first_values()
+    }
+
+    /// RWKV-7 layers behind the first need its values, as wide as their own.
+    fn check_first_values(&self) -> Result<()> {
+        let (function, mut first) = ("LanguageModelConfig", None);
+        for attention in (0..self.layers).map(|layer| self.attention(layer)) {
+            let Mechanism::Rwkv7 { place: Some(place), .. } = attention.mechanism else { continue };
+            let width = attention.heads * attention.head_width();
+            let (of_first, is_behind) = (first.unwrap_or(width), place[0] > 0);
+            let needs = "a layer of number 0 before the others, whose values these take";
+            ensure_value(!is_behind || first.is_some(), function, "place", format!("{place:?}"), needs)?;
+            let needs = format!("heads of width {of_first} together, as in the first rwkv7 layer");
+            ensure_value(!is_behind || width == of_first, function, "heads", format!("of width {width}"), &needs)?;
+            first = Some(of_first);
+        }
+        Ok(())
     }
 }

@@ -80,6 +80,13 @@ impl Norm {
         };
         Ok(Self { weight, bias, epsilon })
     }
+
+    /// For rows `[…, heads, width]`, normalised head by head, with weights `[heads · width]`: a group norm.
+    pub(super) fn by_head([heads, width]: [usize; 2], config: &NormConfig, weights: VarBuilder) -> Result<Self> {
+        let Self { weight, bias, epsilon } = Self::new(heads * width, config, weights)?;
+        let split = |numbers: &Tensor| numbers.reshape((heads, width));
+        Ok(Self { weight: split(&weight)?, bias: bias.as_ref().map(split).transpose()?, epsilon })
+    }
 }
 
 /// Rows x/r or (x − μ)/r, and 1/r.

@@ -1,8 +1,9 @@
 //! The random directions of a Performer layer, kept with its weights.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use super::fresh::assign;
 use crate::candle::engine::accumulator;
 use crate::random_features::{FeatureKind, random_features};
 
@@ -48,13 +49,4 @@ impl Omega {
         assign(&mut self.omega, Tensor::from_vec(numbers, (directions, width), &Device::Cpu)?)?;
         assign(&mut self.seed, Tensor::from_vec(digits, 4, &Device::Cpu)?)
     }
-}
-
-fn assign(tensor: &mut Tensor, numbers: Tensor) -> Result<()> {
-    let numbers = numbers.to_dtype(tensor.dtype())?.to_device(tensor.device())?;
-    if tensor.is_variable() {
-        return Var::from_tensor(tensor)?.set(&numbers);
-    }
-    *tensor = numbers;
-    Ok(())
 }

@@ -122,25 +122,27 @@ fn call<const P: usize>(
         return Err(Error::Shape { function, argument, got, needs }.into());
     };
     let dims = main.dims();
+    // Channels side by side: an engine has fewer dimensions.
+    let channels: usize = rest.iter().product();
+    let flat = |x: Tensor| x.reshape((batch, steps, channels));
     let mut all = Vec::with_capacity(3 * P);
     for (argument, a) in a {
         let wide = a.broadcast_as(dims).map_err(|_| {
             let (got, needs) = (format!("shape {:?}", a.dims()), format!("one that broadcasts to that of b, {dims:?}"));
             Error::Shape { function, argument, got, needs }
         })?;
-        all.push(operands.like(main, argument, &wide, dims, "that of b")?);
+        all.push(flat(operands.like(main, argument, &wide, dims, "that of b")?)?);
     }
     for (argument, b) in b {
-        all.push(operands.like(main, argument, b, dims, "[batch, steps, …]")?);
+        all.push(flat(operands.like(main, argument, b, dims, "[batch, steps, …]")?)?);
     }
     let state_dims = [&[batch], rest].concat();
     for state in state.into_iter().flatten() {
         all.push(operands.of_sums("state", state, &state_dims, "[batch, …]")?);
     }
-    let channels = rest.iter().product();
     let scan = DiagonalScan { batch, steps, channels, reversed: options.reversed };
-    let h = compute(Scan::<P> { function, scan, operands: all.clone() }, &[&[P], dims].concat())?;
-    let h: [Tensor; P] = collect((0..P).map(|part| h.get(part)))?;
+    let h = compute(Scan::<P> { function, scan, operands: all.clone() }, &[P, batch, steps, channels])?;
+    let h: [Tensor; P] = collect((0..P).map(|part| h.get(part)?.reshape(dims)))?;
     let last = match steps {
         0 if state.is_some() => collect(all[2 * P..].iter().cloned().map(Ok))?,
         0 => collect((0..P).map(|_| Tensor::zeros(&state_dims[..], operands.dtype, main.device())))?,

@@ -29,7 +29,9 @@ pub(super) use rows::Rows;
 /// | diag | keys and values of the current block | no |
 /// | linear, Performer, norm, retention | S, z and the stabiliser: a [`LinearState`] | no |
 /// | FLASH | keys and values of the current chunk, S | no |
-/// | GLA, DeltaNet, Gated DeltaNet, KDA, Mamba-2, lightning | S, and the last inputs of the short convolutions, one fewer than taps | no |
+/// | GLA, DeltaNet, Gated DeltaNet, KDA, Mamba-2, Mamba, lightning | S, and the last inputs of the short convolutions, one fewer than taps | no |
+/// | RWKV-7 | S, and the last row | no |
+/// | S4D, LRU | the complex state | no |
 ///
 /// Rows are appended in place in buffers that grow by half when full, so a token costs no copy of those before it. A
 /// clone is cheap and independent: the buffers are shared until one of both is extended. Nothing in a cache is in a
@@ -96,7 +98,10 @@ impl Contents {
             | Mechanism::Kda { .. }
             | Mechanism::Mamba2 { .. }
             | Mechanism::Mamba { .. }
-            | Mechanism::Lightning { .. } => Self::Recurrent(None),
+            | Mechanism::Lightning { .. }
+            | Mechanism::Rwkv7 { .. }
+            | Mechanism::S4d { .. }
+            | Mechanism::Lru { .. } => Self::Recurrent(None),
         }
     }
 }
@@ -149,6 +154,14 @@ impl Cache {
     pub(super) fn new(config: AttentionConfig, dtype: DType, device: &Device, redraws: u64) -> Self {
         let contents = Contents::new(&config.mechanism);
         Self { config, dtype, device: device.clone(), redraws, position: 0, batch: None, contents }
+    }
+
+    /// What a recurrent layer has kept.
+    pub(super) fn recurrence(&mut self) -> Result<&mut Option<Recurrence>> {
+        match &mut self.contents {
+            Contents::Recurrent(recurrence) => Ok(recurrence),
+            _ => candle_core::bail!("the cache is not one of recurrent layers"),
+        }
     }
 
     /// Tokens seen.

@@ -2,12 +2,13 @@
 
 use candle_core::{Result, Tensor};
 
-/// What a layer with a matrix for a state keeps.
+/// What a recurrent layer keeps.
 #[derive(Debug, Clone)]
 pub struct Recurrence {
-    /// S `[B, heads, D, E]`, of Mamba `[B, channels, states]`, in the dtype of sums.
+    /// S `[B, heads, D, E]`, of Mamba `[B, channels, states]`, of S4D and LRU real and imaginary parts `[B, channels, 2 · states]`
+    /// and `[B, 2 · states]`; in the dtype of sums.
     pub s: Tensor,
-    /// The last rows `[B, taps − 1, channels]` before each short convolution.
+    /// The last rows `[B, taps − 1, channels]` before each short convolution, or shift of tokens.
     pub inputs: Vec<Tensor>,
 }
 

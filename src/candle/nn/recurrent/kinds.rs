@@ -16,8 +16,8 @@ use crate::candle::nn::mechanism::Mechanism;
 use crate::candle::nn::norm::{Norm, NormConfig, NormKind};
 use crate::candle::nn::projection::Projection;
 
-/// Weights beside projections that some kind has.
-pub(in crate::candle::nn) const OTHERS: [&str; 22] = [
+/// Weights beside projections that some kind of the chain has.
+const CHAINS: [&str; 22] = [
     "gk_proj.0.weight",
     "gk_proj.0.bias",
     "gk_proj.1.weight",
@@ -41,8 +41,40 @@ pub(in crate::candle::nn) const OTHERS: [&str; 22] = [
     "dt_proj.weight",
     "dt_proj.bias",
 ];
+/// Those of RWKV-7, at the end of layers behind the first.
+const RWKV7: [&str; 22] = [
+    "x_r",
+    "x_w",
+    "x_k",
+    "x_v",
+    "x_a",
+    "x_g",
+    "k_k",
+    "k_a",
+    "r_k",
+    "w_lora.lora.0.weight",
+    "w_lora.lora.2.weight",
+    "w_lora.lora.2.bias",
+    "a_lora.lora.0.weight",
+    "a_lora.lora.2.weight",
+    "a_lora.lora.2.bias",
+    "g_lora.lora.0.weight",
+    "g_lora.lora.2.weight",
+    "g_norm.weight",
+    "g_norm.bias",
+    "v_lora.lora.0.weight",
+    "v_lora.lora.2.weight",
+    "v_lora.lora.2.bias",
+];
+const S4D: [&str; 5] = ["D", "kernel.C", "kernel.log_dt", "kernel.log_A_real", "kernel.A_imag"];
+const LRU: [&str; 8] = ["D", "nu_log", "theta_log", "gamma_log", "B_re", "B_im", "C_re", "C_im"];
 
-/// Those of [`OTHERS`] that a kind has; none of other mechanisms.
+/// Weights beside projections that some kind has.
+pub(in crate::candle::nn) fn all_others<'a>() -> impl Iterator<Item = &'a str> {
+    [&CHAINS[..], &RWKV7, &S4D, &LRU].concat().into_iter()
+}
+
+/// Those that a kind has; none of other mechanisms.
 pub(in crate::candle::nn) fn other_weights(mechanism: &Mechanism) -> &'static [&'static str] {
     const CONVOLUTIONS: [&str; 3] = ["q_conv1d.weight", "k_conv1d.weight", "v_conv1d.weight"];
     const GLA: [&str; 7] = [
@@ -69,6 +101,10 @@ pub(in crate::candle::nn) fn other_weights(mechanism: &Mechanism) -> &'static [&
         Mechanism::Lightning { .. } => &["norm.weight"],
         Mechanism::Mamba { convolution_bias: false, .. } => &MAMBA[..6],
         Mechanism::Mamba { .. } => &MAMBA,
+        Mechanism::Rwkv7 { place: None | Some([0, _]), .. } => &RWKV7[..RWKV7.len() - 3],
+        Mechanism::Rwkv7 { .. } => &RWKV7,
+        Mechanism::S4d { .. } => &S4D,
+        Mechanism::Lru { .. } => &LRU,
         _ => &[],
     }
 }

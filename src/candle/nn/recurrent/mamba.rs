@@ -1,21 +1,22 @@
 //! Mamba: a selective scan behind a short convolution. Names of the weights are those of transformers.
 
+use std::ops::Range;
+
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::kinds::Reader;
+use super::scanned::{by_sequence, check_key_mask};
 use super::short_convolution::{Place, ShortConvolution};
 use super::sizes;
-use crate::Sequences;
 use crate::activation::Activation;
 use crate::candle::nn::batch::Batch;
-use crate::candle::nn::cache::{Cache, Contents, Recurrence};
+use crate::candle::nn::cache::{Cache, Recurrence};
 use crate::candle::nn::config::AttentionConfig;
 use crate::candle::nn::mechanism::Mechanism;
 use crate::candle::nn::pieces::{Piece, side_by_side};
 use crate::candle::nn::projection::{Products, Projection};
 use crate::candle::{selective_scan, selective_scan_with_state};
-use crate::problem::{DType, ensure_dtype, ensure_shape};
 use crate::scan::SelectiveScanOptions;
 
 #[derive(Debug, Clone)]
@@ -69,26 +70,15 @@ impl Mamba {
 
     /// Removed tokens stand behind the others, which do not see them.
     pub fn forward(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
-        if let Some(key_mask) = batch.key_mask {
-            let (function, needs) = ("Attention::forward_masked", [x.dim(0)?, x.dim(1)?].map(Some));
-            ensure_shape(function, "key_mask", key_mask, &needs, "[batch, rows]")?;
-            ensure_dtype(function, "key_mask", key_mask, DType::U8, "u8")?;
-        }
+        check_key_mask(x, batch)?;
         let rows = self.inward[0].forward(x, Products::Joint)?;
         let (Operands { u, delta, a, b, c }, _) =
             self.operands(&rows, Place::Whole(batch.sequences), Products::Joint)?;
-        let scan = |first: usize, count: usize| {
-            let [u, delta, b, c] = [&u, &delta, &b, &c].map(|rows| rows.narrow(1, first, count));
+        let scan = |tokens: Range<usize>| {
+            let [u, delta, b, c] = [&u, &delta, &b, &c].map(|rows| rows.narrow(1, tokens.start, tokens.len()));
             selective_scan(&u?, &delta?, &a, &b?, &c?, &self.options)
         };
-        let y = match batch.sequences.map(Sequences::ranges) {
-            None => scan(0, u.dim(1)?)?,
-            Some(ranges) => {
-                let all: Vec<Tensor> =
-                    ranges.map(|[tokens, _]| scan(tokens.start, tokens.len())).collect::<Result<_>>()?;
-                if all.is_empty() { u.clone() } else { Tensor::cat(&all, 1)? }
-            }
-        };
+        let y = by_sequence(&u, batch, scan)?;
         self.outward(x, &y, Products::Joint)
     }
 
@@ -96,9 +86,7 @@ impl Mamba {
     pub fn forward_cached(&self, x: &Tensor, pieces: &mut [Piece<&mut Cache>]) -> Result<Tensor> {
         let rows = self.inward[0].forward(x, Products::Alone)?.unsqueeze(1)?;
         let y = side_by_side(&[&rows], pieces, |rows, cache| {
-            let Contents::Recurrent(before) = &mut cache.contents else {
-                candle_core::bail!("the cache is not one of recurrent layers")
-            };
+            let before = cache.recurrence()?;
             let place = Place::After(before.as_ref());
             let (Operands { u, delta, a, b, c }, last) = self.operands(&rows[0].squeeze(1)?, place, Products::Alone)?;
             let state = before.as_ref().map(|before| &before.s);

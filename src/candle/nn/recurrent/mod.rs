@@ -1,20 +1,23 @@
-//! Layers with a matrix for a state: gated linear attention, the delta rules, Mamba-2, lightning attention; and [`Mamba`].
-//!
-//! All but the last are one chain of parts, some of which a kind leaves out; [`kinds`] says which it has, and under which names they are
-//! among the weights.
+//! Layers with a state of a fixed size. Gated linear attention, the delta rules, Mamba-2 and lightning attention are one chain of
+//! parts, some of which a kind leaves out; [`kinds`] says which it has, and under which names they are among the weights.
+//! [`Rwkv7`], [`Mamba`], [`S4d`] and [`Lru`] have parts of their own.
 
 mod decay;
 mod kinds;
 mod logits;
+mod lru;
 mod mamba;
 mod output;
+mod rwkv7;
+mod s4d;
+mod scanned;
 mod short_convolution;
 mod slopes;
 
 use candle_core::{DType, Module, Result, Tensor};
 
 use super::batch::Batch;
-use super::cache::{Cache, Contents, Recurrence};
+use super::cache::{Cache, Recurrence};
 use super::pieces::{Piece, side_by_side};
 use super::projection::{Products, Projection};
 use crate::activation::Activation;
@@ -27,9 +30,12 @@ use crate::delta::DeltaOptions;
 use crate::linear::{FeatureMap, LinearOptions};
 
 use decay::Decay;
-pub(super) use kinds::{OTHERS, other_weights, sizes};
+pub(super) use kinds::{all_others, other_weights, sizes};
+pub(super) use lru::Lru;
 pub(super) use mamba::Mamba;
 use output::Output;
+pub(super) use rwkv7::Rwkv7;
+pub(super) use s4d::S4d;
 use short_convolution::{Place, ShortConvolution};
 pub use slopes::Slopes;
 
@@ -108,11 +114,10 @@ impl Recurrent {
     pub fn forward_cached(&self, x: &Tensor, pieces: &mut [Piece<&mut Cache>]) -> Result<Tensor> {
         let rows = self.project(x, Products::Alone)?;
         let out = side_by_side(&rows.iter().collect::<Vec<_>>(), pieces, |rows, cache| {
-            let Contents::Recurrent(before) = &mut cache.contents else {
-                candle_core::bail!("the cache is not one of recurrent layers")
-            };
+            let position = cache.position;
+            let before = cache.recurrence()?;
             let (operands, inputs) = self.operands(rows, Place::After(before.as_ref()))?;
-            let (out, s) = self.attend_after(&operands, before.as_ref(), cache.position)?;
+            let (out, s) = self.attend_after(&operands, before.as_ref(), position)?;
             *before = Some(Recurrence { s: s.detach(), inputs: inputs.iter().map(Tensor::detach).collect() });
             self.output.skipped(out, &operands)
         })?;
