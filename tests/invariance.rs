@@ -1,5 +1,5 @@
 //! What must not matter: strides, the order of heads, what masked rows hold, padding behind a key mask, the size of sums,
-//! sharing a head or repeating it, a decay of 0, the number of threads and of batch entries.
+//! sharing a head or repeating it, a decay of 0, the number of threads and of batch entries, what was computed before.
 
 use attn_kernels::gau::{GauNorm, GauOptions, GlobalNorm, MixedChunkOptions};
 use attn_kernels::linear::LinearOptions;
@@ -246,6 +246,26 @@ fn number_of_threads() {
         assert_same_bits(&results, &repeat, &format!("{case}, {threads} threads, twice"));
         let complaints = judge.complaints(&results);
         assert!(complaints.is_empty(), "{case} on {threads} threads: {complaints:?}");
+    }
+}
+
+/// Calls find what the thread has left of the one before.
+#[test]
+fn what_was_computed_before() {
+    let alone = || rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let pool = alone();
+    for case in cases() {
+        let data = Data::new(&case, DType::F32);
+        let mut poison = data.clone();
+        let global = poison.global.iter_mut().flatten();
+        let rows = [&mut poison.q, &mut poison.k, &mut poison.v, &mut poison.d_out];
+        rows.into_iter().chain(global).for_each(|x| x.data.fill(f64::NAN));
+        let fresh = alone().install(|| run(&case, &data));
+        let behind = pool.install(|| {
+            run(&case, &poison);
+            run(&case, &data)
+        });
+        assert_same_bits(&fresh, &behind, &format!("{case}, behind numbers that are none"));
     }
 }
 

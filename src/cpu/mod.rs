@@ -95,6 +95,7 @@ pub(crate) mod scan;
 mod simd;
 mod tile;
 
+pub use buffer::release_scratch;
 pub use calls::{
     Attention, AttentionGradients, DeltaAttention, DeltaAttentionGradients, Element, LinearAttention,
     LinearAttentionGradients, LinearState, LinearStateGradient, MixedChunk, MixedChunkGradients, WithState, delta,

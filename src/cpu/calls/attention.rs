@@ -1,5 +1,5 @@
 use super::super::quadratic::{self, QuadraticGradients, QuadraticInputs, QuadraticSaved};
-use super::element::{Conversion, Element, ensure_element, like, view, zeros};
+use super::element::{Conversion, Element, ensure_element, like, room, view};
 use crate::Result;
 use crate::gau::GauOptions;
 use crate::problem::{Operand, Quadratic, View, Weight, ensure_value};
@@ -75,7 +75,7 @@ pub(super) fn forward<T: Element, O: Element>(
     problem: &Quadratic,
     inputs: &QuadraticInputs<'_>,
 ) -> Result<(Vec<O>, Vec<T::Sum>)> {
-    let (mut out, mut statistic) = (zeros(&[problem.output_len()]), zeros(&[problem.statistic_len()]));
+    let (mut out, mut statistic) = (room(&[problem.output_len()]), room(&[problem.statistic_len()]));
     quadratic::forward(problem, inputs, O::slice_mut(&mut out), Some(T::Sum::slice_mut(&mut statistic)))?;
     Ok((out, statistic))
 }

@@ -1,5 +1,5 @@
 use super::super::delta::{self as engine, DeltaInputs, DeltaOutputs, DeltaSaved};
-use super::element::{Conversion, Element, ensure_element, like, view, zeros};
+use super::element::{Conversion, Element, ensure_element, like, room, view};
 use crate::Result;
 use crate::delta::DeltaOptions;
 use crate::problem::{self, Delta, DeltaDecay, RankOne, View};
@@ -50,7 +50,7 @@ impl<'a, T: Element> DeltaAttention<'a, T> {
         let state = state.map(|state| view(function, "state", state, &problem.state_shape())).transpose()?;
         let DeltaOptions { log_decay, bonus, key_mask, .. } = *options;
         let inputs = DeltaInputs { q, k, v, rank_one, log_decay, bonus, key_mask, state };
-        let (mut out, mut last) = (zeros(&[problem.output_len()]), zeros(&problem.state_shape()));
+        let (mut out, mut last) = (room(&[problem.output_len()]), room(&problem.state_shape()));
         let outputs = DeltaOutputs { out: T::slice_mut(&mut out), state: Some(T::Sum::slice_mut(&mut last)) };
         engine::forward(&problem, &inputs, outputs)?;
         Ok(Self { problem, inputs, out, state: last })

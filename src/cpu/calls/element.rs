@@ -3,6 +3,7 @@ use std::fmt::Debug;
 use half::{bf16, f16};
 
 use super::super::rows::Number;
+use super::super::tile::{self, Bits};
 use crate::problem::{DType, Operand, Slice, SliceMut, View};
 use crate::{Error, Result};
 
@@ -16,18 +17,15 @@ pub trait Element: Conversion + Copy + Default + Debug + Send + Sync + 'static {
 }
 
 /// What the calls need of an element; nobody else can name or implement it.
-pub trait Conversion: Sized {
+pub trait Conversion: Bits {
     fn slice(elements: &[Self]) -> Slice<'_>;
     fn slice_mut(elements: &mut [Self]) -> SliceMut<'_>;
     /// The sum of two, rounded once.
     fn plus(self, other: Self) -> Self;
 
     /// Sums, f32 or f64, each rounded once.
-    fn rounded(sums: Slice<'_>) -> Vec<Self>
-    where
-        Self: Copy + Default,
-    {
-        let mut elements = vec![Self::default(); sums.len()];
+    fn rounded(sums: Slice<'_>) -> Vec<Self> {
+        let mut elements = tile::room(sums.len());
         let mut into = Self::slice_mut(&mut elements);
         match sums {
             Slice::F64(sums) => Number::store(sums, &mut into, 0),
@@ -93,12 +91,12 @@ pub fn view<'a, T: Element>(
     View::contiguous(T::slice(elements), dims)
 }
 
-/// Room for as many elements as a tensor of these sizes has.
-pub fn zeros<T: Element>(dims: &[usize]) -> Vec<T> {
-    vec![T::default(); dims.iter().product()]
+/// Room for as many elements as a tensor of these sizes has, which an engine overwrites.
+pub fn room<T: Element>(dims: &[usize]) -> Vec<T> {
+    tile::room(dims.iter().product())
 }
 
 /// Room for a gradient of an operand.
 pub fn like<T: Element>(operand: &View<'_>) -> Vec<T> {
-    zeros(operand.dims())
+    room(operand.dims())
 }

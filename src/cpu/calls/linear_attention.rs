@@ -1,7 +1,7 @@
 use super::super::linear::{
     self, LinearGradients, LinearInputs, LinearOutputs, LinearSaved, StateGradient, StateMut, StateView,
 };
-use super::element::{Conversion, Element, ensure_element, like, view, zeros};
+use super::element::{Conversion, Element, ensure_element, like, room, view};
 use crate::Result;
 use crate::linear::LinearOptions;
 use crate::performer::PerformerOptions;
@@ -44,8 +44,8 @@ pub struct LinearStateGradient<S> {
 }
 
 impl<S: Element> LinearStateGradient<S> {
-    fn zeros(shapes: StateShapes) -> Self {
-        Self { s: zeros(&shapes.s), z: zeros(&shapes.z) }
+    fn room_for(shapes: StateShapes) -> Self {
+        Self { s: room(&shapes.s), z: room(&shapes.z) }
     }
 
     fn view(&self, function: &'static str, shapes: StateShapes) -> Result<StateGradient<'_>> {
@@ -76,9 +76,9 @@ pub struct LinearState<S> {
 }
 
 impl<S: Element> LinearState<S> {
-    fn zeros(shapes: StateShapes, position: usize) -> Self {
-        let stabilizer = shapes.stabilizer.map(|dims| zeros(&dims));
-        Self { s: zeros(&shapes.s), z: zeros(&shapes.z), stabilizer, position, shapes }
+    fn room_for(shapes: StateShapes, position: usize) -> Self {
+        let stabilizer = shapes.stabilizer.map(|dims| room(&dims));
+        Self { s: room(&shapes.s), z: room(&shapes.z), stabilizer, position, shapes }
     }
 
     fn view(&self, function: &'static str) -> Result<StateView<'_>> {
@@ -126,7 +126,7 @@ pub(super) fn inputs<'a, T: Element>(
 /// Room for the state after the last key.
 pub(super) fn next_state<S: Element>(problem: &Linear, inputs: &LinearInputs<'_>) -> LinearState<S> {
     let before = inputs.state.as_ref().map_or(0, |state| state.position);
-    LinearState::zeros(problem.state_shapes(), before.saturating_add(problem.shapes.longest()))
+    LinearState::room_for(problem.state_shapes(), before.saturating_add(problem.shapes.longest()))
 }
 
 /// The output, in the type of the operands or that of sums, the statistic and, on demand, the state after the last key.
@@ -135,7 +135,7 @@ pub(super) fn forward<T: Element, O: Element>(
     inputs: &LinearInputs<'_>,
     state: Option<&mut LinearState<T::Sum>>,
 ) -> Result<(Vec<O>, Vec<T::Sum>)> {
-    let (mut out, mut statistic) = (zeros(&[problem.output_len()]), zeros::<T::Sum>(&[problem.statistic_len()]));
+    let (mut out, mut statistic) = (room(&[problem.output_len()]), room::<T::Sum>(&[problem.statistic_len()]));
     let outputs = LinearOutputs {
         out: O::slice_mut(&mut out),
         statistic: (!statistic.is_empty()).then(|| T::Sum::slice_mut(&mut statistic)),
@@ -173,7 +173,7 @@ pub(super) fn backward<T: Element, V: Element>(
         d_state: returned.state.flatten().map(|d| d.view(function, problem.state_shapes())).transpose()?,
     };
     let wanted = returned.state.filter(|_| inputs.state.is_some());
-    let mut d_state = wanted.map(|_| LinearStateGradient::<T::Sum>::zeros(problem.state_shapes()));
+    let mut d_state = wanted.map(|_| LinearStateGradient::<T::Sum>::room_for(problem.state_shapes()));
     let log_decay = inputs.log_decay.as_ref().filter(|_| shapes.decay == Decay::Token);
     let (mut d_q, mut d_k, mut d_log_decay) = (like(&inputs.q), like(&inputs.k), log_decay.map(like));
     let room = LinearGradients {

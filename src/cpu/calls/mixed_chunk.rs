@@ -1,7 +1,7 @@
 use super::super::linear::LinearInputs;
 use super::super::quadratic::QuadraticInputs;
 use super::attention;
-use super::element::{Conversion, Element, ensure_element, like, zeros};
+use super::element::{Conversion, Element, ensure_element, like};
 use super::linear_attention::{self, Extras, LinearState, LinearStateGradient, Returned};
 use crate::Result;
 use crate::gau::MixedChunkOptions;
@@ -61,7 +61,7 @@ impl<'a, T: Element> MixedChunk<'a, T> {
         let d_out = returned.out;
         let Self { local: (local, quad), global: (global, lin), out } = self;
         // Neither branch has a norm, so that its gradients read neither output nor statistic.
-        let statistic = zeros(&[local.statistic_len()]);
+        let statistic = vec![T::Sum::default(); local.statistic_len()];
         let (mut v, mut far) = (like::<T::Sum>(&quad.v), like::<T::Sum>(&lin.v));
         let (near, _) = attention::backward(local, quad, (&out[..], &statistic[..]), (d_out, None), &mut v)?;
         let others = linear_attention::backward(global, lin, (&out[..], &[]), returned, &mut far)?;

@@ -6,7 +6,8 @@
 
 use super::super::rows::Number;
 use super::Context;
-use super::state::State;
+use super::state::{Order, State};
+use super::tiles::StateHead;
 
 /// E and U of a segment, and their sum.
 pub struct Carried<T> {
@@ -25,7 +26,27 @@ impl<T: Number> Carried<T> {
         Self { both: zero.clone(), own: zero, entering: None, apart: false }
     }
 
-    /// The line's first segment, or sums that do not change any more.
+    /// The line's first segment.
+    pub fn begin_line(&mut self, context: &Context<'_, T>, at: StateHead, order: Order) {
+        match context.inputs.state {
+            Some(_) => self.begin(State::initial(context, at, order)),
+            None => {
+                self.own.restart(T::NEG_INFINITY);
+                (self.entering, self.apart) = (None, false);
+            }
+        }
+    }
+
+    /// Makes the sums at the segment's end those of a segment that does not change any more.
+    pub fn settle(&mut self, context: &Context<'_, T>) {
+        if let Some(mut entering) = self.entering.take() {
+            entering.append(context, &self.own);
+            self.own = entering;
+        }
+        self.apart = false;
+    }
+
+    /// Sums that do not change any more, or begin a line.
     pub fn begin(&mut self, own: State<T>) {
         (self.own, self.entering, self.apart) = (own, None, false);
     }

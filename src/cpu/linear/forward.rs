@@ -73,8 +73,9 @@ struct Task<'s, 'o, T> {
     /// starts, and when the segments are the whole line.
     entering: Option<&'s State<T>>,
     /// Per output head.
-    out: Vec<SliceMut<'o>>,
-    statistic: Vec<SliceMut<'o>>,
+    out: &'s mut [SliceMut<'o>],
+    /// The same, or nothing.
+    statistic: &'s mut [SliceMut<'o>],
     state: Option<StateMut<'o>>,
 }
 
@@ -83,17 +84,17 @@ fn run<T: Number>(context: &Context<'_, T>, outputs: problem::LinearOutputs<Room
     let LinearFinish::RmsNorm { epsilon, scope: NormScope::AllHeads } = context.problem.finish else {
         return sums(context, out, statistic, state);
     };
-    let mut raw = vec![T::ZERO; context.problem.output_len()];
+    let mut raw = Buffer::room(context.problem.output_len());
     let heads = context.shapes().batch * context.shapes().heads();
     sums(context, Rooms::of(T::slice_mut(&mut raw), heads), None, state);
     normalize_all_heads(context, &raw, epsilon, out, statistic);
 }
 
-fn sums<T: Number>(
+fn sums<'o, T: Number>(
     context: &Context<'_, T>,
-    out: Rooms<'_>,
-    statistic: Option<Rooms<'_>>,
-    mut state: Option<problem::StateMut<Rooms<'_>>>,
+    out: Rooms<'o>,
+    statistic: Option<Rooms<'o>>,
+    mut state: Option<problem::StateMut<Rooms<'o>>>,
 ) {
     let shapes = context.shapes();
     let heads = shapes.batch * shapes.state_heads();
@@ -102,14 +103,17 @@ fn sums<T: Number>(
     let states = if at_once < segments.len() { states(context, &segments, Order::Plain) } else { Vec::new() };
     let pieces: Vec<&[Range<usize>]> = segments.chunks(at_once).collect();
     let rows: Vec<usize> = pieces.iter().map(|piece| context.queries(&span(piece)).len()).collect();
-    let mut outs = cut(out, &rows, shapes.value_width);
-    let mut statistics = statistic.map(|statistic| cut(statistic, &rows, 1)).unwrap_or_default();
-    let mut tasks = Vec::new();
-    for (index, segments) in pieces.iter().enumerate() {
+    let rooms = |all: Rooms<'o>, width: usize| all.cut(rows.iter().map(|rows| rows * width)).into_iter();
+    let mut outs: Vec<_> = rooms(out, shapes.value_width).map(Rooms::into_heads).collect();
+    let mut statistics: Vec<_> =
+        statistic.into_iter().flat_map(|statistic| rooms(statistic, 1)).map(Rooms::into_heads).collect();
+    statistics.resize_with(pieces.len(), Vec::new);
+    let mut tasks = Vec::with_capacity(pieces.len() * heads);
+    let rooms = outs.iter_mut().zip(&mut statistics);
+    for ((index, segments), (outs, statistics)) in pieces.iter().enumerate().zip(rooms) {
+        let (mut outs, mut statistics) = (outs.chunks_mut(readers), statistics.chunks_mut(readers));
         for head in 0..heads {
-            let range = head * readers..(head + 1) * readers;
-            let statistic =
-                if statistics.is_empty() { Vec::new() } else { next_pieces(&mut statistics[range.clone()]) };
+            let [out, statistic] = [outs.next(), statistics.next()].map(Option::unwrap_or_default);
             let last = index + 1 == pieces.len();
             let state = state.as_mut().filter(|_| last).map(|state| StateMut {
                 s: state.s.take(head, context.features.count * shapes.value_width),
@@ -121,14 +125,7 @@ fn sums<T: Number>(
                 0 => None,
                 _ => states.get(index - 1),
             });
-            tasks.push(Task {
-                at: head_at(context, head),
-                segments,
-                entering,
-                out: next_pieces(&mut outs[range]),
-                statistic,
-                state,
-            });
+            tasks.push(Task { at: head_at(context, head), segments, entering, out, statistic, state });
         }
     }
     let nanoseconds = context.nanoseconds();
@@ -144,20 +141,23 @@ struct Worker<'a, T> {
     scores: Buffer<T>,
     sums: Buffer<T>,
     norms: [T; TILE],
+    /// Whether the sums that the next tile reads are empty, and nobody reads them but queries that see a key of their own.
+    is_start: bool,
 }
 
 impl<'a, T: Number> Worker<'a, T> {
     fn new(context: &Context<'_, T>) -> Self {
         let (_, e) = context.padded();
-        let zeros = |len| Buffer::zeros(len);
+        let room = |len| Buffer::room(len);
         Self {
             before: Carried::new(State::zero(context, Order::Plain)),
             keys: KeyTile::new(context),
             queries: QueryTile::new(context),
-            panels: zeros(context.verbs.panels_len(TILE, context.features.count)),
-            scores: zeros(TILE * context.verbs.padded(TILE)),
-            sums: zeros(TILE * e),
+            panels: room(context.verbs.panels_len(TILE, context.features.count)),
+            scores: room(TILE * context.verbs.padded(TILE)),
+            sums: room(TILE * e),
             norms: [T::ZERO; TILE],
+            is_start: false,
         }
     }
 
@@ -165,11 +165,12 @@ impl<'a, T: Number> Worker<'a, T> {
         match task.entering {
             Some(all) if context.is_full() => self.before.begin(all.clone()),
             Some(state) => self.before.enter(state.clone()),
-            None => self.before.begin(State::initial(context, task.at, Order::Plain)),
+            None => self.before.begin_line(context, task.at, Order::Plain),
         }
         if context.is_full() && task.entering.is_none() {
             self.absorb_all(context, &task);
         }
+        self.is_start = context.is_inclusive() && task.entering.is_none() && context.inputs.state.is_none();
         for (index, segment) in task.segments.iter().enumerate() {
             if index > 0 && !context.is_full() {
                 self.before.next_segment(context);
@@ -177,6 +178,7 @@ impl<'a, T: Number> Worker<'a, T> {
             for tile in context.tiles(segment.clone()) {
                 self.before.refresh(context, context.starts_chunk(tile.start));
                 self.read_tile(context, &mut task, &tile);
+                self.is_start = false;
             }
         }
         if let Some(state) = &mut task.state {
@@ -192,8 +194,7 @@ impl<'a, T: Number> Worker<'a, T> {
             }
             self.before.own.absorb_segment(context, task.at, segment, &mut self.keys);
         }
-        let all = self.before.last(context);
-        self.before.begin(all);
+        self.before.settle(context);
     }
 
     /// Output rows of all readers at a tile; moves the sums to its end.
@@ -208,7 +209,8 @@ impl<'a, T: Number> Worker<'a, T> {
         for reader in 0..context.readers() {
             self.read(context, task, reader, tile);
         }
-        if !context.is_full() {
+        let is_read = task.state.is_some() || tile.end < span(task.segments).end;
+        if !context.is_full() && is_read {
             self.before.own.absorb(context, &mut self.keys, tile.len());
         }
     }
@@ -222,13 +224,17 @@ impl<'a, T: Number> Worker<'a, T> {
         let phi = &self.queries.phi[..rows * features];
         let sums = &mut self.sums[..rows * e];
         let norms = &mut self.norms[..rows];
-        let before = self.before.sums();
         let size = |n, k| Product { m: rows, n, k, accumulate: false, band: Band::Full };
-        verbs.multiply(sums, e, Left::rows(phi, features), verbs.panels(&before.s, count), size(e, count));
-        verbs.row_products(phi, features, &before.z, norms);
-        if self.keys.decays && !context.is_full() {
-            verbs.scale_rows(sums, e, &self.keys.from_start);
-            norms.iter_mut().zip(&self.keys.from_start).for_each(|(norm, &decay)| *norm = *norm * decay);
+        if self.is_start {
+            norms.fill(T::ZERO);
+        } else {
+            let before = self.before.sums();
+            verbs.multiply(sums, e, Left::rows(phi, features), verbs.panels(&before.s, count), size(e, count));
+            verbs.row_products(phi, features, &before.z, norms);
+            if self.keys.decays && !context.is_full() {
+                verbs.scale_rows(sums, e, &self.keys.from_start);
+                norms.iter_mut().zip(&self.keys.from_start).for_each(|(norm, &decay)| *norm = *norm * decay);
+            }
         }
         if context.is_inclusive() {
             let width = verbs.padded(rows);
@@ -240,7 +246,7 @@ impl<'a, T: Number> Worker<'a, T> {
             for (norm, inside) in norms.iter_mut().zip(inside) {
                 *norm += inside;
             }
-            let product = Product { accumulate: true, band: Band::Left(1), ..size(e, rows) };
+            let product = Product { accumulate: !self.is_start, band: Band::Left(1), ..size(e, rows) };
             verbs.multiply(sums, e, Left::rows(scores, width), self.keys.values(context), product);
         }
         self.store(context, task, reader, tile);

@@ -197,17 +197,15 @@ impl<'a, T: Number> Context<'a, T> {
     }
 
     /// Tiles of `positions`, cut at chunk ends.
-    fn tiles(&self, positions: Range<usize>) -> Vec<Range<usize>> {
+    fn tiles(&self, positions: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
         let chunk = self.chunk().unwrap_or(TILE);
-        let mut tiles = Vec::new();
         let mut start = positions.start;
-        while start < positions.end {
+        std::iter::from_fn(move || {
             let chunk_end = (start / chunk + 1).saturating_mul(chunk);
-            let end = (start + TILE).min(chunk_end).min(positions.end);
-            tiles.push(start..end);
-            start = end;
-        }
-        tiles
+            let tile = start..(start + TILE).min(chunk_end).min(positions.end);
+            start = tile.end;
+            (!tile.is_empty()).then_some(tile)
+        })
     }
 
     /// Cuts the line of positions at ends of tiles and chunks, by widths alone: results do not depend on how much

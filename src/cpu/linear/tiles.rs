@@ -40,7 +40,7 @@ pub struct OperandTile<'a, T> {
 
 impl<'a, T: Number> OperandTile<'a, T> {
     pub fn new(padded: usize) -> Self {
-        Self { there: None, copy: Buffer::zeros(TILE * padded), padded }
+        Self { there: None, copy: Buffer::room(TILE * padded), padded }
     }
 
     pub fn rows(&self) -> Rows<'_, T> {
@@ -96,7 +96,7 @@ impl<'a, T: Number> KeyTile<'a, T> {
         let (features, e) = context.padded();
         Self {
             x: OperandTile::new(context.verbs.padded(context.shapes().width)),
-            phi: Buffer::zeros(TILE * features),
+            phi: Buffer::room(TILE * features),
             v: OperandTile::new(e),
             present: [false; TILE],
             direction: Direction::Forward,
@@ -214,7 +214,7 @@ pub struct QueryTile<'a, T> {
 impl<'a, T: Number> QueryTile<'a, T> {
     pub fn new(context: &Context<'_, T>) -> Self {
         let x = OperandTile::new(context.verbs.padded(context.shapes().width));
-        Self { x, phi: Buffer::zeros(TILE * context.features.padded), direction: Direction::Forward }
+        Self { x, phi: Buffer::room(TILE * context.features.padded), direction: Direction::Forward }
     }
 
     /// Loads the queries of output head `head` at `tile`.

@@ -121,8 +121,8 @@ fn run<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradient
         return sweep(context, saved, gradients);
     }
     // What is left of d_out beside a rounded output would be the rounding, where few keys are seen.
-    let mut out = vec![T::ZERO; context.problem.output_len()];
-    let mut statistic = vec![T::ZERO; context.problem.statistic_len()];
+    let mut out = Buffer::room(context.problem.output_len());
+    let mut statistic = Buffer::room(context.problem.statistic_len());
     let heads = context.shapes().batch * context.shapes().heads;
     let rooms = [&mut out, &mut statistic].map(|all| Rooms::of(T::slice_mut(all), heads));
     let [out_rooms, statistic_rooms] = rooms;
@@ -146,7 +146,8 @@ fn sweep<T: Number>(context: &Context<'_, T>, saved: &QuadraticSaved<'_>, gradie
     let segment = shapes.keys.div_ceil(parallel::pieces(lanes.len())).next_multiple_of(TILE).max(TILE);
     let segments = shapes.keys.div_ceil(segment);
     let dq_len = shapes.queries * d;
-    let mut partial_dq = if segments > 1 { vec![T::ZERO; units * segments * group * dq_len] } else { Vec::new() };
+    let partial_len = if segments > 1 { units * segments * group * dq_len } else { 0 };
+    let mut partial_dq = Buffer::zeros(partial_len);
     let mut partials = Rooms::of(T::slice_mut(&mut partial_dq), units);
     let bias_len = shapes.bias.map_or(0, |(_, radius)| group * (2 * radius + 1));
     let mut partial_bias = vec![0.0; units * segments.max(1) * bias_len];
@@ -261,6 +262,7 @@ impl<T: Number> Worker<T> {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let (d, e) = (verbs.padded(shapes.width), verbs.padded(shapes.value_width));
         let zeros = |len| Buffer::zeros(len);
+        let scores = BLOCK.min(shapes.queries) * verbs.padded(TILE.min(keys));
         Self {
             k: zeros(keys * d),
             k_panels: zeros(verbs.panels_len(keys, shapes.width)),
@@ -273,10 +275,10 @@ impl<T: Number> Worker<T> {
             dq: zeros(shapes.queries * d),
             dk: zeros(keys * d),
             dv: zeros(keys * e),
-            weights: zeros(BLOCK * TILE),
-            d_scores: zeros(BLOCK * TILE),
-            tanh: zeros(if context.problem.soft_cap.is_some() { BLOCK * TILE } else { 0 }),
-            factors: zeros(if context.problem.dropout.is_some() { BLOCK * TILE } else { 0 }),
+            weights: zeros(scores),
+            d_scores: zeros(scores),
+            tanh: zeros(if context.problem.soft_cap.is_some() { scores } else { 0 }),
+            factors: zeros(if context.problem.dropout.is_some() { scores } else { 0 }),
         }
     }
 

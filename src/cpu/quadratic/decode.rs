@@ -3,7 +3,7 @@
 //! A task takes a segment of the keys of one key head and, as rows of one tile, the queries of all heads that read it:
 //!
 //! ```text
-//! for each tile of keys   s = q kᵀ            keys widened in registers, inner products along the width
+//! for each tile of keys   s = q kᵀ            inner products along the width, keys widened in registers; of many rows a product
 //!                         w = weight(s)       the running maximum and sum of the row
 //!                         sums = c·sums + w v  values widened in registers, sums in registers over 32 values
 //! then                    merge the segments in order, finish the rows
@@ -18,16 +18,18 @@ use super::super::buffer::Buffer;
 use super::super::parallel;
 use super::super::rooms::Rooms;
 use super::super::rows::{HeadRows, Number};
-use super::super::tile::{Bounds, Online};
+use super::super::tile::{Band, Bounds, Left, Online, Product};
 use super::forward::store;
 use super::{Context, Place};
-use crate::problem::{Quadratic, Weight};
+use crate::problem::{Quadratic, SliceMut, Weight};
 
 /// Most query rows of a key head that are computed this way, where width and value width together are below [`WIDE`] and
 /// where they are not; beyond, packing keys and values pays (docs/cpu.md).
 const MOST_ROWS: [usize; 2] = [16, 32];
 /// See [`MOST_ROWS`].
 const WIDE: usize = 128;
+/// Fewest rows whose sums are those of tile products, from transposed keys, and not of inner products across vectors.
+const PANEL_ROWS: usize = 16;
 /// Keys of a task.
 const SEGMENT: usize = 1024;
 /// Keys of a tile.
@@ -79,7 +81,7 @@ impl Layout {
     }
 }
 
-pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: Rooms<'_>, mut statistic: Option<Rooms<'_>>) {
+pub(super) fn run<T: Number>(context: &Context<'_, T>, out: Rooms<'_>, statistic: Option<Rooms<'_>>) {
     let (shapes, layout) = (context.shapes(), Layout::new(context));
     let units = shapes.batch * shapes.key_heads;
     if units * layout.rows == 0 {
@@ -87,7 +89,7 @@ pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: Rooms<'_>, mut s
     }
     let all = context.visible_to_any();
     let segments = all.len().div_ceil(SEGMENT).max(1);
-    let mut parts = Buffer::zeros(units * segments * layout.len);
+    let mut parts = Buffer::<T>::room(units * segments * layout.len);
     let mut tasks = Vec::with_capacity(units * segments);
     for (index, part) in parts.chunks_exact_mut(layout.len).enumerate() {
         let (unit, start) = (index / segments, all.start + index % segments * SEGMENT);
@@ -97,25 +99,25 @@ pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: Rooms<'_>, mut s
     let longest = TILE.min(all.len());
     let work = |worker: &mut Worker<T>, task| worker.run(context, task);
     parallel::run_brief(context.nanoseconds(all.len()), tasks, || Worker::new(context, layout, longest), work);
+    let (mut outs, mut statistics) = (out.into_heads(), statistic.map(Rooms::into_heads).unwrap_or_default());
+    let (mut outs, mut statistics) = (outs.chunks_mut(context.group()), statistics.chunks_mut(context.group()));
     let mut tasks = Vec::with_capacity(units);
     for (unit, parts) in parts.chunks_exact_mut(segments * layout.len).enumerate() {
-        let rooms = unit * context.group()..(unit + 1) * context.group();
-        let rooms = rooms.map(|head| {
-            let statistic = statistic.as_mut().map(|statistic| statistic.take(head, shapes.queries));
-            (out.take(head, shapes.queries * shapes.value_width), statistic)
-        });
-        tasks.push((unit, parts, rooms.collect::<Vec<_>>()));
+        let [outs, statistics] = [outs.next(), statistics.next()].map(Option::unwrap_or_default);
+        tasks.push((unit, parts, outs, statistics));
     }
     let queries = shapes.queries;
-    let work = |_: &mut (), (unit, parts, rooms): (usize, &mut [T], Vec<_>)| {
-        let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
-        let Part { sums, maximum, sum } = merge(context, layout, parts);
-        let members = sums.chunks_exact_mut(queries * layout.width).zip(sum.chunks_exact_mut(queries));
-        for ((member, (sums, sum)), (out, statistic)) in members.enumerate().zip(rooms) {
-            let place = (batch, key_head * context.group() + member);
-            store(context, place, sums, sum, &maximum[member * queries..][..queries], out, statistic);
-        }
-    };
+    let work =
+        |_: &mut (), (unit, parts, outs, statistics): (_, &mut [T], &mut [SliceMut<'_>], &mut [SliceMut<'_>])| {
+            let (batch, key_head) = (unit / shapes.key_heads, unit % shapes.key_heads);
+            let Part { sums, maximum, sum } = merge(context, layout, parts);
+            let members = sums.chunks_exact_mut(queries * layout.width).zip(sum.chunks_exact_mut(queries));
+            for ((member, (sums, sum)), out) in members.enumerate().zip(outs) {
+                let place = (batch, key_head * context.group() + member);
+                let maximum = &maximum[member * queries..][..queries];
+                store(context, place, sums, sum, maximum, out, statistics.get_mut(member));
+            }
+        };
     parallel::run_brief(units * segments * layout.len, tasks, || (), work);
 }
 
@@ -123,6 +125,9 @@ pub(super) fn run<T: Number>(context: &Context<'_, T>, mut out: Rooms<'_>, mut s
 struct Worker<T> {
     layout: Layout,
     q: Buffer<T>,
+    /// For many rows: the panels of the transpose of a tile's keys, and keys or values that no product can read where they lie.
+    panels: Buffer<T>,
+    rows: Buffer<T>,
     scores: Buffer<T>,
     /// Of dropout.
     factors: Buffer<T>,
@@ -132,11 +137,14 @@ struct Worker<T> {
 
 impl<T: Number> Worker<T> {
     fn new(context: &Context<'_, T>, layout: Layout, keys: usize) -> Self {
-        let verbs = context.verbs;
+        let (verbs, width) = (context.verbs, context.shapes().width);
+        let transposed = if layout.rows < PANEL_ROWS { 0 } else { keys };
         Self {
             layout,
-            q: Buffer::zeros(layout.rows * verbs.padded(context.shapes().width)),
-            scores: Buffer::zeros(layout.rows * verbs.padded(keys)),
+            q: Buffer::room(layout.rows * verbs.padded(width)),
+            panels: Buffer::room(verbs.panels_len(transposed, width)),
+            rows: Buffer::room(transposed * verbs.padded(width.max(context.shapes().value_width))),
+            scores: Buffer::room(layout.rows * verbs.padded(keys)),
             factors: Buffer::zeros(context.problem.dropout.map_or(0, |_| layout.rows * verbs.padded(keys))),
             rescale: vec![T::ONE; layout.rows],
             bounds: vec![(0, 0); layout.rows],
@@ -154,6 +162,8 @@ impl<T: Number> Worker<T> {
             super::multiply_by(&mut self.q, context.sign);
         }
         let mut part = self.layout.part(task.part);
+        part.sums.fill(T::ZERO);
+        part.sum.fill(T::ZERO);
         part.maximum.fill(T::NEG_INFINITY);
         for key in task.keys.clone().step_by(TILE) {
             let place = Place { batch: task.batch, head: task.key_head * group, query: 0, key };
@@ -172,10 +182,19 @@ impl<T: Number> Worker<T> {
         }
         let width = verbs.padded(keys.len());
         let scores = &mut self.scores[..self.layout.rows * width];
-        let rows = HeadRows::new(&context.inputs.k, at.batch, key_head);
-        context.for_kept(at.batch, &keys, |kept| {
-            verbs.inner_products(&mut scores[kept.start - keys.start..], width, &self.q, rows.stored(kept));
-        });
+        if self.panels.is_empty() {
+            let rows = HeadRows::new(&context.inputs.k, at.batch, key_head);
+            context.for_kept(at.batch, &keys, |kept| {
+                verbs.inner_products(&mut scores[kept.start - keys.start..], width, &self.q, rows.stored(kept));
+            });
+        } else {
+            let d = context.shapes().width;
+            let rows = context.keys_at(&context.inputs.k, (at.batch, key_head), &keys, &mut self.rows, d);
+            verbs.transpose(&mut self.panels, rows.data, rows.row, keys.len(), d);
+            let size = Product { m: self.layout.rows, n: width, k: d, accumulate: false, band: Band::Full };
+            let right = verbs.panels(&self.panels, d);
+            verbs.multiply(scores, width, Left::rows(&self.q, verbs.padded(d)), right, size);
+        }
         let mut scale = context.scale(at.batch);
         let members = scores.chunks_exact_mut(queries * width).zip(self.bounds.chunks_exact(queries));
         for (member, (scores, bounds)) in members.enumerate() {
@@ -199,10 +218,17 @@ impl<T: Number> Worker<T> {
         if context.problem.dropout.is_some() {
             verbs.multiply_elements(scores, &self.factors[..self.layout.rows * width]);
         }
-        let rows = HeadRows::new(&context.inputs.v, at.batch, key_head);
-        context.for_kept(at.batch, &keys, |kept| {
-            verbs.add_weighted(part.sums, &scores[kept.start - keys.start..], width, rows.stored(kept));
-        });
+        if self.panels.is_empty() {
+            let rows = HeadRows::new(&context.inputs.v, at.batch, key_head);
+            context.for_kept(at.batch, &keys, |kept| {
+                verbs.add_weighted(part.sums, &scores[kept.start - keys.start..], width, rows.stored(kept));
+            });
+        } else {
+            let e = self.layout.width;
+            let rows = context.keys_at(&context.inputs.v, (at.batch, key_head), &keys, &mut self.rows, e);
+            let size = Product { m: self.layout.rows, n: e, k: keys.len(), accumulate: true, band: Band::Full };
+            verbs.multiply(part.sums, e, Left::rows(scores, width), verbs.rows(rows.data, rows.row), size);
+        }
     }
 }
 

@@ -114,7 +114,7 @@ pub(super) fn run<T: Number, P: Precision<T>>(
     for first in (0..units).step_by(wave) {
         let units = first..(first + wave).min(units);
         let mut packed: Vec<_> =
-            units.clone().map(|_| Packed { k: Buffer::zeros(k_len), v: Buffer::zeros(v_len) }).collect();
+            units.clone().map(|_| Packed { k: Buffer::room(k_len), v: Buffer::room(v_len) }).collect();
         pack(context, precision, units.start, &keys, &mut packed);
         let mut tasks = Vec::new();
         for (unit, packed) in units.zip(&packed) {
@@ -131,7 +131,12 @@ pub(super) fn run<T: Number, P: Precision<T>>(
             }
         }
         let work = |scratch: &mut Scratch<T, P>, task: Task<'_, '_, P::X>| scratch.block(context, task);
-        parallel::run_brief(context.nanoseconds(keys.len()), tasks, || Scratch::new(context, precision), work);
+        parallel::run_brief(
+            context.nanoseconds(keys.len()),
+            tasks,
+            || Scratch::new(context, precision, keys.len()),
+            work,
+        );
     }
 }
 
@@ -164,7 +169,7 @@ fn pack<T: Number, P: Precision<T>>(
             tasks.push((batch, head, keys, k, v));
         }
     }
-    let scratch = || Buffer::zeros(TILE * d.max(e));
+    let scratch = || Buffer::room(TILE.min(all.len()) * d.max(e));
     parallel::run_brief(context.nanoseconds(all.len()), tasks, scratch, |rows, (batch, head, keys, k, v)| {
         context.load_keys(&inputs.k, batch, head, keys.clone(), rows, d);
         precision.keys(verbs, k, rows, d, keys.len(), shapes.width);
@@ -189,22 +194,26 @@ struct Scratch<T: Number, P: Precision<T>> {
 }
 
 impl<T: Number, P: Precision<T>> Scratch<T, P> {
-    fn new(context: &Context<'_, T>, precision: P) -> Self {
-        let padded = |size| context.verbs.padded(size);
+    /// For so many packed keys.
+    fn new(context: &Context<'_, T>, precision: P, keys: usize) -> Self {
+        let (shapes, padded) = (context.shapes(), |size| context.verbs.padded(size));
+        let rows = BLOCK.min(shapes.queries);
+        let scores = STRIP.min(rows) * padded(TILE.min(keys));
         Self {
             precision,
-            q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
-            narrow_q: Buffer::zeros(BLOCK * padded(context.shapes().width)),
-            scores: Buffer::zeros(STRIP * TILE),
-            factors: Buffer::zeros(if context.problem.dropout.is_some() { STRIP * TILE } else { 0 }),
-            narrow_weights: Buffer::zeros(STRIP * TILE),
-            sums: Buffer::zeros(BLOCK * padded(context.shapes().value_width)),
+            q: Buffer::room(rows * padded(shapes.width)),
+            narrow_q: Buffer::room(rows * padded(shapes.width)),
+            scores: Buffer::room(scores),
+            // Rows of scores are multiplied by whole rows of factors, which see some of the keys.
+            factors: Buffer::zeros(if context.problem.dropout.is_some() { scores } else { 0 }),
+            narrow_weights: Buffer::room(scores),
+            sums: Buffer::room(rows * padded(shapes.value_width)),
             maximum: [T::ZERO; BLOCK],
             sum: [T::ZERO; BLOCK],
         }
     }
 
-    fn block(&mut self, context: &Context<'_, T>, task: Task<'_, '_, P::X>) {
+    fn block(&mut self, context: &Context<'_, T>, mut task: Task<'_, '_, P::X>) {
         let (shapes, verbs) = (context.shapes(), context.verbs);
         let d = verbs.padded(shapes.width);
         HeadRows::new(&context.inputs.q, task.batch, task.head).load(task.queries.clone(), &mut self.q, d);
@@ -225,8 +234,8 @@ impl<T: Number, P: Precision<T>> Scratch<T, P> {
         }
         let rows = task.queries.len();
         let sums = &mut self.sums[..rows * verbs.padded(shapes.value_width)];
-        let place = (task.batch, task.head);
-        store(context, place, sums, &mut self.sum[..rows], &self.maximum[..rows], task.out, task.statistic);
+        let (place, statistic) = ((task.batch, task.head), task.statistic.as_mut());
+        store(context, place, sums, &mut self.sum[..rows], &self.maximum[..rows], &mut task.out, statistic);
     }
 
     /// Adds a tile of keys to the rows of a strip.
@@ -288,8 +297,8 @@ pub(super) fn store<T: Number>(
     sums: &mut [T],
     sum: &mut [T],
     maximum: &[T],
-    mut out: SliceMut<'_>,
-    statistic: Option<SliceMut<'_>>,
+    out: &mut SliceMut<'_>,
+    statistic: Option<&mut SliceMut<'_>>,
 ) {
     let (weight, how) = (context.problem.weight, context.finish(batch));
     let (e, padded) = (context.shapes().value_width, context.verbs.padded(context.shapes().value_width));
@@ -300,8 +309,8 @@ pub(super) fn store<T: Number>(
         }
         *sum = finish(weight, how, &mut row[..e], *sum, maximum);
     }
-    store_rows(sums, padded, e, &mut out, 0);
-    if let Some(mut statistic) = statistic {
-        T::store(sum, &mut statistic, 0);
+    store_rows(sums, padded, e, out, 0);
+    if let Some(statistic) = statistic {
+        T::store(sum, statistic, 0);
     }
 }

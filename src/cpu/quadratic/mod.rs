@@ -15,7 +15,7 @@ pub use forward::forward;
 
 use std::ops::Range;
 
-use super::rows::{HeadRows, Number, gather, inverse_key_counts};
+use super::rows::{HeadRows, Number, Rows, gather, inverse_key_counts};
 use super::simd::Real;
 use super::tile::{Bounds, PairRow, Verbs};
 use crate::problem::{self, PerKey, Quadratic, QuadraticFinish, QuadraticShapes, SliceMut, View, Weight};
@@ -112,6 +112,23 @@ impl<'a, T: Number> Context<'a, T> {
             None => rows.load(keys, into, padded),
             Some(mask) => rows.load_kept(keys, into, padded, |key| mask[batch * self.shapes().keys + key] != 0),
         }
+    }
+
+    /// Rows of k or v where they lie, if they are of the type of sums, of this width, and the mask removes none, else in `room`.
+    fn keys_at<'r>(
+        &self,
+        view: &'r View<'a>,
+        (batch, head): (usize, usize),
+        keys: &Range<usize>,
+        room: &'r mut [T],
+        width: usize,
+    ) -> Rows<'r, T> {
+        let there = HeadRows::new(view, batch, head).in_place(keys, width);
+        there.filter(|_| self.key_mask.is_none()).unwrap_or_else(|| {
+            let row = self.verbs.padded(width);
+            self.load_keys(view, batch, head, keys.clone(), room, row);
+            Rows { data: room, row }
+        })
     }
 
     /// Runs of `keys` that the key mask leaves, in order.

@@ -1,12 +1,13 @@
 //! The operands of the forward products: numbers as they are summed, or pairs of bf16.
 
+use super::super::buffer::Kept;
 use super::super::rows::Number;
 use super::super::tile::{Left, Pairs, Product, Right, Verbs};
 
 /// How tiles become operands.
 pub trait Precision<T: Number>: Copy + Sync {
     /// An element of an operand.
-    type X: Copy + Default + Send + Sync;
+    type X: Kept + Send + Sync;
 
     /// Elements that hold `len` numbers along the inner dimension.
     fn inner(self, len: usize) -> usize;

@@ -55,18 +55,33 @@ pub unsafe fn exps<T: Real, S: Simd<T>, const N: usize, const ANY: bool>(x: [S::
 /// stays NaN.
 #[inline(always)]
 pub unsafe fn exp2<T: Real, S: Simd<T>>(x: S::V) -> S::V {
+    // SAFETY: the caller's.
+    unsafe { exp2s::<T, S, 1>([x])[0] }
+}
+
+/// [`exp2`] of N vectors, step by step side by side.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // plain indices unroll
+pub unsafe fn exp2s<T: Real, S: Simd<T>, const N: usize>(x: [S::V; N]) -> [S::V; N] {
     // SAFETY: the caller has the instruction set of S.
     unsafe {
         let low = S::splat(T::EXP2_MIN[S::SCALES_ANY as usize]);
-        let clamped = S::max(low, x);
-        let n = S::round(clamped);
-        let r = S::sub(clamped, n);
-        let mut p = S::splat(T::EXP2_COEFFICIENTS[0]);
-        for &c in &T::EXP2_COEFFICIENTS[1..] {
-            p = S::fma(p, r, S::splat(c));
+        let (mut n, mut r, mut p) = (x, x, [S::splat(T::EXP2_COEFFICIENTS[0]); N]);
+        for i in 0..N {
+            let clamped = S::max(low, x[i]);
+            n[i] = S::round(clamped);
+            r[i] = S::sub(clamped, n[i]);
         }
-        let y = S::scale_by_power_of_two(p, n);
-        if S::SCALES_ANY { y } else { S::select_less(x, low, S::splat(T::ZERO), y) }
+        for &c in &T::EXP2_COEFFICIENTS[1..] {
+            for i in 0..N {
+                p[i] = S::fma(p[i], r[i], S::splat(c));
+            }
+        }
+        for i in 0..N {
+            let y = S::scale_by_power_of_two(p[i], n[i]);
+            p[i] = if S::SCALES_ANY { y } else { S::select_less(x[i], low, S::splat(T::ZERO), y) };
+        }
+        p
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::{Avx512, Avx512Pairs};
 #[cfg(feature = "candle")]
 pub(super) use exp::exp;
-pub(super) use exp::{exp2, exps, sigmoid, tanh};
+pub(super) use exp::{exp2, exp2s, exps, sigmoid, tanh};
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
 #[cfg(feature = "candle")]
@@ -31,6 +31,8 @@ use std::cell::Cell;
 use std::sync::OnceLock;
 
 use half::{bf16, f16};
+
+use super::buffer::Kept;
 
 /// An instruction set that the CPU backend has code for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,8 +143,7 @@ thread_local! {
 
 /// The arithmetic of sums: f32 or f64.
 pub trait Real:
-    Copy
-    + Default
+    Kept
     + PartialOrd
     + Send
     + Sync
@@ -154,7 +155,6 @@ pub trait Real:
     + std::ops::Neg<Output = Self>
     + std::ops::AddAssign
     + std::iter::Sum
-    + 'static
 {
     const ZERO: Self;
     const ONE: Self;

@@ -18,6 +18,7 @@ mod multiply;
 mod pairs;
 #[cfg(feature = "candle")]
 mod parts;
+mod room;
 #[cfg(feature = "candle")]
 mod scan;
 mod scores;
@@ -29,6 +30,7 @@ pub use maps::Decays;
 pub use multiply::{Band, Left, Product, Right};
 use multiply::{PANEL_VECTORS, Place};
 pub use pairs::Pairs;
+pub use room::{Bits, room};
 #[cfg(feature = "candle")]
 pub use scan::{Step, StepGradients};
 pub use scores::{Bounds, Delta, Online};

@@ -2,7 +2,7 @@
 
 use std::f64::consts::LOG2_E;
 
-use super::super::simd::{Real, Simd, exp2, tanh};
+use super::super::simd::{Real, Simd, exp2, exp2s, tanh};
 
 /// The columns of a row that its query sees, inside a tile.
 pub type Bounds = (usize, usize);
@@ -29,28 +29,6 @@ fn cover<T: Real>(row: &mut [T], bounds: Bounds, lanes: usize, hidden: T) -> std
     range
 }
 
-/// The largest number of whole vectors.
-///
-/// # Safety
-/// The processor has the instruction set of S.
-#[inline(always)]
-unsafe fn largest<T: Real, S: Simd<T>>(row: &[T]) -> T {
-    // SAFETY: whole vectors. Several maxima at a time do not wait for each other.
-    unsafe {
-        let mut largest = [S::splat(T::NEG_INFINITY); 4];
-        let (fours, rest) = (row.chunks_exact(4 * S::LANES), row.chunks_exact(4 * S::LANES).remainder());
-        for four in fours {
-            for (i, largest) in largest.iter_mut().enumerate() {
-                *largest = S::max(S::load(four.as_ptr().add(i * S::LANES)), *largest);
-            }
-        }
-        for x in rest.chunks_exact(S::LANES) {
-            largest[0] = S::max(S::load(x.as_ptr()), largest[0]);
-        }
-        S::largest(S::max(S::max(largest[0], largest[1]), S::max(largest[2], largest[3])))
-    }
-}
-
 /// How far scores times log₂ e may exceed the running maximum before it moves: weights stay below 2^SLACK.
 const SLACK: f64 = 8.0;
 
@@ -62,10 +40,29 @@ pub struct Online<'a, T> {
     pub rescale: &'a mut [T],
 }
 
+/// Rows whose weights are made side by side.
+const GROUP: usize = 4;
+
+/// Calls the function for each group of the rows, and for each row that is left.
+macro_rules! in_groups {
+    ($rows:expr, $function:ident($($argument:expr),*)) => {{
+        let mut first = 0;
+        while $rows - first >= GROUP {
+            $function::<T, S, GROUP>(first, $($argument),*);
+            first += GROUP;
+        }
+        while first < $rows {
+            $function::<T, S, 1>(first, $($argument),*);
+            first += 1;
+        }
+    }};
+}
+
 /// Scores → exp(scale·s − maximum) in place, zero where hidden; updates the running state.
 ///
 /// # Safety
-/// The processor has the instruction set of S; `width` is a multiple of its lanes.
+/// The processor has the instruction set of S; `width` is a multiple of its lanes; there is a row of scores and a running state
+/// for each of the bounds.
 #[inline(always)]
 pub unsafe fn softmax<T: Real, S: Simd<T>>(
     scores: &mut [T],
@@ -75,38 +72,103 @@ pub unsafe fn softmax<T: Real, S: Simd<T>>(
     online: &mut Online<'_, T>,
 ) {
     let scale = scale * T::from_f64(LOG2_E);
-    // All maxima before the first weight, so that no row waits for its own.
-    for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
-        let range = cover(row, bounds, S::LANES, T::NEG_INFINITY);
-        // SAFETY: the range is whole vectors.
-        let (old, new) = (online.maximum[r], unsafe { largest::<T, S>(&row[range]) } * scale);
-        online.rescale[r] = if new > old + T::from_f64(SLACK) { new } else { old };
+    // SAFETY: the caller's. All maxima before the first weight, so that no row waits for its own.
+    unsafe {
+        in_groups!(bounds.len(), move_maxima(scores, width, bounds, scale, online));
+        in_groups!(bounds.len(), weigh(scores, width, bounds, scale, online));
     }
-    for (r, (row, &bounds)) in scores.chunks_exact_mut(width).zip(bounds).enumerate() {
-        let row = &mut row[covering(bounds, S::LANES)];
-        let (old, new) = (online.maximum[r], std::mem::replace(&mut online.rescale[r], T::ONE));
-        if row.is_empty() {
-            continue;
+}
+
+/// The whole vectors that cover the bounds of all rows.
+#[inline(always)]
+fn covering_all(bounds: &[Bounds], lanes: usize) -> std::ops::Range<usize> {
+    let seeing = bounds.iter().filter(|&&(low, high)| low < high);
+    let (low, high) = seeing.fold((usize::MAX, 0), |all, &(low, high)| (all.0.min(low), all.1.max(high)));
+    covering((low, high), lanes)
+}
+
+/// Hides what rows from `first` on do not see, as far as a row of the group sees anything, zeroes the rest and moves the maxima;
+/// `online.rescale` receives the old ones.
+///
+/// # Safety
+/// As [`softmax`].
+#[inline(always)]
+unsafe fn move_maxima<T: Real, S: Simd<T>, const ROWS: usize>(
+    first: usize,
+    scores: &mut [T],
+    width: usize,
+    bounds: &[Bounds],
+    scale: T,
+    online: &mut Online<'_, T>,
+) {
+    let (scores, bounds) = (&mut scores[first * width..][..ROWS * width], &bounds[first..][..ROWS]);
+    let range = covering_all(bounds, S::LANES);
+    for (row, &(low, high)) in scores.chunks_exact_mut(width).zip(bounds) {
+        if (low, high) != (0, width) {
+            let (low, high) = if low < high { (low, high) } else { (range.end, range.end) };
+            row[..range.start].fill(T::ZERO);
+            row[range.start..low].fill(T::NEG_INFINITY);
+            row[high..range.end].fill(T::NEG_INFINITY);
+            row[range.end..].fill(T::ZERO);
         }
-        if new == T::NEG_INFINITY {
-            row.fill(T::ZERO);
-            continue;
+    }
+    let (maximum, rescale) = (&mut online.maximum[first..][..ROWS], &mut online.rescale[first..][..ROWS]);
+    // SAFETY: whole vectors.
+    unsafe {
+        let mut largest = [S::splat(T::NEG_INFINITY); ROWS];
+        for column in range.step_by(S::LANES) {
+            for (r, largest) in largest.iter_mut().enumerate() {
+                *largest = S::max(S::load(scores.as_ptr().add(r * width + column)), *largest);
+            }
         }
-        // SAFETY: the row is whole vectors.
-        unsafe {
-            let (scale, shift) = (S::splat(scale), S::splat(-new));
-            let mut sum = S::splat(T::ZERO);
-            for x in row.chunks_exact_mut(S::LANES) {
-                let p = exp2::<T, S>(S::fma(S::load(x.as_ptr()), scale, shift));
-                sum = S::add(sum, p);
-                S::store(x.as_mut_ptr(), p);
+        for r in 0..ROWS {
+            let (old, new) = (maximum[r], S::largest(largest[r]) * scale);
+            rescale[r] = old;
+            maximum[r] = if new > old + T::from_f64(SLACK) { new } else { old };
+        }
+    }
+}
+
+/// Turns scores into weights and adds them up, once the maxima have moved.
+///
+/// # Safety
+/// As [`softmax`], after [`move_maxima`].
+#[inline(always)]
+unsafe fn weigh<T: Real, S: Simd<T>, const ROWS: usize>(
+    first: usize,
+    scores: &mut [T],
+    width: usize,
+    bounds: &[Bounds],
+    scale: T,
+    online: &mut Online<'_, T>,
+) {
+    let (scores, range) =
+        (&mut scores[first * width..][..ROWS * width], covering_all(&bounds[first..][..ROWS], S::LANES));
+    let (maximum, rescale) = (&online.maximum[first..][..ROWS], &mut online.rescale[first..][..ROWS]);
+    // SAFETY: whole vectors.
+    unsafe {
+        let (mut shifts, mut sums) = ([S::splat(T::ZERO); ROWS], [S::splat(T::ZERO); ROWS]);
+        for r in 0..ROWS {
+            let (old, new) = (rescale[r], maximum[r]);
+            // Nothing is there to bring to the first maximum.
+            rescale[r] = if new == old || old == T::NEG_INFINITY { T::ONE } else { (old - new).exp2() };
+            // Without a key that is seen all weights are 0 whatever is taken off.
+            shifts[r] = S::splat(if new == T::NEG_INFINITY { T::ZERO } else { -new });
+        }
+        let scale = S::splat(scale);
+        for column in range.step_by(S::LANES) {
+            let mut x = shifts;
+            for (r, x) in x.iter_mut().enumerate() {
+                *x = S::fma(S::load(scores.as_ptr().add(r * width + column)), scale, *x);
             }
-            if new != old {
-                // Nothing is there to bring to the first maximum.
-                online.rescale[r] = if old == T::NEG_INFINITY { T::ONE } else { (old - new).exp2() };
-                online.maximum[r] = new;
+            let weights = exp2s::<T, S, ROWS>(x);
+            for r in 0..ROWS {
+                sums[r] = S::add(sums[r], weights[r]);
+                S::store(scores.as_mut_ptr().add(r * width + column), weights[r]);
             }
-            online.sum[r] = online.sum[r] * online.rescale[r] + S::sum(sum);
+        }
+        for (r, sum) in online.sum[first..][..ROWS].iter_mut().enumerate() {
+            *sum = *sum * rescale[r] + S::sum(sums[r]);
         }
     }
 }

@@ -159,7 +159,7 @@ impl<'a, T: Number> Worker<'a, T> {
                 true => self.past,
                 false => d_log::across(context, self.after.entering.as_ref(), end),
             };
-            let tiles = context.tiles(segment.clone());
+            let tiles: Vec<_> = context.tiles(segment.clone()).collect();
             let starts = stabilizers.split_off(stabilizers.len() - tiles.len());
             for (tile, mut stabilizer) in tiles.iter().zip(starts).rev() {
                 self.key_gradient(sweep, tile, &mut stabilizer, gradients, d_log.as_deref_mut());
@@ -175,7 +175,7 @@ impl<'a, T: Number> Worker<'a, T> {
         match around.state {
             Some(all) if is_full => self.before.begin(all.clone()),
             Some(state) => self.before.enter(state.clone()),
-            None => self.before.begin(State::initial(context, sweep.at, Order::Transposed)),
+            None => self.before.begin_line(context, sweep.at, Order::Transposed),
         }
         match around.d_state {
             Some(all) if is_full => self.after.begin(all.clone()),
@@ -189,8 +189,7 @@ impl<'a, T: Number> Worker<'a, T> {
                 }
                 self.before.own.absorb_segment(context, sweep.at, segment, &mut self.keys);
             }
-            let all = self.before.last(context);
-            self.before.begin(all);
+            self.before.settle(context);
         }
     }
 

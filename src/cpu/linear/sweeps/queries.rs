@@ -107,7 +107,7 @@ impl<'a, T: Number> Worker<'a, T> {
     pub fn collect_queries(&mut self, sweep: &Sweep<'a, T>, mut stabilizer: T, later: State<T>) {
         let context = sweep.context;
         self.after.begin(later);
-        let tiles = context.tiles(sweep.span.clone());
+        let tiles: Vec<_> = context.tiles(sweep.span.clone()).collect();
         let mut stabilizers = Vec::with_capacity(tiles.len());
         for tile in &tiles {
             stabilizers.push(stabilizer);
