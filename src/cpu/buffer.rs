@@ -15,7 +15,7 @@ const KEPT: usize = 64;
 /// Numbers by which a kept buffer may be longer than one of half its length, so that short ones are not left to longer ones.
 const SPARE: usize = 4096;
 
-/// The memory of one type that a thread keeps, from the longest kept on.
+/// The memory of one type that a thread keeps, the oldest first.
 pub struct Shelf<X> {
     kept: Vec<Vec<X>>,
     bytes: usize,
