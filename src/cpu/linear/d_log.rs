@@ -6,36 +6,43 @@
 use std::ops::Range;
 
 use super::super::rows::Number;
+use super::Context;
 use super::state::{State, panel_index};
 use super::sweeps::Sweep;
-use super::{Context, TILE};
 
 /// Adds ±⟨φ, dφ⟩ of a tile's rows, as far as it comes from or goes to other tiles, to the differences of their keys.
 pub fn add_rows<T: Number>(
     sweep: &Sweep<'_, T>,
     tile: &Range<usize>,
     [phi, d_phi]: [&[T]; 2],
-    sign: T,
+    sign: f64,
     d_log: &mut [f64],
 ) {
-    let context = sweep.context;
-    let (features, mut products) = (context.features.padded, [T::ZERO; TILE]);
-    let len = tile.len() * features;
-    context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
+    let width = sweep.context.features.padded;
     for (r, d_log) in rows_with_key(sweep, tile, d_log) {
-        *d_log += (sign * products[r]).to_f64();
+        *d_log += sign * product([phi, d_phi], r, width);
     }
+}
+
+/// ⟨φ, dφ⟩ of a row. It enters the sums of all earlier rows, and would leave its rounding in each.
+fn product<T: Number>(rows: [&[T]; 2], r: usize, width: usize) -> f64 {
+    const LANES: usize = 8;
+    let [phi, d_phi] = rows.map(|rows| rows[r * width..(r + 1) * width].chunks(LANES));
+    let mut sums = [0.0; LANES];
+    for (phi, d_phi) in phi.zip(d_phi) {
+        for ((sum, x), d) in sums.iter_mut().zip(phi).zip(d_phi) {
+            *sum += x.to_f64() * d.to_f64();
+        }
+    }
+    sums.iter().sum()
 }
 
 /// Adds to each row t of the last tile what the rows j < t give to the state after it, which has a gradient: ⟨φ(k_j), dφ(k_j)⟩.
 pub fn add_last<T: Number>(context: &Context<'_, T>, rows: usize, [phi, d_phi]: [&[T]; 2], last: &mut [f64]) {
-    let (features, mut products) = (context.features.padded, [T::ZERO; TILE]);
-    let len = rows * features;
-    context.verbs.row_pair_products(&phi[..len], &d_phi[..len], features, &mut products);
     let mut before = 0.0;
-    for (last, product) in last.iter_mut().zip(products) {
+    for (r, last) in last[..rows].iter_mut().enumerate() {
         *last += before;
-        before += product.to_f64();
+        before += product([phi, d_phi], r, context.features.padded);
     }
 }
 

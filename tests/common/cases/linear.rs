@@ -95,8 +95,6 @@ fn maps_and_widths() -> Vec<Case> {
         case("softmax over features", causal(Softmax)).lengths(90, 90),
         case("softmax over features, full, width 40", full(Softmax)).lengths(90, 90).widths(40, 20),
         case("Taylor", causal(Taylor)).lengths(90, 90).widths(7, 20),
-        // More features than an H200 has shared memory for, with their sums.
-        case("Taylor, 931 features, in segments", causal(Taylor)).lengths(300, 300).heads(1, 1, 1).widths(30, 8),
         case("Taylor, full, not normalised", raw(full(Taylor))).lengths(70, 70).widths(16, 16),
         case("cosine", causal(Cosine)).lengths(90, 90).widths(59, 40),
         case("cosine, not normalised, full", raw(full(Cosine))).lengths(70, 90).widths(3, 8),
@@ -197,6 +195,8 @@ fn extreme_rows() -> Vec<Case> {
         case("cosine of rows near 10⁻²⁵", causal(Cosine)).std(1e-25).only(wide).lengths(70, 70),
         case("cosine of rows near 10²⁰", raw(full(Cosine))).std(1e20).only(wide).lengths(70, 90),
         case("cosine, one token of 10²⁵ after many", causal(Cosine)).std(1e25).only(wide).lengths(1, 1).after(20),
+        // More features than an H200 has shared memory for, with their sums.
+        case("Taylor, 931 features, in segments", causal(Taylor)).lengths(300, 300).heads(1, 1, 1).widths(30, 8),
     ]
 }
 

@@ -28,7 +28,7 @@ impl<'a, T: Number> Worker<'a, T> {
             Some(_) if sweep.ends_in_gradient(tile) => {
                 d_log::add_last(context, rows, [&self.keys.phi, &self.d_phi], &mut last);
             }
-            Some(d_log) => d_log::add_rows(sweep, tile, [&self.keys.phi, &self.d_phi], -T::ONE, d_log),
+            Some(d_log) => d_log::add_rows(sweep, tile, [&self.keys.phi, &self.d_phi], -1.0, d_log),
             None => {}
         }
         self.move_back(sweep, tile, d_log.is_some());

@@ -68,7 +68,7 @@ impl<'a, T: Number> Worker<'a, T> {
             verbs.scale_rows(d_phi, features, &self.keys.from_start);
         }
         if let Some(d_log) = d_log {
-            d_log::add_rows(sweep, tile, [&self.queries.phi, &self.d_phi], T::ONE, d_log);
+            d_log::add_rows(sweep, tile, [&self.queries.phi, &self.d_phi], 1.0, d_log);
         }
         if context.is_inclusive() {
             self.weight_gradients(context, rows);
