@@ -8,8 +8,8 @@ mod bad_input;
 mod calls;
 mod causality;
 mod common;
-#[cfg(feature = "candle")]
 mod conflicts;
+#[cfg(feature = "candle")]
 mod convolution;
 mod decays;
 mod delta;
