@@ -51,5 +51,5 @@ fn are_few() {
     let too_many = |&(kernel, &(accesses, extra)): &(&String, &(u64, u64))| extra * 1000 > accesses * most(kernel);
     let line = |(kernel, (accesses, extra)): (&String, &(u64, u64))| format!("{kernel}: {extra} beyond {accesses}");
     let complaints: Vec<String> = kernels.iter().filter(too_many).map(line).collect();
-    assert!(complaints.is_empty(), "more passes than accesses\n{}", complaints.join("\n"));
+    assert!(complaints.is_empty(), "too many passes through the banks\n{}", complaints.join("\n"));
 }

@@ -136,37 +136,34 @@ struct Accumulator {
         }
     }
 
-    // Takes the numbers from a row-major tile, read(row, column), and puts them into one, write(row, column, value).
-    template <class Read>
-    DEVICE void take(Read read) {
+    // f(row, column, value&, next value&) for each of this lane's neighbours in a row.
+    template <class F>
+    DEVICE void each_pair(F f) {
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
             for (int n = 0; n < N; ++n) {
 #pragma unroll
                 for (int i = 0; i < 4; i += 2) {
-                    int row = 16 * m + block_row(i), column = 8 * n + block_column(0);
-                    Real(&x)[4] = value[m][n];
-                    read_neighbours(x[i], x[i + 1], [&](int at) -> Real { return read(row, column + at); });
+                    f(16 * m + block_row(i), 8 * n + block_column(0), value[m][n][i], value[m][n][i + 1]);
                 }
             }
         }
     }
 
+    // Takes the numbers from a row-major tile, read(row, column), and puts them into one, write(row, column, value).
+    template <class Read>
+    DEVICE void take(Read read) {
+        each_pair([&](int row, int column, Real& x, Real& y) {
+            read_neighbours(x, y, [&](int at) -> Real { return read(row, column + at); });
+        });
+    }
+
     template <class Write>
-    DEVICE void put(Write write) const {
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-#pragma unroll
-            for (int n = 0; n < N; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; i += 2) {
-                    int row = 16 * m + block_row(i), column = 8 * n + block_column(0);
-                    const Real(&x)[4] = value[m][n];
-                    write_neighbours(x[i], x[i + 1], [&](int at, Real y) { write(row, column + at, y); });
-                }
-            }
-        }
+    DEVICE void put(Write write) {
+        each_pair([&](int row, int column, Real& x, Real& y) {
+            write_neighbours(x, y, [&](int at, Real z) { write(row, column + at, z); });
+        });
     }
 
     // As `each`, with what RowValues::at takes: f(m, i, row, column, value&).

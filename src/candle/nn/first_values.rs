@@ -1,3 +1,5 @@
+//! What the layers of a model hand on beside their rows.
+
 use candle_core::{Result, Tensor};
 
 use crate::Error;

@@ -26,13 +26,14 @@ pub fn add_rows<T: Number>(
 
 /// ⟨φ, dφ⟩ of a row. It enters the sums of all earlier rows, and would leave its rounding in each.
 fn product<T: Number>(rows: [&[T]; 2], r: usize, width: usize) -> f64 {
-    const LANES: usize = 8;
-    let [phi, d_phi] = rows.map(|rows| rows[r * width..(r + 1) * width].chunks(LANES));
-    let mut sums = [0.0; LANES];
-    for (phi, d_phi) in phi.zip(d_phi) {
-        for ((sum, x), d) in sums.iter_mut().zip(phi).zip(d_phi) {
-            *sum += x.to_f64() * d.to_f64();
-        }
+    let [(phi, phi_rest), (d_phi, d_phi_rest)] = rows.map(|rows| rows[r * width..(r + 1) * width].as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    let mut add = |i: usize, x: T, d: T| sums[i] += x.to_f64() * d.to_f64();
+    for (x, d) in phi.iter().zip(d_phi) {
+        (0..8).for_each(|i| add(i, x[i], d[i]));
+    }
+    for (i, (&x, &d)) in phi_rest.iter().zip(d_phi_rest).enumerate() {
+        add(i, x, d);
     }
     sums.iter().sum()
 }
