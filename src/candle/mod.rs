@@ -31,6 +31,7 @@ mod own_gradient;
 mod packing;
 mod performer;
 mod rotary;
+mod rotary_config;
 mod rotated;
 mod scan;
 mod softmax;

@@ -1,11 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb::rope;
+use candle_core::{D, DType, Device, Result, Tensor};
+use candle_nn::rotary_emb::{rope, rope_i};
 
 use super::engine::accumulator;
 use super::own_gradient::with_gradient;
+use super::rotary_config::RotaryConfig;
 use crate::problem::ensure_value;
 
 /// Rotary position embedding (Su et al. 2021, RoFormer) of rows of width D: with angles θ_i(p) = p·base^{−2i/D},
@@ -16,8 +17,8 @@ use crate::problem::ensure_value;
 /// ```
 ///
 /// so that ⟨y(p), y'(p')⟩ depends on p − p' alone. The halves of a row are rotated against each other, as in GPT-NeoX and
-/// LLaMA checkpoints of the transformers library (not neighbours, as in GPT-J). Angles are computed in f64, the rotation in
-/// f32 (f64 for f64). Gradients: x.
+/// LLaMA checkpoints of the transformers library, or neighbours; a part of the row, and scaled angles, by a [`RotaryConfig`].
+/// Angles are computed in f64, the rotation in f32 (f64 for f64). Gradients: x.
 ///
 /// Cosines and sines are kept in blocks of 1024 positions, of those asked for last: a clone shares them.
 ///
@@ -37,7 +38,9 @@ use crate::problem::ensure_value;
 #[derive(Debug, Clone)]
 pub struct Rotary {
     width: usize,
-    base: f64,
+    /// Numbers at the beginning of a row that are rotated.
+    rotated: usize,
+    config: RotaryConfig,
     blocks: Arc<Mutex<Blocks>>,
 }
 
@@ -54,15 +57,14 @@ const KEPT: usize = 32;
 const LIMIT: usize = u32::MAX as usize;
 
 impl Rotary {
-    /// For rows of an even width; `base` is 10000 in most models.
+    /// For rows of an even width (or of which an even part is rotated): a base, 10000 in most models, or a configuration.
     ///
     /// # Errors
-    /// An odd width, a base that is not a number above 1.
-    pub fn new(width: usize, base: f64) -> Result<Self> {
-        let is_even = width > 0 && width.is_multiple_of(2);
-        ensure_value(is_even, "Rotary::new", "width", width, "an even number above 0")?;
-        ensure_value(base.is_finite() && base > 1.0, "Rotary::new", "base", base, "a finite number above 1")?;
-        Ok(Self { width, base, blocks: Arc::default() })
+    /// An odd width, a base that is not a number above 1, a part that is wider, a scaling of numbers that are none above 0.
+    pub fn new(width: usize, config: impl Into<RotaryConfig>) -> Result<Self> {
+        let config = config.into();
+        let rotated = config.rotated("Rotary::new", "width", width)?;
+        Ok(Self { width, rotated, config, blocks: Arc::default() })
     }
 
     /// Width of the rows.
@@ -137,10 +139,17 @@ impl Rotary {
             return wide.to_dtype(x.dtype());
         }
         let [cos, sin] = self.angles(pieces, sums, x.device())?;
-        let rotated = rope(&wide.detach(), &cos, &sin)?;
+        let rotation = if self.config.interleaved { rope_i } else { rope };
+        let part = wide.narrow(D::Minus1, 0, self.rotated)?;
+        let rotated = rotation(&part.detach().contiguous()?, &cos, &sin)?;
         // The rotation of candle-nn has no gradient: it is the rotation back.
-        let back = move |gradient: &Tensor| rope(&gradient.contiguous()?, &cos, &sin.neg()?);
-        with_gradient("rotary", &wide, rotated, back)?.to_dtype(x.dtype())
+        let back = move |gradient: &Tensor| rotation(&gradient.contiguous()?, &cos, &sin.neg()?);
+        let rotated = with_gradient("rotary", &part, rotated, back)?;
+        let all = match self.width - self.rotated {
+            0 => rotated,
+            rest => Tensor::cat(&[rotated, wide.narrow(D::Minus1, self.rotated, rest)?], D::Minus1)?,
+        };
+        all.to_dtype(x.dtype())
     }
 
     /// cos and sin `[rows, D/2]` of pieces of so many rows from a position on.
@@ -172,13 +181,12 @@ impl Rotary {
     }
 
     fn block(&self, index: usize, dtype: DType, device: &Device) -> Result<[Tensor; 2]> {
-        let half = self.width / 2;
-        let exponent = -(self.base.ln()) * 2.0 / self.width as f64;
-        let frequencies: Vec<f64> = (0..half).map(|i| (exponent * i as f64).exp()).collect();
+        let (frequencies, factor) = self.config.frequencies(self.rotated);
         let positions = index * ROWS..(index + 1) * ROWS;
         let angles = positions.flat_map(|p| frequencies.iter().map(move |frequency| p as f64 * frequency));
+        let half = self.rotated / 2;
         let angles = Tensor::from_vec(angles.collect::<Vec<f64>>(), (ROWS, half), &Device::Cpu)?;
-        let convert = |x: Tensor| x.to_dtype(dtype)?.to_device(device);
+        let convert = |x: Tensor| (x * factor)?.to_dtype(dtype)?.to_device(device);
         Ok([convert(angles.cos()?)?, convert(angles.sin()?)?])
     }
 }

@@ -72,7 +72,7 @@ impl ByHand<'_> {
     }
 
     fn rotate(&self, x: Array) -> Array {
-        let Some(base) = self.config.rotary else { return x };
+        let Some(base) = self.config.rotary.map(|rotary| rotary.base) else { return x };
         let width = x.shape[3];
         Array::from_fn(x.shape, |[b, h, i, d]| {
             let (row, pair) = (x.row(b, h, i), d % (width / 2));
@@ -139,7 +139,7 @@ impl ByHand<'_> {
             Mechanism::Linear { map, normalized } => {
                 let normalizer = normalized.then_some(1e-6);
                 let options = LinearOptions { map: *map, causal, normalizer, key_mask, ..Default::default() };
-                match self.config.rotary {
+                match self.config.rotary.map(|rotary| rotary.base) {
                     None => reference::linear_attention(q, k, v, &options),
                     Some(base) => reference::rotary_linear_attention(q, k, v, base, &options),
                 }
@@ -149,7 +149,7 @@ impl ByHand<'_> {
                 let data = random_features(*directions, *features, width, *seed).unwrap();
                 let omega = Array { data, shape: [1, 1, *features, width] };
                 let options = PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask, sequences: None };
-                match self.config.rotary {
+                match self.config.rotary.map(|rotary| rotary.base) {
                     None => reference::performer_attention(q, k, v, &omega, &options),
                     Some(base) => reference::rotary_performer_attention(q, k, v, &omega, base, &options),
                 }
@@ -164,7 +164,7 @@ impl ByHand<'_> {
                     key_mask,
                     sequences: None,
                 };
-                match self.config.rotary {
+                match self.config.rotary.map(|rotary| rotary.base) {
                     None => reference::norm_attention(q, k, v, &options),
                     Some(base) => reference::rotary_norm_attention(q, k, v, base, &options),
                 }

@@ -25,7 +25,7 @@ fn round_trips() {
         round_trip(&LanguageModelConfig::named(name, 256, 48, 4, 4).unwrap());
     }
     round_trip(&FeedForwardConfig { hidden: 3, gated: true, activation: Activation::GeluTanh, bias: true });
-    round_trip(&NormConfig { kind: NormKind::Layer, epsilon: 1e-5 });
+    round_trip(&NormConfig { kind: NormKind::Layer, epsilon: 1e-5, unit_offset: true });
     round_trip(&SamplerConfig {
         temperature: 0.7,
         top_k: Some(5),

@@ -39,7 +39,7 @@ fn norms() -> Result<()> {
     for kind in [NormKind::Rms, NormKind::Layer] {
         let variables = VarMap::new();
         let weights = seeded_weights(&variables, 0, DType::F64, &Device::Cpu);
-        let norm = Norm::new(3, &NormConfig { kind, epsilon: 0.5 }, weights.pp("norm"))?;
+        let norm = Norm::new(3, &NormConfig { kind, epsilon: 0.5, ..Default::default() }, weights.pp("norm"))?;
         enlarge(&variables)?;
         let weight = |name: &str| array(&variables.data().lock().unwrap()[name]).map(|array| array.data);
         let (x, gain) = ([1.0, -2.0, 4.0], weight("norm.weight")?);

@@ -62,7 +62,7 @@ fn parts() -> Result<()> {
     for kind in [NormKind::Rms, NormKind::Layer] {
         let variables = VarMap::new();
         let weights = seeded_weights(&variables, 0, DType::F64, &Device::Cpu);
-        let norm = Norm::new(WIDTH, &NormConfig { kind, epsilon: 0.1 }, weights.pp("norm"))?;
+        let norm = Norm::new(WIDTH, &NormConfig { kind, epsilon: 0.1, ..Default::default() }, weights.pp("norm"))?;
         enlarge(&variables)?;
         let all = [trained(&variables), vec![("x".into(), x.clone())]].concat();
         check(&format!("{kind:?}"), &all, &|| norm.forward(&x))?;

@@ -18,7 +18,7 @@ fn config() -> Result<LanguageModelConfig> {
     };
     let softmax = AttentionConfig {
         key_heads: Some(1),
-        rotary: Some(10000.0),
+        rotary: Some(10000.0.into()),
         ..AttentionConfig::new(16, 2, Mechanism::Softmax { window: None, soft_cap: None })
     };
     let pattern = vec![delta.clone(), delta.clone(), softmax];

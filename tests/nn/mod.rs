@@ -14,6 +14,7 @@ mod hybrid;
 mod models;
 mod norms;
 mod padding;
+mod published;
 mod ragged;
 mod recurrent;
 mod refusals;
@@ -43,10 +44,10 @@ fn layers() -> Vec<AttentionConfig> {
     let heads = |mechanism| AttentionConfig {
         key_heads: Some(2),
         head_width: Some(4),
-        rotary: Some(100.0),
+        rotary: Some(100.0.into()),
         ..AttentionConfig::new(WIDTH, 4, mechanism)
     };
-    let unit = |mechanism| AttentionConfig { rotary: Some(100.0), ..AttentionConfig::new(WIDTH, 1, mechanism) };
+    let unit = |mechanism| AttentionConfig { rotary: Some(100.0.into()), ..AttentionConfig::new(WIDTH, 1, mechanism) };
     let plain = |config| AttentionConfig { rotary: None, bias: true, key_heads: None, ..config };
     // With ε and exponential features the gradient is inexact by design.
     let performer = |directions, map: FavorMap| {
@@ -184,7 +185,7 @@ fn assert_refused<T>(result: Result<T>, words: &[&str]) {
     assert!(missing.is_none(), "`{}` is not in: {message}", missing.unwrap_or(&""));
 }
 
-/// A file that goes away.
+/// A file or folder that goes away.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -196,6 +197,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // It may never have been written.
-        std::fs::remove_file(&self.0).unwrap_or_default();
+        if self.0.is_dir() { std::fs::remove_dir_all(&self.0) } else { std::fs::remove_file(&self.0) }
+            .unwrap_or_default();
     }
 }

@@ -39,7 +39,7 @@ fn check(kind: NormKind, epsilon: f64, dtype: DType, sizes: &[f64], tolerance: f
     let rows: Vec<f64> = cases.iter().flat_map(|(size, pattern)| pattern.iter().map(move |x| x * size)).collect();
     let x = Var::from_tensor(&Tensor::from_vec(rows, (cases.len(), 4), &Device::Cpu)?.to_dtype(dtype)?)?;
     let weights = seeded_weights(&VarMap::new(), 0, dtype, &Device::Cpu);
-    let norm = Norm::new(4, &NormConfig { kind, epsilon }, weights)?;
+    let norm = Norm::new(4, &NormConfig { kind, epsilon, ..Default::default() }, weights)?;
     let y = norm.forward(&x)?;
     let d_y = Tensor::new(&[1f64, 2.0, 3.0, 4.0], &Device::Cpu)?.to_dtype(dtype)?;
     let gradients = y.broadcast_mul(&d_y)?.sum_all()?.backward()?;

@@ -38,9 +38,9 @@ fn configurations() -> Result<()> {
         (AttentionConfig { key_heads: Some(0), ..base() }, "`key_heads` is 0"),
         (AttentionConfig { heads: 4, key_heads: Some(3), ..base() }, "`key_heads` is 3"),
         (AttentionConfig { head_width: Some(0), ..base() }, "`head_width` is 0"),
-        (AttentionConfig { head_width: Some(3), rotary: Some(1e4), ..base() }, "`head_width` is 3"),
-        (AttentionConfig { rotary: Some(1.0), ..base() }, "`rotary` is 1"),
-        (AttentionConfig { rotary: Some(f64::NAN), ..base() }, "`rotary` is NaN"),
+        (AttentionConfig { head_width: Some(3), rotary: Some(1e4.into()), ..base() }, "`head_width` is 3"),
+        (AttentionConfig { rotary: Some(1.0.into()), ..base() }, "`rotary` is 1"),
+        (AttentionConfig { rotary: Some(f64::NAN.into()), ..base() }, "`rotary` is NaN"),
         (with(Mechanism::Softmax { window: Some(0), soft_cap: None }), "`window` is 0"),
         (with(Mechanism::Softmax { window: None, soft_cap: Some(-1.0) }), "`soft_cap` is -1"),
         (with(performer(0, FeatureKind::Iid)), "`features` is 0"),
@@ -54,7 +54,7 @@ fn configurations() -> Result<()> {
         (AttentionConfig { heads: 2, ..unit("gau") }, "`heads` is 2"),
         (AttentionConfig { head_width: Some(4), ..unit("flash") }, "`head_width` is 4"),
         (AttentionConfig { mechanism: gau(0, 2), ..unit("gau") }, "`key_width` is 0"),
-        (AttentionConfig { mechanism: gau(3, 2), rotary: Some(1e4), ..unit("gau") }, "`key_width` is 3"),
+        (AttentionConfig { mechanism: gau(3, 2), rotary: Some(1e4.into()), ..unit("gau") }, "`key_width` is 3"),
         (AttentionConfig { mechanism: gau(4, 0), ..unit("gau") }, "`expansion` is 0"),
     ];
     for (config, words) in cases {

@@ -23,8 +23,8 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// With heads (softmax, linear, Performer, norm, diag, retention):
 ///
 /// ```text
-/// q, k, v = x W_q, x W_k, x W_v       split into heads; rotary embedding of q and k, or of φ(q) and φ(k)
-/// y       = attention(q, k, v) W_o    retention: (silu(x W_g) ⊙ attention(q, k, v)) W_o
+/// q, k, v = x W_q, x W_k, x W_v       split into heads; norm of q and k, if any; rotary embedding of q and k, or of φ(q) and φ(k)
+/// y       = attention(q, k, v) W_o    retention: (silu(x W_g) ⊙ attention(q, k, v)) W_o; with an output gate sigmoid(x W_g)
 /// ```
 ///
 /// Gated units (GAU and FLASH, Hua et al. 2022), with s the key width, e = expansion · width:
@@ -78,6 +78,9 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// | `k_proj.weight`, `v_proj.weight` | `[key_heads · head_width, width]` | layers with heads |
 /// | `o_proj.weight` | `[width, heads · head_width]` or `[width, e]` | all |
 /// | `g_proj.weight` | `[heads · head_width, width]` | retention with a gate |
+/// | `q_proj.weight` | `[2 · heads · head_width, width]`, by head q and W_g | softmax with an output gate |
+/// | `q_norm.weight`, `k_norm.weight` | `[head_width]`, or of all heads | layers with heads and norms of queries and keys |
+/// | `sinks` | `[heads]` | softmax with sinks |
 /// | `features.omega`, `features.seed` | `[m, head_width]`, `[4]` | Performer: ω and its seed in digits of 16 bits; not trained |
 /// | `z_proj.weight`, `u_proj.weight`, `v_proj.weight` | `[s, width]`, `[e, width]`, `[e, width]` | gated units |
 /// | `gamma`, `beta` | `[2, s]` (q, k) or `[4, s]` (local q, k, global q, k) | GAU; FLASH |
@@ -121,7 +124,7 @@ use crate::{Error, Result as CoreResult, Sequences};
 ///
 /// let variables = VarMap::new();
 /// let weights = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
-/// let config = AttentionConfig { rotary: Some(10000.0), ..AttentionConfig::new(32, 4, Mechanism::default()) };
+/// let config = AttentionConfig { rotary: Some(10000.0.into()), ..AttentionConfig::new(32, 4, Mechanism::default()) };
 /// let layer = Attention::new(&config, weights)?;
 /// let x = Tensor::randn(0f32, 1.0, (2, 10, 32), &Device::Cpu)?;
 /// let y = layer.forward(&x)?;
@@ -431,19 +434,9 @@ fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
         "out2",
         "output_linear.0",
     ];
-    const OTHERS: [&str; 11] = [
-        "q_norm.weight",
-        "k_norm.weight",
-        "q_norm.bias",
-        "k_norm.bias",
-        "q_layernorm.weight",
-        "k_layernorm.weight",
-        "sinks",
-        "gamma",
-        "beta",
-        "relative_bias",
-        "dense.weight",
-    ];
+    const NORMS: [&str; 4] = ["q_norm.weight", "k_norm.weight", "q_norm.bias", "k_norm.bias"];
+    const OTHERS: [&str; 7] =
+        ["q_layernorm.weight", "k_layernorm.weight", "sinks", "gamma", "beta", "relative_bias", "dense.weight"];
     let own = config.projections();
     let biases: Vec<_> = own.iter().filter(|name| !config.has_bias(name)).map(|name| format!("{name}.bias")).collect();
     let needs = "set `bias`, and in `unbiased` the projections without";
@@ -456,7 +449,13 @@ fn ensure_used(config: &AttentionConfig, weights: &VarBuilder) -> Result<()> {
         Mechanism::Gau { .. } | Mechanism::Flash { .. } => &["gamma", "beta", "relative_bias"],
         ref other => recurrent::other_weights(other),
     };
-    let others = OTHERS.into_iter().chain(recurrent::all_others()).filter(|name| !used.contains(name));
+    let options: Vec<&str> = [(config.query_key_norm.is_some(), &NORMS[..]), (config.sinks, &["sinks"])]
+        .into_iter()
+        .flat_map(|(is_given, names)| if is_given { names } else { &[] })
+        .copied()
+        .collect();
+    let others = OTHERS.into_iter().chain(NORMS).chain(recurrent::all_others());
+    let others = others.filter(|name| !used.contains(name) && !options.contains(name));
     let why = format!("a {} layer of this configuration has no such part", config.mechanism.name());
     ensure_absent(weights, foreign.iter().map(String::as_str).chain(others), &why)
 }

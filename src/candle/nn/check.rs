@@ -2,9 +2,11 @@
 
 use std::f64::consts::TAU;
 
-use super::config::AttentionConfig;
+use super::config::{AttentionConfig, QueryKeyNorm};
 use super::mechanism::Mechanism;
+use super::norm::NormConfig;
 use super::recurrent::sizes;
+use crate::candle::rotary_config::RotaryScaling;
 use crate::gau::GauNorm;
 use crate::problem::ensure_value;
 use crate::random_features::FeatureKind;
@@ -123,6 +125,34 @@ pub(super) fn check_mechanism(config: &AttentionConfig) -> crate::Result<()> {
     }
 }
 
+/// Refuses options that the mechanism does not have.
+pub(super) fn check_options(config: &AttentionConfig) -> crate::Result<()> {
+    let (function, kind) = ("AttentionConfig", config.mechanism.name());
+    let is_softmax = matches!(config.mechanism, Mechanism::Softmax { .. });
+    let has_heads = !config.mechanism.is_recurrent() && !config.mechanism.is_gated_unit();
+    let options = [
+        ("scale", config.scale.is_some(), is_softmax),
+        ("query_key_norm", config.query_key_norm.is_some(), has_heads),
+        ("sinks", config.sinks, is_softmax),
+        ("output_gate", config.output_gate, is_softmax),
+    ];
+    for (argument, is_given, is_possible) in options {
+        ensure_value(!is_given || is_possible, function, argument, "given", &format!("none for {kind}"))?;
+    }
+    if let Some(scale) = config.scale {
+        ensure_value(scale.is_finite() && scale > 0.0, function, "scale", scale, "a finite number above 0")?;
+    }
+    if let Some(QueryKeyNorm { norm: NormConfig { epsilon, .. }, .. }) = config.query_key_norm {
+        ensure_value(epsilon.is_finite() && epsilon > 0.0, function, "epsilon", epsilon, "a finite number above 0")?;
+    }
+    let scaling = config.rotary.and_then(|rotary| rotary.scaling);
+    // Its factor would scale the numerator of features and not the divisor.
+    let is_yarn = matches!(scaling, Some(RotaryScaling::Yarn { .. }));
+    let has_scores = is_softmax || matches!(config.mechanism, Mechanism::Diag { .. });
+    let needs = format!("none of yarn for {kind}: it scales scores of softmax and diag");
+    ensure_value(!is_yarn || has_scores, function, "scaling", "yarn", &needs)
+}
+
 /// The number of a layer, and how many there are.
 fn check_place(place: Option<[usize; 2]>) -> crate::Result<()> {
     let is_below = place.is_none_or(|[layer, layers]| layer < layers);
@@ -150,7 +180,7 @@ fn check_recurrent(config: &AttentionConfig, epsilon: f64) -> crate::Result<()> 
 fn has_no_positions(config: &AttentionConfig) -> crate::Result<()> {
     let (function, kind) = ("AttentionConfig", config.mechanism.name());
     ensure_value(config.causal, function, "causal", "false", &format!("`true` for {kind}"))?;
-    let got = config.rotary.unwrap_or_default();
+    let got = config.rotary.map_or(0.0, |rotary| rotary.base);
     ensure_value(config.rotary.is_none(), function, "rotary", got, &format!("none for {kind}: it has no positions"))
 }
 

@@ -1,8 +1,10 @@
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 
-use super::check::{check_mechanism, check_size};
+use super::check::{check_mechanism, check_options, check_size};
 use super::mechanism::Mechanism;
+use super::norm::NormConfig;
+use crate::candle::rotary_config::RotaryConfig;
 use crate::problem::ensure_value;
 
 /// What an attention layer computes, for [`Attention`](super::Attention).
@@ -17,7 +19,7 @@ use crate::problem::ensure_value;
 ///     r#"{ "width": 64, "heads": 4, "key_heads": 2, "rotary": 10000.0, "mechanism": { "kind": "softmax", "window": 128 } }"#,
 /// )?;
 /// let mechanism = Mechanism::Softmax { window: Some(128), soft_cap: None };
-/// let by_hand = AttentionConfig { key_heads: Some(2), rotary: Some(10000.0), ..AttentionConfig::new(64, 4, mechanism) };
+/// let by_hand = AttentionConfig { key_heads: Some(2), rotary: Some(10000.0.into()), ..AttentionConfig::new(64, 4, mechanism) };
 /// assert_eq!(config, by_hand);
 /// # Ok::<(), serde_json::Error>(())
 /// ```
@@ -46,18 +48,46 @@ pub struct AttentionConfig {
     /// `["k_proj"]` in Whisper. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unbiased: Vec<String>,
-    /// Base of the rotary embedding of queries and keys, usually 10000; none without. Linear attention, norm and
+    /// Rotary embedding of queries and keys: its base, usually 10000, or a [`RotaryConfig`]. Linear attention, norm and
     /// Performer rotate the features, [behind φ](crate::candle::rotary_linear_attention). Recurrent layers have none.
     /// Default: none.
     #[serde(default)]
-    pub rotary: Option<f64>,
+    pub rotary: Option<RotaryConfig>,
+    /// τ of softmax. Default: 1/√head_width.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Norms of queries and keys before their rotation, in layers with heads. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_key_norm: Option<QueryKeyNorm>,
+    /// Whether heads of softmax have a sink, a score of its own that all queries see (GPT-OSS, OpenAI 2025). Default: no.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub sinks: bool,
+    /// Whether softmax has a gate: the output of each head is multiplied by sigmoid(x W), whose rows follow those of the head's
+    /// queries in `q_proj`, as in Qwen3-Next. Default: no.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub output_gate: bool,
     /// The kind of attention. Default: softmax.
     #[serde(default)]
     pub mechanism: Mechanism,
 }
 
+/// Norms of queries and keys, `q_norm` and `k_norm`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueryKeyNorm {
+    /// The norm.
+    pub norm: NormConfig,
+    /// Whether it is of the rows of all heads together, as in OLMo 2, instead of each head's with weights for all, as in Qwen3.
+    /// Default: no.
+    pub joint: bool,
+}
+
 pub(super) fn yes() -> bool {
     true
+}
+
+fn is_not(choice: &bool) -> bool {
+    !choice
 }
 
 impl AttentionConfig {
@@ -72,6 +102,10 @@ impl AttentionConfig {
             bias: false,
             unbiased: Vec::new(),
             rotary: None,
+            scale: None,
+            query_key_norm: None,
+            sinks: false,
+            output_gate: false,
             mechanism,
         }
     }
@@ -135,7 +169,8 @@ impl AttentionConfig {
     /// # Errors
     /// A width or number of heads of 0, heads that do not divide, a rotary embedding of an odd width, `unbiased`
     /// projections that the layer does not have or without `bias`, a retention or a recurrent layer that is not causal, a
-    /// rotary embedding or key heads that a recurrent layer does not have, a value of the mechanism out of range. The error names the field.
+    /// rotary embedding or key heads that a recurrent layer does not have, a scale, norms, sinks or a gate that the mechanism does
+    /// not have, a value of the mechanism out of range. The error names the field.
     pub fn check(&self) -> Result<()> {
         let function = "AttentionConfig";
         let sizes = [("width", self.width), ("heads", self.heads), ("key_heads", self.key_heads())];
@@ -157,11 +192,11 @@ impl AttentionConfig {
             let needs = format!("projections of the layer, {}", names.join(", "));
             ensure_value(names.contains(&name.as_str()), function, "unbiased", &got, &needs)?;
         }
-        if let Some(base) = self.rotary {
-            ensure_value(base.is_finite() && base > 1.0, function, "rotary", base, "a finite base above 1")?;
+        if let Some(rotary) = &self.rotary {
             let (argument, width) = self.rotated_width();
-            ensure_value(width.is_multiple_of(2), function, argument, width, "an even number with rotary embedding")?;
+            rotary.rotated(function, argument, width)?;
         }
+        check_options(self)?;
         Ok(check_mechanism(self)?)
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::BorrowMut;
 use std::ops::Range;
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::batch::packed_tokens;
 use super::cache::{Cache, ModelCache};
@@ -27,7 +27,7 @@ impl LanguageModel {
     /// # Errors
     /// A model that is not causal.
     pub fn cache(&self) -> Result<ModelCache> {
-        let layers = self.blocks.iter().map(|block| block.attention.cache());
+        let layers = self.body.blocks.iter().map(|block| block.attention.cache());
         Ok(ModelCache::new(layers.collect::<Result<_>>()?))
     }
 
@@ -39,7 +39,7 @@ impl LanguageModel {
     /// changed then.
     pub fn forward_cached(&self, tokens: &Tensor, cache: &mut ModelCache) -> Result<Tensor> {
         let rows = self.rows("LanguageModel::forward_cached", tokens, all_of(tokens, cache), Tensor::clone)?;
-        self.head.forward(&rows, Products::Alone)
+        self.logits(&rows, Products::Alone)
     }
 
     /// The logits `[1, T, vocabulary]` after each of the next tokens of sequences of any lengths, which have a cache each:
@@ -57,7 +57,7 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let function = "LanguageModel::forward_sequences_cached";
         let pieces = cut(function, packed_tokens(function, "tokens", tokens)?, sequences, caches)?;
-        self.head.forward(&self.rows(function, tokens, pieces, Tensor::clone)?, Products::Alone)
+        self.logits(&self.rows(function, tokens, pieces, Tensor::clone)?, Products::Alone)
     }
 
     /// The logits `[B, N, vocabulary]` after the next tokens of sequences that are padded to one length, `tokens` `[B, N]`:
@@ -85,7 +85,7 @@ impl LanguageModel {
         let (function, count) = ("LanguageModel::next_logits", tokens.dims().last().copied().unwrap_or(0));
         ensure_value(count > 0, function, "tokens", "empty", "at least one token")?;
         let rows = self.rows(function, tokens, all_of(tokens, cache), Tensor::detach)?;
-        Ok(self.head.forward(&rows.narrow(1, count - 1, 1)?.squeeze(1)?, Products::Alone)?.detach())
+        Ok(self.logits(&rows.narrow(1, count - 1, 1)?.squeeze(1)?, Products::Alone)?.detach())
     }
 
     /// The logits `[sequences, vocabulary]` after the last of the next tokens of each sequence, of any number from 1 on, with a
@@ -121,13 +121,13 @@ impl LanguageModel {
         ensure_value(empty.is_none(), function, "tokens", got, "at least one token")?;
         let all: Vec<u32> = tokens.iter().flat_map(|tokens| tokens.as_ref()).copied().collect();
         let sequences = Sequences::of_lengths(tokens.iter().map(|tokens| tokens.as_ref().len() as u32));
-        let (count, device) = (all.len(), self.embedding.device());
+        let (count, device) = (all.len(), self.embedding().device());
         let pieces = cut(function, count, &sequences, caches)?;
         let last: Vec<u32> = pieces.iter().map(|piece| piece.rows.end as u32 - 1).collect();
         let tokens = Tensor::from_vec(all, (1, count), device)?;
         let rows = self.rows(function, &tokens, pieces, Tensor::detach)?.squeeze(0)?;
         let rows = if last.len() == count { rows } else { rows.index_select(&Tensor::new(last, device)?, 0)? };
-        Ok(self.head.forward(&rows, Products::Alone)?.detach())
+        Ok(self.logits(&rows, Products::Alone)?.detach())
     }
 
     /// Continues one sequence token by token: what the cache has seen, then `prompt`, then what the iterator returns.
@@ -141,7 +141,7 @@ impl LanguageModel {
         sampler: Sampler,
         cache: &'a mut ModelCache,
     ) -> Result<Generation<impl FnMut(&[u32]) -> Result<Tensor> + 'a>> {
-        let device = self.embedding.device().clone();
+        let device = self.embedding().device().clone();
         let next = move |tokens: &[u32]| {
             let tokens = Tensor::new(tokens, &device)?.unsqueeze(0)?;
             self.next_logits(&tokens, cache)?.squeeze(0)
@@ -163,9 +163,9 @@ impl LanguageModel {
 
     /// Refuses a cache of another model.
     pub(super) fn check_cache(&self, function: &'static str, cache: &ModelCache) -> CoreResult<()> {
-        let (got, needs) = (cache.layers().len(), self.blocks.len());
+        let (got, needs) = (cache.layers().len(), self.body.blocks.len());
         ensure_value(got == needs, function, "cache", format!("of {got} layers"), &format!("of {needs} layers"))?;
-        let mut layers = self.blocks.iter().zip(cache.layers());
+        let mut layers = self.body.blocks.iter().zip(cache.layers());
         layers.try_for_each(|(block, cache)| block.attention.check_cache(function, cache))
     }
 
@@ -181,7 +181,7 @@ impl LanguageModel {
         let snapshot =
             |piece: &Piece<&mut ModelCache>| -> Vec<_> { piece.cache.layers().iter().map(Cache::snapshot).collect() };
         let before: Vec<_> = pieces.iter().map(snapshot).collect();
-        let rows = self.embed(function, tokens).map(|x| between(&x)).and_then(|x| {
+        let rows = self.body.embedding.rows(function, tokens).map(|x| between(&x)).and_then(|x| {
             let (mut rest, mut outs) = (&mut pieces[..], Vec::new());
             while outs.is_empty() || !rest.is_empty() {
                 let count = group_len(rest);
@@ -189,7 +189,7 @@ impl LanguageModel {
                 outs.push(self.group_rows(function, &x, group, between)?);
                 rest = behind;
             }
-            self.norm.forward(&if outs.len() == 1 { outs[0].clone() } else { Tensor::cat(&outs, 1)? })
+            self.body.finish(&if outs.len() == 1 { outs[0].clone() } else { Tensor::cat(&outs, 1)? })
         });
         if rows.is_err() {
             for (piece, before) in pieces.iter_mut().zip(before) {
@@ -209,8 +209,10 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let start = pieces.first().map_or(0, |piece| piece.rows.start);
         let end = pieces.last().map_or(0, |piece| piece.rows.end);
-        let (mut blocks, mut first) = (self.blocks.iter().enumerate(), FirstValues::default());
-        blocks.try_fold(x.narrow(1, start, end - start)?, |x, (layer, block)| {
+        let places: Vec<_> = pieces.iter().map(|piece| (piece.cache.len(), piece.rows.len())).collect();
+        let x = self.body.embedding.placed(&x.narrow(1, start, end - start)?, &places)?;
+        let (mut blocks, mut first) = (self.body.blocks.iter().enumerate(), FirstValues::default());
+        blocks.try_fold(x, |x, (layer, block)| {
             let pieces = pieces.iter_mut().map(|piece| {
                 let (rows, cache) = (piece.rows.start - start..piece.rows.end - start, &mut *piece.cache);
                 Piece { rows, cache: &mut cache.layers_mut()[layer] }

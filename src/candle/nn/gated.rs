@@ -63,7 +63,7 @@ impl GatedUnit {
             o: Projection::new(values, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
             gamma: weights.get_with_hints((heads, key_width), "gamma", init)?,
             beta: weights.get_with_hints((heads, key_width), "beta", Init::Const(0.0))?,
-            rotary: config.rotary.map(|base| Rotary::new(key_width, base)).transpose()?,
+            rotary: config.rotary.map(|rotary| Rotary::new(key_width, rotary)).transpose()?,
             bias: reach.map(|reach| RelativeBias::new(reach, causal, weights)).transpose()?,
             kernel,
         })

@@ -1,12 +1,13 @@
 //! Multi-head attention between projections.
 
-use candle_core::{Device, Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Device, Module, Result, Tensor};
+use candle_nn::{Init, VarBuilder};
 
 use super::batch::Batch;
 use super::cache::{Cache, Contents, kept_rows};
-use super::config::AttentionConfig;
+use super::config::{AttentionConfig, QueryKeyNorm};
 use super::mechanism::Mechanism;
+use super::norm::Norm;
 use super::omega::Omega;
 use super::pieces::{Piece, positions, side_by_side};
 use super::projection::{Products, Projection};
@@ -34,12 +35,33 @@ pub(super) struct Heads {
     k: Projection,
     v: Projection,
     o: Projection,
-    gate: Option<Projection>,
+    /// Of queries and keys, of each head or of all together.
+    norms: Option<[Norm; 2]>,
+    has_joint_norms: bool,
+    gate: Gate,
     /// Of rows of q and k, or of their features where there is a φ.
     rotary: Option<Rotary>,
     kernel: Kernel,
     query_heads: usize,
     key_heads: usize,
+}
+
+/// What the joined heads are multiplied with.
+#[derive(Debug, Clone)]
+enum Gate {
+    None,
+    /// silu(x W)
+    Silu(Projection),
+    /// The sigmoid of rows that follow those of each head in the projection of the queries.
+    Sigmoid,
+}
+
+/// Rows of a call, `[B, H, N, D]`, and what the gate is made of, `[B, N, H·D]`.
+struct Projected {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Option<Tensor>,
 }
 
 /// The operation on q, k, v, with its options.
@@ -59,14 +81,26 @@ impl Heads {
         let inward = |name: &str, heads: usize| {
             Projection::new(width, heads * head_width, config.has_bias(name), weights.pp(name))
         };
-        let has_gate = matches!(config.mechanism, Mechanism::Retention { gate: true, .. });
+        let gate = match config.mechanism {
+            Mechanism::Retention { gate: true, .. } => Gate::Silu(inward("g_proj", query_heads)?),
+            _ if config.output_gate => Gate::Sigmoid,
+            _ => Gate::None,
+        };
+        let norms = config.query_key_norm.map(|QueryKeyNorm { norm, joint }| {
+            let of = |name: &str, heads: usize| {
+                Norm::new(if joint { heads * head_width } else { head_width }, &norm, weights.pp(name))
+            };
+            Ok::<_, candle_core::Error>([of("q_norm", query_heads)?, of("k_norm", key_heads)?])
+        });
         Ok(Self {
-            q: inward("q_proj", query_heads)?,
+            q: inward("q_proj", if config.output_gate { 2 * query_heads } else { query_heads })?,
             k: inward("k_proj", key_heads)?,
             v: inward("v_proj", key_heads)?,
             o: Projection::new(query_heads * head_width, width, config.has_bias("o_proj"), weights.pp("o_proj"))?,
-            gate: if has_gate { Some(inward("g_proj", query_heads)?) } else { None },
-            rotary: config.rotary.map(|base| Rotary::new(config.rotated_width().1, base)).transpose()?,
+            norms: norms.transpose()?,
+            has_joint_norms: config.query_key_norm.is_some_and(|norm| norm.joint),
+            gate,
+            rotary: config.rotary.map(|rotary| Rotary::new(config.rotated_width().1, rotary)).transpose()?,
             kernel: Kernel::new(config, weights)?,
             query_heads,
             key_heads,
@@ -88,7 +122,7 @@ impl Heads {
     }
 
     pub fn forward(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, &[(0, x.dim(1)?)], Products::Joint)?;
+        let Projected { q, k, v, gate } = self.project(x, &[(0, x.dim(1)?)], Products::Joint)?;
         let (key_mask, sequences) = (batch.key_mask.cloned(), batch.sequences.cloned());
         let out = match &self.kernel {
             Kernel::Softmax(options) => {
@@ -119,40 +153,57 @@ impl Heads {
                 }
             }
         }?;
-        self.finish(x, &out, Products::Joint)
+        self.finish(&out, gate, Products::Joint)
     }
 
     /// The rows after those of the caches, which take them in.
     pub fn forward_cached(&self, x: &Tensor, pieces: &mut [Piece<&mut Cache>]) -> Result<Tensor> {
-        let [q, k, v] = self.project(x, &positions(pieces), Products::Alone)?;
+        let Projected { q, k, v, gate } = self.project(x, &positions(pieces), Products::Alone)?;
         let out = side_by_side(&[&q, &k, &v], pieces, |operands, cache| {
             let [q, k, v] = operands else { candle_core::bail!("another number of operands") };
             self.kernel.next([q, k, v], self.rotary.as_ref(), cache)
         })?;
-        self.finish(x, &out, Products::Alone)
+        self.finish(&out, gate, Products::Alone)
     }
 
-    /// q, k, v `[B, H, N, D]` of rows in pieces of so many from a position on; q and k rotated where there is no φ.
-    fn project(&self, x: &Tensor, pieces: &[(usize, usize)], products: Products) -> Result<[Tensor; 3]> {
+    /// q, k, v of rows in pieces of so many from a position on; q and k normalised, and rotated where there is no φ.
+    fn project(&self, x: &Tensor, pieces: &[(usize, usize)], products: Products) -> Result<Projected> {
         let (batch, rows, _) = x.dims3()?;
-        let split = |layer: &Projection, heads: usize| {
-            layer.forward(x, products)?.reshape((batch, rows, heads, ()))?.transpose(1, 2)
+        let split = |x: &Tensor, heads: usize| x.reshape((batch, rows, heads, ()));
+        let (q, k, v) = (self.q.forward(x, products)?, self.k.forward(x, products)?, self.v.forward(x, products)?);
+        let (q, gate) = match &self.gate {
+            Gate::None => (q, None),
+            Gate::Silu(gate) => (q, Some(gate.forward(x, products)?)),
+            Gate::Sigmoid => {
+                let pairs = q.reshape((batch, rows, self.query_heads, 2, ()))?;
+                let [q, gate] = [0, 1].map(|which| pairs.narrow(3, which, 1)?.contiguous()?.flatten_from(2));
+                (q?, Some(gate?))
+            }
+        };
+        let normalized = |rows: Tensor, which: usize, heads: usize| match &self.norms {
+            Some(norms) if self.has_joint_norms => split(&norms[which].forward(&rows)?, heads),
+            Some(norms) => norms[which].forward(&split(&rows, heads)?),
+            None => split(&rows, heads),
         };
         let rotate = |rows: Tensor| match (&self.kernel, &self.rotary) {
             (Kernel::Softmax(_) | Kernel::Diag(_), Some(rotary)) => rotary.apply_to_pieces(&rows, pieces),
             _ => Ok(rows),
         };
-        let q = rotate(split(&self.q, self.query_heads)?)?;
-        let k = rotate(split(&self.k, self.key_heads)?)?;
-        Ok([q, k, split(&self.v, self.key_heads)?])
+        Ok(Projected {
+            q: rotate(normalized(q, 0, self.query_heads)?.transpose(1, 2)?)?,
+            k: rotate(normalized(k, 1, self.key_heads)?.transpose(1, 2)?)?,
+            v: split(&v, self.key_heads)?.transpose(1, 2)?,
+            gate,
+        })
     }
 
     /// Joins the heads of `out` `[B, H, N, D]`, applies the gate and projects.
-    fn finish(&self, x: &Tensor, out: &Tensor, products: Products) -> Result<Tensor> {
+    fn finish(&self, out: &Tensor, gate: Option<Tensor>, products: Products) -> Result<Tensor> {
         let joined = out.transpose(1, 2)?.flatten_from(2)?;
-        let joined = match &self.gate {
-            Some(gate) => Activation::Silu.gate(&gate.forward(x, products)?, &joined)?,
-            None => joined,
+        let joined = match (&self.gate, gate) {
+            (Gate::Silu(_), Some(gate)) => Activation::Silu.gate(&gate, &joined)?,
+            (_, Some(gate)) => Activation::Sigmoid.gate(&gate, &joined)?,
+            (_, None) => joined,
         };
         self.o.forward(&joined, products)
     }
@@ -170,7 +221,17 @@ impl Kernel {
                     None if causal => Mask::Causal,
                     None => Mask::Full,
                 };
-                Self::Softmax(SoftmaxOptions { mask, soft_cap: *soft_cap, ..Default::default() })
+                let sinks = || {
+                    let scores = weights.get_with_hints(config.heads, "sinks", Init::Const(0.0))?;
+                    scores.to_dtype(accumulator(weights.dtype()))
+                };
+                Self::Softmax(SoftmaxOptions {
+                    mask,
+                    scale: config.scale,
+                    soft_cap: *soft_cap,
+                    sinks: config.sinks.then(sinks).transpose()?,
+                    ..Default::default()
+                })
             }
             Mechanism::Diag { block, weight } => {
                 Self::Diag(DiagOptions { block_size: *block, causal, weight: *weight, ..Default::default() })

@@ -24,12 +24,15 @@
 mod activation;
 mod attention;
 mod batch;
+mod block;
+mod body;
 mod cache;
 mod check;
 mod config;
 mod cross_entropy;
 mod decoding;
 mod defaults;
+mod encoder;
 mod feed_forward;
 mod first_values;
 mod fresh;
@@ -52,17 +55,22 @@ mod siblings;
 #[cfg(test)]
 mod tests;
 
+pub mod models;
+
 pub use crate::activation::Activation;
 pub use crate::candle::rotary::Rotary;
+pub use crate::candle::rotary_config::{RotaryConfig, RotaryScaling};
 pub use attention::Attention;
+pub use block::{Block, NormPlacement};
 pub use cache::{Cache, ModelCache};
-pub use config::AttentionConfig;
+pub use config::{AttentionConfig, QueryKeyNorm};
 pub use cross_entropy::cross_entropy;
+pub use encoder::{Encoder, EncoderConfig};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use generate::{Generation, generate};
 pub use mark::foreign_weights;
 pub use mechanism::Mechanism;
-pub use model::{Block, LanguageModel};
+pub use model::LanguageModel;
 pub use model_config::LanguageModelConfig;
 pub use norm::{Norm, NormConfig, NormKind};
 pub use recurrent::Slopes;

@@ -1,6 +1,7 @@
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 
+use super::block::NormPlacement;
 use super::config::AttentionConfig;
 use super::feed_forward::FeedForwardConfig;
 use super::mechanism::Mechanism;
@@ -40,9 +41,21 @@ pub struct LanguageModelConfig {
     /// The feed-forward part of every block but those of gated units, which have none. Default: none.
     #[serde(default)]
     pub feed_forward: Option<FeedForwardConfig>,
-    /// The norm before each part and at the end. Default: RMS.
+    /// The norm of each part and at the end. Default: RMS.
     #[serde(default)]
     pub norm: NormConfig,
+    /// Where the blocks have their norms. Default: before each part.
+    #[serde(default)]
+    pub norms: NormPlacement,
+    /// Learned positions, added to the rows of tokens, of so many tokens in a sequence at most. Default: none.
+    #[serde(default)]
+    pub positions: Option<usize>,
+    /// What the rows of the embedding are multiplied with: the root of the width in Gemma. Default: none.
+    #[serde(default)]
+    pub embedding_scale: Option<f64>,
+    /// c of logits c · tanh(logits / c). Default: none.
+    #[serde(default)]
+    pub logit_soft_cap: Option<f64>,
     /// Whether the head has the weights of the embedding. Default: no.
     #[serde(default)]
     pub tied: bool,
@@ -60,6 +73,24 @@ impl LanguageModelConfig {
         (names[at], names[at + 1]) = ("transnormer", "hybrid");
         names
     };
+
+    /// Blocks of that attention alone, with an RMS norm before it and at the end, and a head of its own.
+    pub fn new(vocabulary: usize, layers: usize, attention: AttentionConfig) -> Self {
+        Self {
+            vocabulary,
+            layers,
+            attention,
+            pattern: Vec::new(),
+            second_half: None,
+            feed_forward: None,
+            norm: NormConfig::default(),
+            norms: NormPlacement::Before,
+            positions: None,
+            embedding_scale: None,
+            logit_soft_cap: None,
+            tied: false,
+        }
+    }
 
     /// The usual model of a mechanism, causal, with rotary embedding of base 10000 where the mechanism takes one:
     ///
@@ -86,7 +117,7 @@ impl LanguageModelConfig {
         let heads = if mechanism.has_one_head() { 1 } else { heads };
         let stands_alone = mechanism.stands_alone();
         let of = |mechanism: Mechanism| {
-            let rotary = (!mechanism.is_recurrent()).then_some(10000.0);
+            let rotary = (!mechanism.is_recurrent()).then_some(10000.0.into());
             AttentionConfig { rotary, ..AttentionConfig::new(width, heads, mechanism) }
         };
         let block = |layer: usize| match layer % 4 == 3 || layer + 1 == layers {
@@ -103,8 +134,7 @@ impl LanguageModelConfig {
         let hidden = (8 * width).div_ceil(3).next_multiple_of(8);
         let swiglu = FeedForwardConfig { hidden, gated: true, activation: Activation::Silu, bias: false };
         let feed_forward = (!stands_alone).then_some(swiglu);
-        let norm = NormConfig::default();
-        Ok(Self { vocabulary, layers, attention, pattern, second_half, feed_forward, norm, tied: false })
+        Ok(Self { pattern, second_half, feed_forward, ..Self::new(vocabulary, layers, attention) })
     }
 
     /// The mechanism of block `layer`, from 0.
@@ -144,12 +174,18 @@ impl LanguageModelConfig {
     /// Refuses what no model can be.
     ///
     /// # Errors
-    /// No tokens, no blocks, a pattern beside a second half or of layers of another width, more layers in it than blocks, or an
+    /// No tokens, no blocks, no positions, a scale or a cap that is no number above 0, a pattern beside a second half or of layers of another width, more layers in it than blocks, or an
     /// attention that [`AttentionConfig::check`] refuses.
     pub fn check(&self) -> Result<()> {
         let function = "LanguageModelConfig";
         ensure_value(self.vocabulary > 0, function, "vocabulary", self.vocabulary, "at least 1")?;
         ensure_value(self.layers > 0, function, "layers", self.layers, "at least 1")?;
+        ensure_value(self.positions != Some(0), function, "positions", 0, "at least 1")?;
+        let factors = [("embedding_scale", self.embedding_scale), ("logit_soft_cap", self.logit_soft_cap)];
+        for (argument, factor) in factors {
+            let is_one = factor.is_none_or(|factor| factor.is_finite() && factor > 0.0);
+            ensure_value(is_one, function, argument, factor.unwrap_or_default(), "a finite number above 0")?;
+        }
         let is_one = self.pattern.is_empty() || self.second_half.is_none();
         ensure_value(is_one, function, "second_half", "given", "none beside a `pattern`")?;
         let (turns, needs) =

@@ -29,11 +29,13 @@ pub struct NormConfig {
     pub kind: NormKind,
     /// ε > 0 under the root. Default 1e-6.
     pub epsilon: f64,
+    /// Whether the weights are stored less 1, as in Gemma and Qwen3-Next: y = … ⊙ (1 + weight). Default: no.
+    pub unit_offset: bool,
 }
 
 impl Default for NormConfig {
     fn default() -> Self {
-        Self { kind: NormKind::Rms, epsilon: 1e-6 }
+        Self { kind: NormKind::Rms, epsilon: 1e-6, unit_offset: false }
     }
 }
 
@@ -59,6 +61,7 @@ pub struct Norm {
     weight: Tensor,
     bias: Option<Tensor>,
     epsilon: f64,
+    unit_offset: bool,
 }
 
 impl Norm {
@@ -68,24 +71,24 @@ impl Norm {
     /// An ε that is not a number above 0; weights that are missing or of another shape; a bias that an RMS norm would leave
     /// out.
     pub fn new(width: usize, config: &NormConfig, weights: VarBuilder) -> Result<Self> {
-        let NormConfig { kind, epsilon } = *config;
+        let NormConfig { kind, epsilon, unit_offset } = *config;
         ensure_value(epsilon.is_finite() && epsilon > 0.0, "Norm::new", "epsilon", epsilon, "a finite number above 0")?;
         if kind == NormKind::Rms {
             ensure_absent(&weights, ["bias"], "an RMS norm has no bias, a layer norm has")?;
         }
-        let weight = weights.get_with_hints(width, "weight", Init::Const(1.0))?;
+        let weight = weights.get_with_hints(width, "weight", Init::Const(if unit_offset { 0.0 } else { 1.0 }))?;
         let bias = match kind {
             NormKind::Rms => None,
             NormKind::Layer => Some(weights.get_with_hints(width, "bias", Init::Const(0.0))?),
         };
-        Ok(Self { weight, bias, epsilon })
+        Ok(Self { weight, bias, epsilon, unit_offset })
     }
 
     /// For rows `[…, heads, width]`, normalised head by head, with weights `[heads · width]`: a group norm.
     pub(super) fn by_head([heads, width]: [usize; 2], config: &NormConfig, weights: VarBuilder) -> Result<Self> {
-        let Self { weight, bias, epsilon } = Self::new(heads * width, config, weights)?;
+        let norm = Self::new(heads * width, config, weights)?;
         let split = |numbers: &Tensor| numbers.reshape((heads, width));
-        Ok(Self { weight: split(&weight)?, bias: bias.as_ref().map(split).transpose()?, epsilon })
+        Ok(Self { weight: split(&norm.weight)?, bias: norm.bias.as_ref().map(split).transpose()?, ..norm })
     }
 }
 
@@ -101,7 +104,8 @@ impl Module for Norm {
         let wide = x.to_dtype(sums)?;
         let Normalized { rows, inverse } = self.normalized(&wide.detach())?;
         let y = with_gradient("norm", &wide, rows.clone(), self.backward(rows, inverse))?;
-        let y = y.broadcast_mul(&self.weight.to_dtype(sums)?)?;
+        let weight = self.weight.to_dtype(sums)?;
+        let y = y.broadcast_mul(&if self.unit_offset { (weight + 1.0)? } else { weight })?;
         match &self.bias {
             None => y,
             Some(bias) => y.broadcast_add(&bias.to_dtype(sums)?)?,

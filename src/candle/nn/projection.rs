@@ -46,6 +46,11 @@ impl Projection {
         Self(Linear::new(weight, None))
     }
 
+    /// `[output, input]`
+    pub fn weight(&self) -> &Tensor {
+        self.0.weight()
+    }
+
     /// Gradients: x, weight and bias.
     pub fn forward(&self, x: &Tensor, products: Products) -> Result<Tensor> {
         if products == Products::Joint || !x.device().is_cpu() {

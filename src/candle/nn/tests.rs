@@ -31,7 +31,7 @@ fn rotary_is_relative() -> Result<()> {
         }
         let heads = if mechanism.is_gated_unit() { 1 } else { 2 };
         let plain = AttentionConfig::new(16, heads, mechanism);
-        let config = AttentionConfig { rotary: Some(10000.0), ..plain.clone() };
+        let config = AttentionConfig { rotary: Some(10000.0.into()), ..plain.clone() };
         let build = |config: &AttentionConfig| -> Result<Attention> {
             let variables = VarMap::new();
             let layer = Attention::new(config, seeded_weights(&variables, 0, DType::F64, &Device::Cpu))?;

@@ -282,7 +282,11 @@ impl Reader<'_, '_> {
     ) -> Result<Output> {
         let inner = self.sizes.heads() * self.sizes.value_width;
         let width = if is_whole { inner } else { self.sizes.value_width };
-        let norm = Norm::new(width, &NormConfig { kind: NormKind::Rms, epsilon }, self.weights.pp(norm))?;
+        let norm = Norm::new(
+            width,
+            &NormConfig { kind: NormKind::Rms, epsilon, ..Default::default() },
+            self.weights.pp(norm),
+        )?;
         let projection = self.outward(projection, inner)?;
         Ok(Output { skip: None, norm, is_whole, gate, projection })
     }

@@ -84,7 +84,7 @@ impl Rwkv7 {
         let (heads, width) = (config.heads, config.head_width());
         let inner = heads * width;
         let beginning = Beginning { place: place.unwrap_or([0, 1]), width, inner };
-        let norm = NormConfig { kind: NormKind::Layer, epsilon };
+        let norm = NormConfig { kind: NormKind::Layer, epsilon, ..Default::default() };
         let vector = |name: &str, first: &dyn Fn(usize) -> f64| beginning.vector(weights, name, &[inner], first);
         let rows = config.width as f64;
         let mut shares = Vec::new();
