@@ -203,7 +203,8 @@ fn configurations_that_are_not_supported_are_refused() -> Result<()> {
     refused("num_attention_heads", 0.into(), &["heads", "at least 1"]);
     refused("num_attention_heads", 7.into(), &["config.json"]);
     refused("hidden_act", "tanh".into(), &["`tanh`", "silu"]);
-    refused("rope_scaling", serde_json::json!({ "rope_type": "longrope" }), &["longrope", "llama3"]);
+    refused("rope_parameters", serde_json::json!({ "rope_type": "longrope" }), &["longrope", "llama3"]);
+    refused("rope_scaling", serde_json::json!({ "rope_type": "linear" }), &["`rope_scaling` beside `rope_parameters`"]);
     refused("vocab_size", 7.into(), &["embed_tokens.weight", "shape"]);
     refused("num_hidden_layers", 1.into(), &["layers.1.input_layernorm.weight"]);
     refused("num_hidden_layers", 9.into(), &["no tensor `model.layers."]);

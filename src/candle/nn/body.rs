@@ -111,7 +111,7 @@ impl Embedding {
         }
         let rows = self.tokens.index_select(&tokens.flatten_all()?, 0);
         let rows = rows.map_err(|error| self.beyond(function, tokens, error))?;
-        let rows = rows.reshape((batch, count, ()))?;
+        let rows = rows.reshape((batch, count, self.tokens.dim(1)?))?;
         self.scale.map_or(Ok(rows.clone()), |scale| rows * scale)
     }
 
