@@ -9,7 +9,7 @@ use super::own_gradient::with_gradient;
 use super::rotary_config::RotaryConfig;
 use crate::problem::ensure_value;
 
-/// Rotary position embedding (Su et al. 2021, RoFormer) of rows of width D: with angles θ_i(p) = p·base^{−2i/D},
+/// Rotary position embedding (Su et al. 2021, RoFormer) of rows of width D at positions p: with angles θ_i = p·base^{−2i/D},
 ///
 /// ```text
 /// y_i         = x_i cos θ_i − x_{i+D/2} sin θ_i        i < D/2
@@ -17,8 +17,13 @@ use crate::problem::ensure_value;
 /// ```
 ///
 /// so that ⟨y(p), y'(p')⟩ depends on p − p' alone. The halves of a row are rotated against each other, as in GPT-NeoX and
-/// LLaMA checkpoints of the transformers library, or neighbours; a part of the row, and scaled angles, by a [`RotaryConfig`].
-/// Angles are computed in f64, the rotation in f32 (f64 for f64). Gradients: x.
+/// LLaMA checkpoints of the transformers library.
+///
+/// A [`RotaryConfig`] rotates neighbours instead, x_{2i} against x_{2i+1}, or the first w numbers of a row alone, for which
+/// w takes the place of D; or it scales the angles, θ_i = p·f_i, for texts longer than those of the training. YaRN multiplies
+/// cos θ_i and sin θ_i by a factor, so that products ⟨y, y'⟩ grow by its square.
+///
+/// Angles are computed in f64, the rotation in f32 (f64 for f64). Gradients: x, by the transposed rotation.
 ///
 /// Cosines and sines are kept in blocks of 1024 positions, of those asked for last: a clone shares them.
 ///
@@ -70,6 +75,11 @@ impl Rotary {
     /// Width of the rows.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// What rotated numbers are multiplied by beside the rotation.
+    pub(super) fn attention_factor(&self) -> f64 {
+        self.config.attention_factor()
     }
 
     /// Rotates x `[B, H, N, D]`, whose first row is at `position`.
@@ -142,7 +152,7 @@ impl Rotary {
         let rotation = if self.config.interleaved { rope_i } else { rope };
         let part = wide.narrow(D::Minus1, 0, self.rotated)?;
         let rotated = rotation(&part.detach().contiguous()?, &cos, &sin)?;
-        // The rotation of candle-nn has no gradient: it is the rotation back.
+        // The rotation of candle-nn has no gradient: it is the rotation back, times the same factor.
         let back = move |gradient: &Tensor| rotation(&gradient.contiguous()?, &cos, &sin.neg()?);
         let rotated = with_gradient("rotary", &part, rotated, back)?;
         let all = match self.width - self.rotated {
@@ -181,7 +191,7 @@ impl Rotary {
     }
 
     fn block(&self, index: usize, dtype: DType, device: &Device) -> Result<[Tensor; 2]> {
-        let (frequencies, factor) = self.config.frequencies(self.rotated);
+        let (frequencies, factor) = (self.config.frequencies(self.rotated), self.attention_factor());
         let positions = index * ROWS..(index + 1) * ROWS;
         let angles = positions.flat_map(|p| frequencies.iter().map(move |frequency| p as f64 * frequency));
         let half = self.rotated / 2;

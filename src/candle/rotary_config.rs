@@ -9,7 +9,7 @@ use crate::Result;
 use crate::problem::ensure_value;
 
 /// The angles of a [`Rotary`](crate::nn::Rotary) embedding: θ_i(p) = p·f_i with the frequencies f_i = base^{−2i/w}, w the width
-/// that is rotated, or what a scaling makes of them.
+/// that is rotated (Su et al. 2021, RoFormer), or what a scaling makes of them.
 ///
 /// A number stands for a base alone, in JSON and by `From`.
 ///
@@ -60,7 +60,8 @@ pub enum RotaryScaling {
         original_length: usize,
     },
     /// YaRN (Peng et al. 2023): (1 − t) f_i + t f_i/s with t = (i − a)/(b − a), at least 0 and at most 1, where a and b are the i
-    /// whose wavelengths fit `beta_fast` and `beta_slow` times into L; cos and sin are multiplied by the attention factor.
+    /// whose wavelengths fit `beta_fast` and `beta_slow` times into L; cos and sin are multiplied by the attention factor, and so
+    /// are the rotated numbers of queries and keys.
     Yarn {
         /// s
         factor: f64,
@@ -72,9 +73,16 @@ pub enum RotaryScaling {
         /// Default 1.
         #[serde(default = "slow")]
         beta_slow: f64,
-        /// Default 1 + ln(s)/10.
+        /// Default (1 + m ln(s)/10)/(1 + m' ln(s)/10) with m of `mscale` and m' of `mscale_all_dim`, without them
+        /// 1 + ln(s)/10; 1 where s is at most 1.
         #[serde(default)]
         attention_factor: Option<f64>,
+        /// m of the attention factor, in DeepSeek's models. Default: none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mscale: Option<f64>,
+        /// m', given where `mscale` is. Default: none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mscale_all_dim: Option<f64>,
         /// Whether a and b are whole numbers, rounded outwards. Default: yes.
         #[serde(default = "yes")]
         truncate: bool,
@@ -106,7 +114,7 @@ impl RotaryConfig {
     /// What no rotation has; the error of `function` names the field, `width` by the name of `argument`.
     pub(crate) fn rotated(&self, function: &'static str, argument: &'static str, width: usize) -> Result<usize> {
         let base = self.base;
-        ensure_value(base.is_finite() && base > 1.0, function, "rotary", base, "a finite base above 1")?;
+        ensure_value(base.is_finite() && base > 1.0, function, "rotary.base", base, "a finite number above 1")?;
         if let Some(part) = self.width {
             let needs = format!("an even number above 0, at most {width}");
             let fits = part > 0 && part.is_multiple_of(2) && part <= width;
@@ -121,14 +129,27 @@ impl RotaryConfig {
         Ok(rotated)
     }
 
-    /// Frequencies of rows of which so many numbers are rotated, and the factor of cos and sin.
-    pub(crate) fn frequencies(&self, width: usize) -> (Vec<f64>, f64) {
+    /// What cos and sin are multiplied by.
+    pub(crate) fn attention_factor(&self) -> f64 {
+        let Some(RotaryScaling::Yarn { factor, attention_factor, mscale, mscale_all_dim, .. }) = self.scaling else {
+            return 1.0;
+        };
+        let magnitude = |m: f64| if factor > 1.0 { 1.0 + 0.1 * m * factor.ln() } else { 1.0 };
+        let usual = match (mscale, mscale_all_dim) {
+            (Some(m), Some(of_all)) => magnitude(m) / magnitude(of_all),
+            _ => magnitude(1.0),
+        };
+        attention_factor.unwrap_or(usual)
+    }
+
+    /// Frequencies of rows of which so many numbers are rotated.
+    pub(crate) fn frequencies(&self, width: usize) -> Vec<f64> {
         let log = self.base.ln();
         let plain: Vec<f64> = (0..width / 2).map(|i| (-log * 2.0 / width as f64 * i as f64).exp()).collect();
         let scaled = |scale: &dyn Fn(usize, f64) -> f64| plain.iter().enumerate().map(|(i, f)| scale(i, *f)).collect();
         match self.scaling {
-            None => (plain, 1.0),
-            Some(RotaryScaling::Linear { factor }) => (scaled(&|_, f| f / factor), 1.0),
+            None => plain,
+            Some(RotaryScaling::Linear { factor }) => scaled(&|_, f| f / factor),
             Some(RotaryScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_length }) => {
                 let scale = |_, f: f64| {
                     let turns = original_length as f64 * f / TAU;
@@ -136,9 +157,9 @@ impl RotaryConfig {
                     let t = ((turns - low_frequency_factor) / span).clamp(0.0, 1.0);
                     (1.0 - t) * f / factor + t * f
                 };
-                (scaled(&scale), 1.0)
+                scaled(&scale)
             }
-            Some(RotaryScaling::Yarn { factor, original_length, beta_fast, beta_slow, attention_factor, truncate }) => {
+            Some(RotaryScaling::Yarn { factor, original_length, beta_fast, beta_slow, truncate, .. }) => {
                 let last = width as f64 - 1.0;
                 // Where a wavelength fits so many times into the length.
                 let place = |turns: f64| width as f64 * (original_length as f64 / (turns * TAU)).ln() / (2.0 * log);
@@ -150,8 +171,7 @@ impl RotaryConfig {
                     let t = ((i as f64 - first) / (end - first)).clamp(0.0, 1.0);
                     (1.0 - t) * f + t * f / factor
                 };
-                let usual = if factor > 1.0 { 1.0 + 0.1 * factor.ln() } else { 1.0 };
-                (scaled(&scale), attention_factor.unwrap_or(usual))
+                scaled(&scale)
             }
         }
     }
@@ -173,11 +193,26 @@ impl RotaryScaling {
                 let needs = format!("above the low factor {low}");
                 ensure_value(high > low, function, "high_frequency_factor", high, &needs)
             }
-            Self::Yarn { factor, original_length, beta_fast, beta_slow, attention_factor, .. } => {
+            Self::Yarn {
+                factor,
+                original_length,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                mscale,
+                mscale_all_dim,
+                truncate: _,
+            } => {
                 positive("factor", factor)?;
                 positive("beta_slow", beta_slow)?;
                 positive("beta_fast", beta_fast)?;
                 positive("attention_factor", attention_factor.unwrap_or(1.0))?;
+                positive("mscale", mscale.unwrap_or(1.0))?;
+                positive("mscale_all_dim", mscale_all_dim.unwrap_or(1.0))?;
+                let given = [mscale, mscale_all_dim].map(|m| m.is_some());
+                let fits = given == [false; 2] || given == [true; 2] && attention_factor.is_none();
+                let needs = "to be given with `mscale_all_dim`, and without `attention_factor`";
+                ensure_value(fits, function, "mscale", format!("{mscale:?}"), needs)?;
                 let needs = format!("above `beta_slow` {beta_slow}");
                 ensure_value(beta_fast > beta_slow, function, "beta_fast", beta_fast, &needs)?;
                 length(original_length)

@@ -37,7 +37,7 @@ use crate::transnormer::NormOptions;
 /// two passes of the engine, the second for values of width 1.
 ///
 /// # Errors
-/// Those of [`linear_attention`]; a rotary embedding of another width.
+/// Those of [`linear_attention`]; a rotary embedding of another width, or with an attention factor (YaRN) behind φ.
 ///
 /// # Example
 /// ```
@@ -226,9 +226,12 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Refuses tensors as the operation without rotation does, and sequences whose tokens are not as far from each other as
-    /// their rows.
+    /// Refuses tensors as the operation without rotation does, sequences whose tokens are not as far from each other as
+    /// their rows, and a factor that the divisor would not have.
     fn admit(&self, [q, k, v]: [&Tensor; 3], omega: Option<&Tensor>) -> Result<()> {
+        let factor = self.rotary.attention_factor();
+        let (got, needs) = (format!("with an attention factor of {factor}"), "a factor of 1 behind a feature map");
+        ensure_value(factor == 1.0, self.problem.function, "rotary", got, needs)?;
         let are_rows = |sequences: &Sequences| !self.keeps_state && sequences.are_aligned();
         let fits = self.problem.shapes.sequences.as_ref().is_none_or(are_rows);
         let needs = "none with a state or with other offsets for keys";

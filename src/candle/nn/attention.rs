@@ -27,6 +27,8 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// y       = attention(q, k, v) W_o    retention: (silu(x W_g) ⊙ attention(q, k, v)) W_o; with an output gate sigmoid(x W_g)
 /// ```
 ///
+/// Softmax takes a scale of the scores and a sink per head, as [`softmax_attention`](crate::candle::softmax_attention) does.
+///
 /// Gated units (GAU and FLASH, Hua et al. 2022), with s the key width, e = expansion · width:
 ///
 /// ```text
@@ -79,8 +81,8 @@ use crate::{Error, Result as CoreResult, Sequences};
 /// | `o_proj.weight` | `[width, heads · head_width]` or `[width, e]` | all |
 /// | `g_proj.weight` | `[heads · head_width, width]` | retention with a gate |
 /// | `q_proj.weight` | `[2 · heads · head_width, width]`, by head q and W_g | softmax with an output gate |
-/// | `q_norm.weight`, `k_norm.weight` | `[head_width]`, or of all heads | layers with heads and norms of queries and keys |
-/// | `sinks` | `[heads]` | softmax with sinks |
+/// | `q_norm.weight`, `k_norm.weight` | `[head_width]`; joint `[heads · head_width]`, `[key_heads · head_width]` | layers with heads and norms of queries and keys; layer norms have a `bias` as wide |
+/// | `sinks` | `[heads]`; 0 at first | softmax with sinks |
 /// | `features.omega`, `features.seed` | `[m, head_width]`, `[4]` | Performer: ω and its seed in digits of 16 bits; not trained |
 /// | `z_proj.weight`, `u_proj.weight`, `v_proj.weight` | `[s, width]`, `[e, width]`, `[e, width]` | gated units |
 /// | `gamma`, `beta` | `[2, s]` (q, k) or `[4, s]` (local q, k, global q, k) | GAU; FLASH |

@@ -6,7 +6,6 @@ use super::config::{AttentionConfig, QueryKeyNorm};
 use super::mechanism::Mechanism;
 use super::norm::NormConfig;
 use super::recurrent::sizes;
-use crate::candle::rotary_config::RotaryScaling;
 use crate::gau::GauNorm;
 use crate::problem::ensure_value;
 use crate::random_features::FeatureKind;
@@ -145,12 +144,11 @@ pub(super) fn check_options(config: &AttentionConfig) -> crate::Result<()> {
     if let Some(QueryKeyNorm { norm: NormConfig { epsilon, .. }, .. }) = config.query_key_norm {
         ensure_value(epsilon.is_finite() && epsilon > 0.0, function, "epsilon", epsilon, "a finite number above 0")?;
     }
-    let scaling = config.rotary.and_then(|rotary| rotary.scaling);
-    // Its factor would scale the numerator of features and not the divisor.
-    let is_yarn = matches!(scaling, Some(RotaryScaling::Yarn { .. }));
+    // Of features it would scale the numerator and not the divisor.
+    let factor = config.rotary.map_or(1.0, |rotary| rotary.attention_factor());
     let has_scores = is_softmax || matches!(config.mechanism, Mechanism::Diag { .. });
-    let needs = format!("none of yarn for {kind}: it scales scores of softmax and diag");
-    ensure_value(!is_yarn || has_scores, function, "scaling", "yarn", &needs)
+    let needs = format!("1 for {kind}: it is of scores, in softmax and diag");
+    ensure_value(factor == 1.0 || has_scores, function, "attention_factor", factor, &needs)
 }
 
 /// The number of a layer, and how many there are.

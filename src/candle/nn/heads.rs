@@ -44,6 +44,7 @@ pub(super) struct Heads {
     kernel: Kernel,
     query_heads: usize,
     key_heads: usize,
+    head_width: usize,
 }
 
 /// What the joined heads are multiplied with.
@@ -104,6 +105,7 @@ impl Heads {
             kernel: Kernel::new(config, weights)?,
             query_heads,
             key_heads,
+            head_width,
         })
     }
 
@@ -169,13 +171,13 @@ impl Heads {
     /// q, k, v of rows in pieces of so many from a position on; q and k normalised, and rotated where there is no φ.
     fn project(&self, x: &Tensor, pieces: &[(usize, usize)], products: Products) -> Result<Projected> {
         let (batch, rows, _) = x.dims3()?;
-        let split = |x: &Tensor, heads: usize| x.reshape((batch, rows, heads, ()));
+        let split = |x: &Tensor, heads: usize| x.reshape((batch, rows, heads, self.head_width));
         let (q, k, v) = (self.q.forward(x, products)?, self.k.forward(x, products)?, self.v.forward(x, products)?);
         let (q, gate) = match &self.gate {
             Gate::None => (q, None),
             Gate::Silu(gate) => (q, Some(gate.forward(x, products)?)),
             Gate::Sigmoid => {
-                let pairs = q.reshape((batch, rows, self.query_heads, 2, ()))?;
+                let pairs = q.reshape((batch, rows, self.query_heads, 2, self.head_width))?;
                 let [q, gate] = [0, 1].map(|which| pairs.narrow(3, which, 1)?.contiguous()?.flatten_from(2));
                 (q?, Some(gate?))
             }

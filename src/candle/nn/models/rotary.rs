@@ -48,6 +48,8 @@ fn scaling(parameters: &mut Fields, name: &str, length: Option<usize>) -> Result
             beta_fast: parameters.or("beta_fast", 32.0)?,
             beta_slow: parameters.or("beta_slow", 1.0)?,
             attention_factor: parameters.optional("attention_factor")?,
+            mscale: parameters.optional("mscale")?,
+            mscale_all_dim: parameters.optional("mscale_all_dim")?,
             truncate: parameters.or("truncate", true)?,
         }),
         other => candle_core::bail!("rotary scaling `{other}`, supported are default, linear, llama3 and yarn"),
