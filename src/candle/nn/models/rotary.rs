@@ -11,6 +11,9 @@ pub fn rotary(fields: &mut Fields, head_width: usize) -> Result<RotaryConfig> {
     let partial: Option<f64> = fields.optional("partial_rotary_factor")?;
     let length: Option<usize> = fields.optional("max_position_embeddings")?;
     let (older, newer) = (fields.nested("rope_scaling")?, fields.nested("rope_parameters")?);
+    if newer.is_some() && older.is_some() {
+        candle_core::bail!("`rope_scaling` beside `rope_parameters`, needs one of them");
+    }
     let Some(mut parameters) = newer.or(older) else {
         return Ok(RotaryConfig { width: rotated(head_width, partial), ..RotaryConfig::from(base) });
     };
