@@ -17,8 +17,11 @@ gradient, and the folder opens again to the same logits.
 """
 
 import argparse
+import contextlib
+import inspect
 import json
 import pathlib
+import re
 import sys
 import zlib
 
@@ -27,67 +30,25 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
+import golden_fla
+from golden_cases import CASES
+
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "tests/data/models"
 ROWS, LENGTH, PROMPT = 2, 44, 4
 SPECIAL = 3  # the first tokens, which may stand for padding
 STEPPED, OPENED = 1e-4, 2e-5  # largest differences, relative to the largest value
-# Shifts every score of a query alike, so that its gradient is rounding.
-IDLE = "attention.self.key.bias"
-
-PLAIN = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-)  # fmt: skip
-ODD = PLAIN | dict(
-    vocab_size=61, hidden_size=36, intermediate_size=52, num_attention_heads=3, num_key_value_heads=1, head_dim=12,
-)  # fmt: skip
-WIDE = ODD | dict(num_attention_heads=6, num_key_value_heads=2)
-GPT2 = dict(n_positions=64, n_layer=2, bos_token_id=None, eos_token_id=None)
-BERT = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-
-ATTENTION = "model.norm.weight", "model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.gate_proj.weight"
-TIED = *ATTENTION, "model.embed_tokens.weight"
-QK_NORMS = *ATTENTION, "model.layers.0.self_attn.q_norm.weight", "model.layers.1.self_attn.k_norm.weight"
-SANDWICH = *TIED, "model.layers.0.post_attention_layernorm.weight", "model.layers.1.pre_feedforward_layernorm.weight"
-FUSED = "ln_f.bias", "h.0.attn.c_attn.weight", "h.1.mlp.c_proj.weight", "wpe.weight", "wte.weight"
-ENCODER = (
-    "embeddings.word_embeddings.weight", "embeddings.LayerNorm.weight", "encoder.layer.0.attention.self.key.weight",
-    "encoder.layer.1.output.dense.weight",
-)  # fmt: skip
-
-LINEAR = dict(rope_type="linear", rope_theta=10000.0, factor=2.5)
-LLAMA3 = dict(
-    rope_type="llama3", rope_theta=100.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-    original_max_position_embeddings=32,
-)  # fmt: skip
-YARN = dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=16)
-
-# Family of classes, configuration, weights whose gradients are kept. `_odd` and `_linear` are written as transformers 4 and
-# older published folders do: rope_theta and rope_scaling, torch_dtype, no layer_types and no head_dim where the default
-# serves, a window that use_sliding_window turns off; GPT-2 without its prefix.
-CASES = {
-    "llama": ("Llama", PLAIN, ATTENTION),
-    "llama_odd": ("Llama", ODD | dict(rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), TIED),
-    "llama_linear": ("Llama", WIDE | dict(rope_parameters=LINEAR, rms_norm_eps=1e-5), TIED),
-    "mistral": ("Mistral", PLAIN | dict(sliding_window=8, head_dim=8), ATTENTION),
-    "mistral_odd": ("Mistral", WIDE | dict(sliding_window=5, rms_norm_eps=1e-5), ATTENTION),
-    "qwen2": ("Qwen2", PLAIN | dict(tie_word_embeddings=True), (*TIED, "model.layers.1.self_attn.k_proj.bias")),
-    "qwen2_odd": ("Qwen2", ODD | dict(rope_parameters=YARN), ATTENTION),
-    "qwen3": ("Qwen3", PLAIN | dict(head_dim=16, tie_word_embeddings=True), QK_NORMS),
-    "qwen3_odd": ("Qwen3", WIDE | dict(attention_bias=True, use_sliding_window=True, sliding_window=7, max_window_layers=1), QK_NORMS),
-    "gemma2": ("Gemma2", PLAIN | dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0), SANDWICH),
-    "gemma2_odd": ("Gemma2", WIDE | dict(num_hidden_layers=3, sliding_window=6, query_pre_attn_scalar=20, attn_logit_softcapping=1.5, final_logit_softcapping=2.5), SANDWICH),
-    "gpt2": ("GPT2", GPT2 | dict(vocab_size=64, n_embd=32, n_head=4), tuple("transformer." + name for name in FUSED)),
-    "gpt2_odd": ("GPT2", GPT2 | dict(vocab_size=61, n_embd=36, n_head=3, n_inner=52, layer_norm_epsilon=1e-6), FUSED),
-    "bert": ("Bert", BERT | dict(max_position_embeddings=64), ENCODER),
-    "bert_odd": ("Bert", BERT | dict(vocab_size=61, hidden_size=36, num_attention_heads=3, intermediate_size=52, max_position_embeddings=50, type_vocab_size=3, layer_norm_eps=1e-6), ENCODER),
-}  # fmt: skip
+# Without a gradient: what shifts every score of a query alike, and the router to a single expert.
+IDLE = "attention.self.key.bias", "mlp.gate.weight"
+# Parts of published names, and of those in transformers.
+ALIASES = ("", ""), ("", "transformer."), (".language_model", ""), ("self_attn", "self_attn.forget_gate")
 
 
 def family(name):
     """The classes of a configuration and of the model."""
     model = {"GPT2": "GPT2LMHeadModel", "Bert": "BertModel"}.get(name, f"{name}ForCausalLM")
-    return getattr(transformers, f"{name}Config"), getattr(transformers, model)
+    config = {"Qwen3_5": "Qwen3_5TextConfig"}.get(name, f"{name}Config")
+    source = golden_fla if hasattr(golden_fla, config) else transformers
+    return getattr(source, config), getattr(source, model)
 
 
 def scatter(model):
@@ -95,15 +56,17 @@ def scatter(model):
     the size of what they multiply."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            if weight.ndim == 1 or name == "A_log":
+            if weight.squeeze().ndim == 1 or name == "A_log":
                 fresh = weight + 0.2 * (2 * torch.rand_like(weight) - 1)
+                # Gated delta rules start by forgetting within a token, which shows little and rounds badly.
+                fresh -= 2.5 if name == "A_log" and type(module).__name__.endswith("GatedDeltaNet") else 0
             else:
-                fan_in = weight.shape[0] if isinstance(module, Conv1D) else weight[0].numel()
+                fan_in = weight.shape[0 if isinstance(module, Conv1D) else -1]
                 fresh = torch.randn_like(weight) / fan_in**0.5
             weight.data = fresh.detach().bfloat16().float()
 
 
-def inputs(name, vocabulary, types):
+def inputs(vocabulary, types):
     tokens = torch.randint(SPECIAL, vocabulary, (ROWS, LENGTH))
     if not types:
         return {"tokens": tokens}
@@ -115,7 +78,7 @@ def inputs(name, vocabulary, types):
 def evaluate(model, given):
     """What goes into golden.safetensors of one pass, and the loss."""
     names = {"tokens": "input_ids", "mask": "attention_mask", "token_types": "token_type_ids"}
-    out = model(**{names[name]: value.long() for name, value in given.items()})
+    out = model(use_cache=False, **{names[name]: value.long() for name, value in given.items()})
     if "logits" in out:
         predicted, next_tokens = out.logits[:, :-1].flatten(0, 1), given["tokens"][:, 1:].long().flatten()
         return {"logits": out.logits}, torch.nn.functional.cross_entropy(predicted, next_tokens)
@@ -130,39 +93,77 @@ def difference(ours, theirs):
 @torch.no_grad()
 def stepped(model, tokens):
     """Logits of a prompt and of single tokens after it, through the cache."""
-    out = model(tokens[:, :PROMPT], use_cache=True)
-    logits = [out.logits]
-    for token in tokens[:, PROMPT:].split(1, dim=1):
-        out = model(token, cache=out.cache, use_cache=True)
-        logits.append(out.logits)
+    takes_places = "position_ids" in inspect.signature(model.forward).parameters
+    without_softmax = set(getattr(model.config, "layer_types", None) or ()) == {"linear_attention"}
+    logits, cache = [], {}
+    for places in torch.arange(LENGTH).split([PROMPT] + [1] * (LENGTH - PROMPT)):
+        # What the caches of some hybrids cannot tell: how many tokens they hold, and that there is nothing to mask.
+        known = {"position_ids": places[None]} if takes_places else {}
+        if takes_places and without_softmax:
+            known["attention_mask"] = {"linear_attention": None}
+        out = model(tokens[:, places], use_cache=True, **known, **cache)
+        logits, cache = [*logits, out.logits], {"cache": out.cache}
     return torch.cat(logits, 1)
 
 
 def published(folder):
     """Rewrites what transformers 5 saved as older published folders are."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    kind, types = config["model_type"], config.pop("layer_types", None)
+    renamed = lambda old, new: {re.sub(old, new, name): weight for name, weight in weights.items()}
+    config["torch_dtype"] = config.pop("dtype")
     if rope := config.pop("rope_parameters", None):
         config |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
         if rope["rope_type"] in ("linear", "yarn"):
             rope["type"] = rope.pop("rope_type")
         config["rope_scaling"] = rope if len(rope) > 1 else None
-    config["torch_dtype"] = config.pop("dtype")
-    config.pop("layer_types", None)
     if config.get("use_sliding_window") is False:
         config["sliding_window"] = 8
     if config.get("head_dim") == config.get("hidden_size", 0) // config.get("num_attention_heads", 1):
         del config["head_dim"]
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    weights = load_file(folder / "model.safetensors")
-    weights = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+    match kind:
+        case "gpt2":
+            weights = renamed("^transformer.", "")
+        case "mamba2":
+            config["time_step_limit"] = [0.0, float("inf")]  # no JSON, and yet what they have
+        case "minimax":
+            config["layer_types"] = types
+        case "qwen3_next" | "qwen3_5_text":
+            config["full_attention_interval"] = types.index("full_attention") + 1
+        case "kimi_linear":
+            layers = lambda wanted: [place for place, name in enumerate(types, 1) if name == wanted]
+            config["linear_attn_config"] = {
+                "full_attn_layers": layers("full_attention"),
+                "kda_layers": layers("linear_attention"),
+                "head_dim": config.pop("linear_head_dim"),
+                "num_heads": config.pop("linear_num_heads"),
+                "short_conv_kernel_size": config.pop("linear_conv_kernel_dim"),
+            }
+            config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
+            weights = renamed("block_sparse_moe", "mlp")  # the name of experts, which transformers gives to both
+    if kind == "qwen3_5_text":
+        config = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": config}
+        weights = renamed("^model", "model.language_model")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def parameter(model, name):
+    """The weight of a published name."""
+    for theirs, ours in ALIASES:
+        with contextlib.suppress(AttributeError):
+            return model.get_parameter(name.replace(theirs, ours, 1))
+    raise KeyError(name)
 
 
 def opened(folder):
     config = transformers.AutoConfig.from_pretrained(folder)
     auto = transformers.AutoModel if config.model_type == "bert" else transformers.AutoModelForCausalLM
-    return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    options = dict(dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    model, found = auto.from_pretrained(folder, **options)
+    missing, excess = found["missing_keys"] - dict(model.named_buffers()).keys(), found["unexpected_keys"]
+    assert not missing and not excess, f"{folder}: {missing} absent, {excess} too many"
+    return model.eval()
 
 
 @torch.no_grad()
@@ -183,7 +184,7 @@ def write(name):
     config._attn_implementation = "eager"
     model = architecture(config).eval()
     scatter(model)
-    given = inputs(name, config.vocab_size, getattr(config, "type_vocab_size", 0))
+    given = inputs(config.vocab_size, getattr(config, "type_vocab_size", 0))
     outputs, loss = evaluate(model, given)
     loss.backward()
 
@@ -197,10 +198,11 @@ def write(name):
     assert slopes[flattest] > 1e-6, f"{name}: {flattest} does not matter"
     notes.append(f"smallest slope {slopes[flattest]:.1e} of {flattest}")
 
-    prefix = "" if hasattr(model, gradients[0].split(".")[0]) else "transformer."
-    kept = {f"gradient.{key}": model.get_parameter(prefix + key).grad.clone() for key in gradients}
+    kept = {f"gradient.{key}": parameter(model, key).grad.clone() for key in gradients}
     golden = {key: value.to(torch.uint32) for key, value in given.items()} | outputs | kept
-    model.bfloat16().save_pretrained(folder)
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()  # buffers stay
+    model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     if name.endswith(("_odd", "_linear")):
         published(folder)
