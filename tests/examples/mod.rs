@@ -1,5 +1,6 @@
 //! The example programs, run as users run them. `cargo test` builds them beside the tests.
 
+mod chat;
 mod decode;
 mod embed;
 mod length_scaling;

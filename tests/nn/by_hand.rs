@@ -2,7 +2,7 @@
 
 use attn_kernels::gau::{GauOptions, MixedChunkOptions};
 use attn_kernels::linear::{FeatureMap, LinearOptions};
-use attn_kernels::nn::{AttentionConfig, Mechanism};
+use attn_kernels::nn::{AttentionConfig, Mechanism, NormKind};
 use attn_kernels::performer::PerformerOptions;
 use attn_kernels::problem::Mask;
 use attn_kernels::random_features::random_features;
@@ -11,6 +11,8 @@ use attn_kernels::softmax::SoftmaxOptions;
 use attn_kernels::transnormer::{DiagOptions, NormOptions, NormScope};
 use candle_core::{Result, Tensor};
 use candle_nn::VarMap;
+
+use super::positions;
 
 /// A layer's configuration and weights.
 pub struct ByHand<'a> {
@@ -72,18 +74,55 @@ impl ByHand<'_> {
     }
 
     fn rotate(&self, x: Array) -> Array {
-        let Some(base) = self.config.rotary.map(|rotary| rotary.base) else { return x };
-        let width = x.shape[3];
-        Array::from_fn(x.shape, |[b, h, i, d]| {
-            let (row, pair) = (x.row(b, h, i), d % (width / 2));
-            let angle = i as f64 / base.powf(2.0 * pair as f64 / width as f64);
-            let (first, second) = (row[pair], row[pair + width / 2]);
-            if d < width / 2 {
-                first * angle.cos() - second * angle.sin()
-            } else {
-                second * angle.cos() + first * angle.sin()
-            }
+        let Some(rotary) = self.config.rotary else { return x };
+        let mut y = x.clone();
+        for [b, h, i] in positions::rows(&x) {
+            y.row_mut(b, h, i).copy_from_slice(&positions::rotated(x.row(b, h, i), &rotary, i as f64));
+        }
+        y
+    }
+
+    /// The base of a rotation behind φ, of which the reference knows the plain one alone.
+    fn base(&self) -> Option<f64> {
+        self.config.rotary.map(|rotary| {
+            assert_eq!(rotary, rotary.base.into());
+            rotary.base
         })
+    }
+
+    /// The norm of queries or keys, if any, `[1, B, N, H·D]`: of each head's numbers or of all.
+    fn normalized(&self, x: Array, name: &str) -> Array {
+        let Some(choice) = self.config.query_key_norm else { return x };
+        let weight = self.weight(&format!("{name}.weight")).unwrap().data;
+        let bias = self.weight(&format!("{name}.bias"));
+        assert_eq!(weight.len(), if choice.joint { x.shape[3] } else { self.config.head_width() });
+        let is_centred = choice.norm.kind == NormKind::Layer;
+        let mean = |row: &[f64]| row.iter().sum::<f64>() / row.len() as f64;
+        Array::from_fn(x.shape, |[_, b, i, c]| {
+            let at = c % weight.len();
+            let row = &x.row(0, b, i)[c - at..][..weight.len()];
+            let shift = if is_centred { mean(row) } else { 0.0 };
+            let centred: Vec<f64> = row.iter().map(|x| x - shift).collect();
+            let square = mean(&centred.iter().map(|x| x * x).collect::<Vec<_>>());
+            let gain = weight[at] + f64::from(choice.norm.unit_offset);
+            centred[at] / (square + choice.norm.epsilon).sqrt() * gain + bias.as_ref().map_or(0.0, |bias| bias.data[at])
+        })
+    }
+
+    /// Queries, and the sigmoid of the gate where rows of it follow those of each head.
+    fn queries_and_gate(&self, x: &Array) -> (Array, Option<Array>) {
+        let both = self.project(x, "q_proj");
+        if !self.config.output_gate {
+            return (both, None);
+        }
+        let ([_, batch, rows, _], head) = (both.shape, self.config.head_width());
+        let part = |first: usize| {
+            let shape = [1, batch, rows, self.config.heads * head];
+            Array::from_fn(shape, |[_, b, i, c]| both.row(0, b, i)[c / head * 2 * head + first + c % head])
+        };
+        let mut gate = part(head);
+        gate.data.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+        (part(0), Some(gate))
     }
 
     /// The layer's output for x [1, B, N, width] and a key mask [1, 1, B, N], of every sequence with its visible tokens
@@ -115,13 +154,14 @@ impl ByHand<'_> {
             // Behind φ.
             _ => rows,
         };
-        let q = rotate(split(&self.project(x, "q_proj"), heads));
-        let k = rotate(split(&self.project(x, "k_proj"), key_heads));
+        let (q, gate) = self.queries_and_gate(x);
+        let q = rotate(split(&self.normalized(q, "q_norm"), heads));
+        let k = rotate(split(&self.normalized(self.project(x, "k_proj"), "k_norm"), key_heads));
         let v = split(&self.project(x, "v_proj"), key_heads);
         let joined = join(&self.attention(&q, &k, &v, Some(key_mask)));
         let joined = match self.config.mechanism {
             Mechanism::Retention { gate: true, .. } => times(joined, &silu(self.project(x, "g_proj"))),
-            _ => joined,
+            _ => gate.map_or(joined.clone(), |gate| times(joined, &gate)),
         };
         self.project(&joined, "o_proj")
     }
@@ -133,13 +173,15 @@ impl ByHand<'_> {
                 let plain = if causal { Mask::Causal } else { Mask::Full };
                 let future = if causal { Some(0) } else { window.map(|w| w - 1) };
                 let mask = window.map_or(plain, |w| Mask::Window { left: Some(w - 1), right: future });
-                let options = SoftmaxOptions { mask, soft_cap: *soft_cap, key_mask, ..Default::default() };
+                let sinks = self.config.sinks.then(|| self.weight("sinks").unwrap());
+                let (scale, soft_cap) = (self.config.scale, *soft_cap);
+                let options = SoftmaxOptions { mask, scale, soft_cap, key_mask, sinks, ..Default::default() };
                 reference::softmax_attention(q, k, v, &options).out
             }
             Mechanism::Linear { map, normalized } => {
                 let normalizer = normalized.then_some(1e-6);
                 let options = LinearOptions { map: *map, causal, normalizer, key_mask, ..Default::default() };
-                match self.config.rotary.map(|rotary| rotary.base) {
+                match self.base() {
                     None => reference::linear_attention(q, k, v, &options),
                     Some(base) => reference::rotary_linear_attention(q, k, v, base, &options),
                 }
@@ -149,7 +191,7 @@ impl ByHand<'_> {
                 let data = random_features(*directions, *features, width, *seed).unwrap();
                 let omega = Array { data, shape: [1, 1, *features, width] };
                 let options = PerformerOptions { map: *map, causal, epsilon: *epsilon, key_mask, sequences: None };
-                match self.config.rotary.map(|rotary| rotary.base) {
+                match self.base() {
                     None => reference::performer_attention(q, k, v, &omega, &options),
                     Some(base) => reference::rotary_performer_attention(q, k, v, &omega, base, &options),
                 }
@@ -164,7 +206,7 @@ impl ByHand<'_> {
                     key_mask,
                     sequences: None,
                 };
-                match self.config.rotary.map(|rotary| rotary.base) {
+                match self.base() {
                     None => reference::norm_attention(q, k, v, &options),
                     Some(base) => reference::rotary_norm_attention(q, k, v, base, &options),
                 }

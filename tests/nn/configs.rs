@@ -1,10 +1,11 @@
 use attn_kernels::nn::{
-    Activation, AttentionConfig, FeedForwardConfig, LanguageModelConfig, Mechanism, NormConfig, NormKind, SamplerConfig,
+    Activation, AttentionConfig, FeedForwardConfig, LanguageModelConfig, Mechanism, NormConfig, NormKind, QueryKeyNorm,
+    RotaryConfig, SamplerConfig,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::layers;
+use super::{layers, scalings};
 
 fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T) {
     let json = serde_json::to_string(value).unwrap();
@@ -26,6 +27,11 @@ fn round_trips() {
     }
     round_trip(&FeedForwardConfig { hidden: 3, gated: true, activation: Activation::GeluTanh, bias: true });
     round_trip(&NormConfig { kind: NormKind::Layer, epsilon: 1e-5, unit_offset: true });
+    round_trip(&QueryKeyNorm { norm: NormConfig::default(), joint: true });
+    for scaling in scalings() {
+        round_trip(&scaling);
+        round_trip(&RotaryConfig { width: Some(4), interleaved: true, scaling: Some(scaling), ..10000.0.into() });
+    }
     round_trip(&SamplerConfig {
         temperature: 0.7,
         top_k: Some(5),
@@ -60,10 +66,34 @@ fn unknown_fields_are_named() {
         (r#"{"width":64,"heads":2,"mechanism":{"kind":"sigmoid"}}"#, "sigmoid"),
         (r#"{"width":64,"heads":2,"mechanism":{"kind":"linear","map":"cube"}}"#, "cube"),
         (r#"{"width":64,"heads":2,"mechanism":{"kind":"diag","weight":{"relu":{"eps":1}}}}"#, "eps"),
+        (r#"{"width":64,"heads":2,"rotary":{"base":1e4,"factor":2.0}}"#, "factor"),
+        (r#"{"width":64,"heads":2,"rotary":{"interleaved":true}}"#, "base"),
+        (r#"{"width":64,"heads":2,"rotary":{"base":1e4,"scaling":{"kind":"linear","factor":2.0,"low":1}}}"#, "low"),
+        (r#"{"width":64,"heads":2,"rotary":{"base":1e4,"scaling":{"kind":"dynamic"}}}"#, "dynamic"),
+        (r#"{"width":64,"heads":2,"query_key_norm":{"kind":"rms"}}"#, "kind"),
         (r#"{"heads":2}"#, "width"),
     ];
     for (json, word) in cases {
         let error = serde_json::from_str::<AttentionConfig>(json).unwrap_err().to_string();
         assert!(error.contains(&format!("`{word}`")), "{error}");
+    }
+}
+
+/// Configurations of before: a base is a number, also in what is written.
+#[test]
+fn a_base_is_a_rotary_embedding() {
+    let with = |rotary: &str| serde_json::from_str::<AttentionConfig>(&format!(r#"{{"width":64,"heads":2,{rotary}}}"#));
+    let plain = AttentionConfig::new(64, 2, Mechanism::default());
+    let rotated = AttentionConfig { rotary: Some(10000.0.into()), ..plain.clone() };
+    for rotary in [r#""rotary":10000.0"#, r#""rotary":10000"#, r#""rotary":1e4"#, r#""rotary":{"base":10000.0}"#] {
+        assert_eq!(with(rotary).unwrap(), rotated, "{rotary}");
+    }
+    assert_eq!(with(r#""rotary":null"#).unwrap(), plain);
+    // Nothing of what is not chosen is written, so that older caches load.
+    let json = r#"{"width":64,"heads":2,"key_heads":null,"head_width":null,"causal":true,"bias":false,"rotary":10000.0,"mechanism":{"kind":"softmax","window":null,"soft_cap":null}}"#;
+    assert_eq!(serde_json::to_string(&rotated).unwrap(), json);
+    for rotary in [r#""rotary":-1"#, r#""rotary":"1e4""#, r#""rotary":[10000.0]"#, r#""rotary":true"#] {
+        let error = with(rotary).unwrap_err().to_string();
+        assert!(error.contains("the base of a rotary embedding"), "{rotary}: {error}");
     }
 }

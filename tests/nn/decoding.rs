@@ -175,12 +175,15 @@ fn grouped_heads_are_repeated_heads() -> Result<()> {
         let (repeated, other) = super::layer(&all)?;
         for (name, variable) in repeated.data().lock().unwrap().iter() {
             let value = grouped.data().lock().unwrap()[name].as_tensor().clone();
-            let value = match &name[..6] {
-                "k_proj" | "v_proj" => {
-                    let heads = value.reshape((2, 1, 4, WIDTH))?.broadcast_as((2, 2, 4, WIDTH))?;
-                    heads.reshape((16, WIDTH))?
+            // Rows of keys and values, and norms of all keys.
+            let is_repeated = value.dims() != variable.dims();
+            let value = match is_repeated {
+                true => {
+                    let rest = value.elem_count() / (2 * 4);
+                    let heads = value.reshape((2, 1, 4, rest))?.broadcast_as((2, 2, 4, rest))?;
+                    heads.reshape(variable.dims())?
                 }
-                _ => value,
+                false => value,
             };
             variable.set(&value.copy()?)?;
         }

@@ -36,10 +36,11 @@ fn attention_layers() -> Result<()> {
 
 #[test]
 fn norms() -> Result<()> {
-    for kind in [NormKind::Rms, NormKind::Layer] {
+    let choices = [NormKind::Rms, NormKind::Layer].map(|kind| [false, true].map(|unit_offset| (kind, unit_offset)));
+    for (kind, unit_offset) in choices.into_iter().flatten() {
         let variables = VarMap::new();
         let weights = seeded_weights(&variables, 0, DType::F64, &Device::Cpu);
-        let norm = Norm::new(3, &NormConfig { kind, epsilon: 0.5, ..Default::default() }, weights.pp("norm"))?;
+        let norm = Norm::new(3, &NormConfig { kind, epsilon: 0.5, unit_offset }, weights.pp("norm"))?;
         enlarge(&variables)?;
         let weight = |name: &str| array(&variables.data().lock().unwrap()[name]).map(|array| array.data);
         let (x, gain) = ([1.0, -2.0, 4.0], weight("norm.weight")?);
@@ -48,9 +49,10 @@ fn norms() -> Result<()> {
             NormKind::Layer => (1.0, weight("norm.bias")?),
         };
         let variance = x.map(|x: f64| (x - mean).powi(2)).iter().sum::<f64>() / 3.0;
-        let expected = [0, 1, 2].map(|i| (x[i] - mean) / (variance + 0.5).sqrt() * gain[i] + shift[i]);
+        let offset = f64::from(unit_offset);
+        let expected = [0, 1, 2].map(|i| (x[i] - mean) / (variance + 0.5).sqrt() * (offset + gain[i]) + shift[i]);
         let ours = norm.forward(&Tensor::new(&[x], &Device::Cpu)?)?;
-        assert_same(&array(&ours)?.data, &expected, &format!("{kind:?}"));
+        assert_same(&array(&ours)?.data, &expected, &format!("{kind:?} {unit_offset}"));
     }
     Ok(())
 }

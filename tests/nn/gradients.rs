@@ -59,13 +59,13 @@ fn attention_layers() -> Result<()> {
 #[test]
 fn parts() -> Result<()> {
     let x = Var::from_tensor(&random("x", &[2, 3, WIDTH])?)?;
-    for kind in [NormKind::Rms, NormKind::Layer] {
+    for (kind, unit_offset) in [(NormKind::Rms, false), (NormKind::Layer, false), (NormKind::Rms, true)] {
         let variables = VarMap::new();
         let weights = seeded_weights(&variables, 0, DType::F64, &Device::Cpu);
-        let norm = Norm::new(WIDTH, &NormConfig { kind, epsilon: 0.1, ..Default::default() }, weights.pp("norm"))?;
+        let norm = Norm::new(WIDTH, &NormConfig { kind, epsilon: 0.1, unit_offset }, weights.pp("norm"))?;
         enlarge(&variables)?;
         let all = [trained(&variables), vec![("x".into(), x.clone())]].concat();
-        check(&format!("{kind:?}"), &all, &|| norm.forward(&x))?;
+        check(&format!("{kind:?} {unit_offset}"), &all, &|| norm.forward(&x))?;
     }
     for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
         for gated in [false, true] {

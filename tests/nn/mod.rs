@@ -13,7 +13,9 @@ mod gradients;
 mod hybrid;
 mod models;
 mod norms;
+mod options;
 mod padding;
+mod positions;
 mod published;
 mod ragged;
 mod recurrent;
@@ -28,7 +30,10 @@ use std::path::PathBuf;
 
 use attn_kernels::gau::{GauNorm, GlobalNorm};
 use attn_kernels::linear::FeatureMap;
-use attn_kernels::nn::{Attention, AttentionConfig, Mechanism, Slopes, seeded_weights};
+use attn_kernels::nn::{
+    Attention, AttentionConfig, Mechanism, NormConfig, NormKind, QueryKeyNorm, RotaryConfig, RotaryScaling, Slopes,
+    seeded_weights,
+};
 use attn_kernels::performer::FavorMap;
 use attn_kernels::random_features::FeatureKind;
 use attn_kernels::transnormer::{DiagWeight, NormScope};
@@ -83,6 +88,16 @@ fn layers() -> Vec<AttentionConfig> {
     let rwkv7 = |ranks, place| Mechanism::Rwkv7 { ranks, place, epsilon: 0.01 };
     let alone = |mechanism| AttentionConfig::new(WIDTH, 1, mechanism);
     let lru = |states, radii, phase| Mechanism::Lru { states, radii, phase };
+    let norms =
+        |kind, unit_offset, joint| Some(QueryKeyNorm { norm: NormConfig { kind, epsilon: 0.1, unit_offset }, joint });
+    let linear = Mechanism::Linear { map: FeatureMap::EluPlusOne, normalized: true };
+    let window = Mechanism::Softmax { window: Some(5), soft_cap: Some(2.0) };
+    let diag = Mechanism::Diag { block: 5, weight: DiagWeight::Softmax };
+    let retention = Mechanism::Retention { log_decay: None, gate: true, epsilon: 0.01 };
+    let turned = |scaling| Some(RotaryConfig { scaling: Some(scaling), ..100.0.into() });
+    let interleaved = Some(RotaryConfig { interleaved: true, ..100.0.into() });
+    let partial = Some(RotaryConfig { width: Some(2), ..100.0.into() });
+    let [stretched, llama3, yarn] = scalings();
     vec![
         heads(Mechanism::default()),
         plain(heads(Mechanism::Softmax { window: Some(5), soft_cap: Some(2.0) })),
@@ -124,6 +139,74 @@ fn layers() -> Vec<AttentionConfig> {
         AttentionConfig { bias: true, ..alone(Mechanism::S4d { states: 1 }) },
         alone(lru(None, [0.0, 1.0], 6.0)),
         AttentionConfig { bias: true, ..alone(lru(Some(5), [0.5, 0.9], 1.0)) },
+        // What published decoders choose: as in Qwen3, Gemma 3, OLMo 2, GPT-OSS, Qwen3-Next; and what none has.
+        AttentionConfig {
+            rotary: turned(llama3),
+            query_key_norm: norms(NormKind::Rms, false, false),
+            ..heads(Mechanism::default())
+        },
+        AttentionConfig {
+            scale: Some(0.3),
+            query_key_norm: norms(NormKind::Rms, true, false),
+            ..heads(window.clone())
+        },
+        AttentionConfig { query_key_norm: norms(NormKind::Rms, false, true), ..heads(Mechanism::default()) },
+        AttentionConfig {
+            rotary: turned(yarn),
+            sinks: true,
+            bias: true,
+            ..heads(Mechanism::Softmax { window: Some(5), soft_cap: None })
+        },
+        AttentionConfig {
+            rotary: partial,
+            output_gate: true,
+            query_key_norm: norms(NormKind::Rms, true, false),
+            ..heads(Mechanism::default())
+        },
+        AttentionConfig {
+            rotary: interleaved,
+            scale: Some(0.7),
+            query_key_norm: norms(NormKind::Layer, false, true),
+            sinks: true,
+            output_gate: true,
+            ..plain(heads(window))
+        },
+        AttentionConfig { query_key_norm: norms(NormKind::Layer, true, false), ..heads(linear) },
+        AttentionConfig {
+            query_key_norm: norms(NormKind::Rms, false, true),
+            ..heads(performer(FeatureKind::Orthogonal, FavorMap::Positive))
+        },
+        AttentionConfig {
+            query_key_norm: norms(NormKind::Rms, true, true),
+            ..heads(norm(FeatureMap::EluPlusOne, NormScope::Head))
+        },
+        AttentionConfig { rotary: turned(yarn), query_key_norm: norms(NormKind::Rms, false, false), ..heads(diag) },
+        AttentionConfig {
+            rotary: turned(stretched),
+            query_key_norm: norms(NormKind::Rms, false, false),
+            ..heads(retention)
+        },
+        AttentionConfig { rotary: interleaved, ..unit(gau(GauNorm::RowSum { epsilon: 1e-3 }, Some(3))) },
+        AttentionConfig { rotary: partial, ..unit(flash(GlobalNorm::Mean)) },
+    ]
+}
+
+/// Scalings that show in rows of 4 numbers with the base 100, whose frequencies are 1 and 1/10.
+fn scalings() -> [RotaryScaling; 3] {
+    let (factor, original_length) = (3.0, 20);
+    [
+        RotaryScaling::Linear { factor },
+        RotaryScaling::Llama3 { factor, low_frequency_factor: 0.2, high_frequency_factor: 5.0, original_length },
+        RotaryScaling::Yarn {
+            factor,
+            original_length,
+            beta_fast: 2.0,
+            beta_slow: 0.05,
+            attention_factor: None,
+            mscale: None,
+            mscale_all_dim: None,
+            truncate: false,
+        },
     ]
 }
 
@@ -150,7 +233,10 @@ fn layer(config: &AttentionConfig) -> Result<(VarMap, Attention)> {
 /// Replaces weights that begin at 0 or nearly so.
 fn enlarge(variables: &VarMap) -> Result<()> {
     for (name, variable) in variables.data().lock().unwrap().iter() {
-        if ["bias", "gamma", "beta", "norm.weight", "g_norm_swish_gate.weight"].iter().any(|end| name.ends_with(end)) {
+        if ["bias", "gamma", "beta", "sinks", "norm.weight", "g_norm_swish_gate.weight"]
+            .iter()
+            .any(|end| name.ends_with(end))
+        {
             variable.set(&random(name, variable.dims())?.to_dtype(variable.dtype())?)?;
         }
     }

@@ -105,3 +105,31 @@ fn a_large_row_changes_no_other() -> Result<()> {
     assert!(alone.iter().zip(&beside).all(|(a, b)| (a - b).abs() <= 2e-7 * a.abs()), "{alone:?} and {beside:?}");
     Ok(())
 }
+
+/// Weights less 1 begin where the others do; their sum with 1 is not rounded to the dtype of the weights.
+#[test]
+fn weights_less_one() -> Result<()> {
+    let built = |unit_offset, variables: &VarMap, dtype| {
+        let config = NormConfig { unit_offset, ..Default::default() };
+        Norm::new(4, &config, seeded_weights(variables, 0, dtype, &Device::Cpu))
+    };
+    let x = Tensor::new(&[[0.3f32, -0.7, 1e-4, 2.0]], &Device::Cpu)?;
+    let [plain, less_one] = [false, true].map(|unit_offset| built(unit_offset, &VarMap::new(), DType::F32));
+    assert_eq!(plain?.forward(&x)?.to_vec2::<f32>()?, less_one?.forward(&x)?.to_vec2::<f32>()?);
+    // 1 + w is between the numbers of bf16 at 1, 2⁻⁷ apart above and 2⁻⁸ below.
+    let (variables, weights) = (VarMap::new(), [3.0 / 1024.0, -1.0 / 1024.0, 0.0, 5.0 / 2048.0]);
+    let norm = built(true, &variables, DType::BF16)?;
+    let fresh = variables.data().lock().unwrap()["weight"].clone();
+    assert_eq!(fresh.to_dtype(DType::F64)?.to_vec1::<f64>()?, [0.0; 4]);
+    fresh.set(&Tensor::new(&weights, &Device::Cpu)?.to_dtype(DType::BF16)?)?;
+    let x = x.to_dtype(DType::BF16)?;
+    let row = x.to_dtype(DType::F64)?.get(0)?.to_vec1::<f64>()?;
+    let root = (row.iter().map(|x| x * x).sum::<f64>() / 4.0 + 1e-6).sqrt();
+    let ours = norm.forward(&x)?.to_dtype(DType::F64)?.get(0)?.to_vec1::<f64>()?;
+    for ((x, w), y) in row.iter().zip(weights).zip(ours) {
+        let exact = x / root * (1.0 + w);
+        // One rounding to bf16, and those of f32 on the way.
+        assert!((y - exact).abs() <= exact.abs() * (2f64.powi(-9) + 8.0 * 2f64.powi(-24)), "{y} is not {exact}");
+    }
+    Ok(())
+}

@@ -39,8 +39,8 @@ fn configurations() -> Result<()> {
         (AttentionConfig { heads: 4, key_heads: Some(3), ..base() }, "`key_heads` is 3"),
         (AttentionConfig { head_width: Some(0), ..base() }, "`head_width` is 0"),
         (AttentionConfig { head_width: Some(3), rotary: Some(1e4.into()), ..base() }, "`head_width` is 3"),
-        (AttentionConfig { rotary: Some(1.0.into()), ..base() }, "`rotary` is 1"),
-        (AttentionConfig { rotary: Some(f64::NAN.into()), ..base() }, "`rotary` is NaN"),
+        (AttentionConfig { rotary: Some(1.0.into()), ..base() }, "`rotary.base` is 1"),
+        (AttentionConfig { rotary: Some(f64::NAN.into()), ..base() }, "`rotary.base` is NaN"),
         (with(Mechanism::Softmax { window: Some(0), soft_cap: None }), "`window` is 0"),
         (with(Mechanism::Softmax { window: None, soft_cap: Some(-1.0) }), "`soft_cap` is -1"),
         (with(performer(0, FeatureKind::Iid)), "`features` is 0"),
@@ -70,7 +70,7 @@ fn configurations() -> Result<()> {
     let config = FeedForwardConfig { hidden: 0, gated: false, activation: Default::default(), bias: false };
     assert_refused(FeedForward::new(WIDTH, &config, fresh()), &["FeedForward::new", "`hidden` is 0"]);
     assert_refused(Rotary::new(7, 1e4), &["Rotary::new", "`width` is 7"]);
-    assert_refused(Rotary::new(8, 0.5), &["Rotary::new", "`base` is 0.5"]);
+    assert_refused(Rotary::new(8, 0.5), &["Rotary::new", "`rotary.base` is 0.5"]);
     Ok(())
 }
 
