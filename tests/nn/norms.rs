@@ -4,6 +4,8 @@ use attn_kernels::nn::{Norm, NormConfig, NormKind, seeded_weights};
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::VarMap;
 
+use super::random;
+
 /// Row x and its norm and gradient in f64, at a size where nothing is lost: norm(s·x; ε) = norm(x; ε/s²).
 struct Expected {
     y: Vec<f64>,
@@ -109,27 +111,32 @@ fn a_large_row_changes_no_other() -> Result<()> {
 /// Weights less 1 begin where the others do; their sum with 1 is not rounded to the dtype of the weights.
 #[test]
 fn weights_less_one() -> Result<()> {
-    let built = |unit_offset, variables: &VarMap, dtype| {
-        let config = NormConfig { unit_offset, ..Default::default() };
-        Norm::new(4, &config, seeded_weights(variables, 0, dtype, &Device::Cpu))
-    };
-    let x = Tensor::new(&[[0.3f32, -0.7, 1e-4, 2.0]], &Device::Cpu)?;
-    let [plain, less_one] = [false, true].map(|unit_offset| built(unit_offset, &VarMap::new(), DType::F32));
-    assert_eq!(plain?.forward(&x)?.to_vec2::<f32>()?, less_one?.forward(&x)?.to_vec2::<f32>()?);
-    // 1 + w is between the numbers of bf16 at 1, 2⁻⁷ apart above and 2⁻⁸ below.
-    let (variables, weights) = (VarMap::new(), [3.0 / 1024.0, -1.0 / 1024.0, 0.0, 5.0 / 2048.0]);
-    let norm = built(true, &variables, DType::BF16)?;
-    let fresh = variables.data().lock().unwrap()["weight"].clone();
-    assert_eq!(fresh.to_dtype(DType::F64)?.to_vec1::<f64>()?, [0.0; 4]);
-    fresh.set(&Tensor::new(&weights, &Device::Cpu)?.to_dtype(DType::BF16)?)?;
-    let x = x.to_dtype(DType::BF16)?;
-    let row = x.to_dtype(DType::F64)?.get(0)?.to_vec1::<f64>()?;
-    let root = (row.iter().map(|x| x * x).sum::<f64>() / 4.0 + 1e-6).sqrt();
-    let ours = norm.forward(&x)?.to_dtype(DType::F64)?.get(0)?.to_vec1::<f64>()?;
-    for ((x, w), y) in row.iter().zip(weights).zip(ours) {
-        let exact = x / root * (1.0 + w);
-        // One rounding to bf16, and those of f32 on the way.
-        assert!((y - exact).abs() <= exact.abs() * (2f64.powi(-9) + 8.0 * 2f64.powi(-24)), "{y} is not {exact}");
-    }
+    const WIDE: usize = 64;
+    let bf16 = |variables: &VarMap| seeded_weights(variables, 0, DType::BF16, &Device::Cpu);
+    let read = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let x = Tensor::new(&[0.3f32, -0.7, 1e-4, 2.0], &Device::Cpu)?.unsqueeze(0)?;
+    let [plain, less_one] = [false, true].map(|unit_offset| -> Result<_> {
+        let weights = seeded_weights(&VarMap::new(), 0, DType::F32, &Device::Cpu);
+        Norm::new(4, &NormConfig { unit_offset, ..Default::default() }, weights)?.forward(&x)?.to_vec2::<f32>()
+    });
+    assert_eq!(plain?, less_one?);
+    // 1 + w is between the numbers of bf16, which are 2⁻⁷ and 2⁻⁸ apart around 1.
+    let variables = VarMap::new();
+    let norm = Norm::new(WIDE, &NormConfig { unit_offset: true, ..Default::default() }, bf16(&variables))?;
+    let weight = variables.data().lock().unwrap()["weight"].clone();
+    assert_eq!(read(&weight)?, [0.0; WIDE]);
+    weight.set(&(random("weight", &[WIDE])? * 0.003)?.to_dtype(DType::BF16)?)?;
+    let x = random("x", &[WIDE])?.to_dtype(DType::BF16)?;
+    let (row, ours) = (read(&x)?, read(&norm.forward(&x.unsqueeze(0)?)?.squeeze(0)?)?);
+    let root = (row.iter().map(|x| x * x).sum::<f64>() / WIDE as f64 + 1e-6).sqrt();
+    let exact: Vec<f64> = row.iter().zip(read(&weight)?).map(|(x, w)| x / root * (1.0 + w)).collect();
+    // One rounding to bf16, and those of f32 on the way: the root, the quotient, the sum and the product.
+    let within = |y: f64, exact: f64| (y - exact).abs() <= exact.abs() * (2f64.powi(-8) + 8.0 * 2f64.powi(-24));
+    let beyond = ours.iter().zip(&exact).find(|(y, exact)| !within(**y, **exact));
+    assert!(beyond.is_none(), "{beyond:?}");
+    // A weight in bf16 would show.
+    let rounded = (weight.as_tensor() + 1.0)?;
+    let twice = row.iter().zip(read(&rounded)?).map(|(x, w)| half::bf16::from_f64(x / root * w).to_f64());
+    assert!(twice.zip(&exact).any(|(y, exact)| !within(y, *exact)));
     Ok(())
 }

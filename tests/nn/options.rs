@@ -179,16 +179,6 @@ fn siblings_of_used_weights() -> Result<()> {
     Ok(())
 }
 
-/// No rows are no outputs.
-#[test]
-fn no_rows() -> Result<()> {
-    let config = AttentionConfig { query_key_norm: rms(false), output_gate: true, sinks: true, ..heads("softmax") };
-    let config = AttentionConfig { rotary: Some(100.0.into()), ..config };
-    let x = Tensor::zeros((2, 0, WIDTH), DType::F64, &Device::Cpu)?;
-    assert_eq!(layer(&config)?.1.forward(&x)?.dims(), [2, 0, WIDTH]);
-    Ok(())
-}
-
 /// The ways to rotate features of width 4 or more that have no factor.
 fn rotations() -> Vec<RotaryConfig> {
     let [linear, llama3, _] = scalings();

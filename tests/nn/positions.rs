@@ -126,7 +126,7 @@ fn rotations_are_the_formula() -> Result<()> {
 /// Narrow numbers are rotated in f32 and rounded once.
 #[test]
 fn rotations_in_narrow_dtypes() -> Result<()> {
-    for (dtype, unit) in [(DType::F32, 2f64.powi(-24)), (DType::BF16, 2f64.powi(-9)), (DType::F16, 2f64.powi(-12))] {
+    for (dtype, unit) in [(DType::F32, 2f64.powi(-24)), (DType::BF16, 2f64.powi(-8)), (DType::F16, 2f64.powi(-11))] {
         let x = random("x", &[1, 2, 9, 8])?.to_dtype(dtype)?;
         for config in configs() {
             let y = Rotary::new(8, config)?.apply(&x, 7)?;
