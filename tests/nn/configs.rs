@@ -97,3 +97,20 @@ fn a_base_is_a_rotary_embedding() {
         assert!(error.contains("the base of a rotary embedding"), "{rotary}: {error}");
     }
 }
+
+/// The fields that the guide shows are fields of configurations that layers take.
+#[test]
+fn fields_of_the_guide() {
+    let guide = include_str!("../../docs/guide.md");
+    let fields: Vec<_> = guide.lines().filter_map(|line| line.strip_prefix("| `\"")?.split('`').next()).collect();
+    for fields in &fields {
+        let json = format!(r#"{{"width":512,"heads":2,"head_width":256,"{fields}}}"#);
+        let config = serde_json::from_str::<AttentionConfig>(&json).unwrap_or_else(|error| panic!("{fields}: {error}"));
+        config.check().unwrap();
+        assert_ne!(
+            config,
+            AttentionConfig { head_width: Some(256), ..AttentionConfig::new(512, 2, Mechanism::default()) }
+        );
+    }
+    assert!(fields.len() >= 8, "{fields:?}");
+}
