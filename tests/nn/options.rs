@@ -12,7 +12,7 @@ use attn_kernels::nn::{
 };
 use attn_kernels::performer::{FavorMap, PerformerOptions};
 use attn_kernels::transnormer::{NormOptions, NormScope};
-use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
 use super::positions::rotated_rows;
