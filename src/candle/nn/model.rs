@@ -81,7 +81,7 @@ impl LanguageModel {
         &self.body.blocks
     }
 
-    /// Draws the random directions of all Performer layers anew, as [`Attention::redraw`]: block l from `seed + l`.
+    /// Draws the random directions of all Performer layers anew, as [`Attention::redraw`](super::Attention::redraw): block l from `seed + l`.
     ///
     /// # Errors
     /// A model without Performer layers.
@@ -94,11 +94,11 @@ impl LanguageModel {
     }
 
     /// The logits after every token; keys whose entry of `key_mask` `[B, N]` (u8) is 0 are not seen, and positions
-    /// count those that are, so that sequences may be padded on either side: see [`Attention::forward_masked`]. Without
+    /// count those that are, so that sequences may be padded on either side: see [`Attention::forward_masked`](super::Attention::forward_masked). Without
     /// a mask this is `Module::forward`.
     ///
     /// # Errors
-    /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_masked`].
+    /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_masked`](super::Attention::forward_masked).
     pub fn forward_masked(&self, tokens: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
         let rows = self.body.forward("LanguageModel::forward", tokens, key_mask)?;
         self.logits(&rows, Products::Joint)
@@ -127,7 +127,7 @@ impl LanguageModel {
     /// a batch for training without padding.
     ///
     /// # Errors
-    /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_sequences`].
+    /// Tokens of another rank or dtype, or beyond the vocabulary; as [`Attention::forward_sequences`](super::Attention::forward_sequences).
     pub fn forward_sequences(&self, tokens: &Tensor, sequences: &Sequences) -> Result<Tensor> {
         let rows = self.body.forward_sequences("LanguageModel::forward_sequences", tokens, sequences)?;
         self.logits(&rows, Products::Joint)
