@@ -113,7 +113,7 @@ fn run(options: &Options) -> std::result::Result<(), String> {
     };
     let sampler = Sampler::new(sampler).map_err(|error| error.to_string())?;
     let swap = match (&options.mechanism, options.window) {
-        (Some(name), _) => Some(Mechanism::named(name).map_err(|error| error.to_string())?),
+        (Some(name), _) => Some(ungated(Mechanism::named(name).map_err(|error| error.to_string())?)),
         (None, Some(window)) => Some(Mechanism::Softmax { window: Some(window), soft_cap: None }),
         (None, None) => None,
     };
@@ -132,6 +132,14 @@ fn run(options: &Options) -> std::result::Result<(), String> {
     let times = write(options, &model, &text, &prompt, sampler).map_err(|error| error.to_string())?;
     print(&model, loaded, &times);
     Ok(())
+}
+
+/// Without a gate, for which a model of softmax has no weights.
+fn ungated(mechanism: Mechanism) -> Mechanism {
+    match mechanism {
+        Mechanism::Retention { log_decay, epsilon, .. } => Mechanism::Retention { log_decay, gate: false, epsilon },
+        other => other,
+    }
 }
 
 /// Prints the continuation as it comes.

@@ -2,7 +2,7 @@
 
     python -m venv target/golden
     target/golden/bin/pip install torch==2.15.0 transformers==5.24.0 safetensors==0.8.0
-    target/golden/bin/python scripts/golden.py [NAME ...]           # all, or these
+    target/golden/bin/python scripts/golden.py [NAME ...]           # the folders that are there, or these
     target/golden/bin/python scripts/golden.py --check FOLDER ...   # models that others saved, with golden.safetensors beside
 
 A folder has config.json and model.safetensors, bf16, as they are published, and golden.safetensors, computed from the same
@@ -11,6 +11,8 @@ weights in f32 by the eager implementation:
     tokens [2, 44]                  u32, and for an encoder `mask` and `token_types`
     logits [2, 44, vocabulary]      of one pass; for an encoder `hidden` [2, 44, width] and `pooled` [2, width]
     gradient.<name of a weight>     of the mean cross-entropy of the next tokens; for an encoder of mean h³ + mean p³
+
+Some names are of models that this crate does not open yet: its tests open every folder.
 
 Checked here: a prompt of 4 tokens and 40 single steps through the cache give the logits of the one pass, every weight has a
 gradient, and the folder opens again to the same logits.
@@ -217,7 +219,7 @@ def write(name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *CASES], metavar="NAME", help="all by default")
+    parser.add_argument("names", nargs="*", choices=[[], *CASES], metavar="NAME", help="by default those that are there")
     parser.add_argument("--check", nargs="+", type=pathlib.Path, metavar="FOLDER")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -228,7 +230,7 @@ def main():
         for folder, value in differences.items():
             print(f"{folder}: {value:.1e}")
         sys.exit(max(differences.values()) > OPENED)
-    for name in arguments.names or CASES:
+    for name in arguments.names or [name for name in CASES if (ROOT / name).exists()]:
         write(name)
 
 

@@ -64,7 +64,11 @@ fn swapped(config: &LanguageModelConfig, swap: Option<&Mechanism>) -> LanguageMo
     for layer in layers.filter(|layer| matches!(layer.mechanism, Mechanism::Softmax { .. })) {
         match (swap, &mut layer.mechanism) {
             (Some(Mechanism::Softmax { window, .. }), Mechanism::Softmax { window: own, .. }) => *own = *window,
-            (Some(other), own) => *own = other.clone(),
+            (Some(other), own) => {
+                *own = other.clone();
+                // Of scores, which others do not have.
+                layer.scale = None;
+            }
             (None, _) => {}
         }
     }

@@ -20,8 +20,9 @@ fn model(name: &str) -> String {
 fn a_published_model_goes_on() {
     let model = model("chat");
     let run = ["--model", model.as_str(), "--prompt", "yes no yes", "--tokens", "8"];
-    for more in [&[][..], &["--dtype", "bf16", "--temperature", "0.8"], &["--window", "2"], &["--mechanism", "linear"]]
-    {
+    let others = ["linear", "performer", "norm", "diag", "retention"].map(|name| vec!["--mechanism", name]);
+    let plain = [vec![], vec!["--dtype", "bf16", "--temperature", "0.8"], vec!["--window", "2"]];
+    for more in plain.iter().chain(&others) {
         let printed = succeeds("chat", &[&run[..], more].concat());
         assert!(printed.starts_with("yes no yes") && printed.contains("3 tokens, "), "{printed}");
     }

@@ -1,8 +1,11 @@
-use attn_kernels::nn::{LanguageModel, LanguageModelConfig, ModelCache, Sampler, SamplerConfig, seeded_weights};
+use attn_kernels::nn::{
+    Attention, FeedForward, LanguageModel, LanguageModelConfig, ModelCache, Norm, NormPlacement, Sampler,
+    SamplerConfig, seeded_weights,
+};
 use candle_core::{D, DType, Device, Module, Result, Tensor};
 use candle_nn::{Optimizer, VarMap};
 
-use super::{Scratch, assert_close, assert_refused, distance, enlarge, is_trained};
+use super::{Scratch, WIDTH, assert_close, assert_refused, distance, enlarge, is_trained};
 
 const VOCABULARY: usize = 11;
 
@@ -181,5 +184,78 @@ fn features_of_all_layers_are_drawn_anew() -> Result<()> {
     model.redraw(0)?;
     assert_eq!(distance(&model.forward(&tokens)?, &before)?, 0.0);
     assert_refused(super::models::model("linear", DType::F32)?.1.redraw(1), &["LanguageModel::redraw", "performer"]);
+    Ok(())
+}
+
+/// A model of every placement of norms, with all that the embedding and the head may have, out of its parts.
+#[test]
+fn norms_stand_where_they_are_put() -> Result<()> {
+    let placements = [NormPlacement::Before, NormPlacement::Around, NormPlacement::Behind, NormPlacement::After];
+    for norms in placements {
+        let usual = LanguageModelConfig::named("softmax", VOCABULARY, WIDTH, 2, 2)?;
+        let config = LanguageModelConfig {
+            norms,
+            positions: Some(9),
+            embedding_scale: Some(3.0),
+            logit_soft_cap: Some(0.5),
+            ..usual
+        };
+        let variables = VarMap::new();
+        let weights = seeded_weights(&variables, 5, DType::F64, &Device::Cpu);
+        let model = LanguageModel::new(&config, weights.clone())?;
+        enlarge(&variables)?;
+        let tokens = tokens(2, 9)?;
+        let norm = |name: String| Norm::new(WIDTH, &config.norm, weights.pp(name));
+        let table = |name: &str, rows: usize| weights.pp(name).get((rows, WIDTH), "weight");
+        let rows =
+            table("embed_tokens", VOCABULARY)?.index_select(&tokens.flatten_all()?, 0)?.reshape((2, 9, WIDTH))?;
+        let mut x = (rows * 3.0)?.broadcast_add(&table("embed_positions", 9)?)?;
+        if norms == NormPlacement::After {
+            x = norm("embed_norm".into())?.forward(&x)?;
+        }
+        for layer in 0..2 {
+            let at = |name: &str| format!("layers.{layer}.{name}");
+            let attention = Attention::new(&config.attention(layer), weights.pp(at("self_attn")))?;
+            let feed_forward = FeedForward::new(WIDTH, &config.feed_forward.unwrap(), weights.pp(at("mlp")))?;
+            let [input, attended, fed] = ["input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm"]
+                .map(|name| norm(at(name)));
+            x = match norms {
+                NormPlacement::Before => {
+                    let y = (&x + attention.forward(&input?.forward(&x)?)?)?;
+                    (&y + feed_forward.forward(&attended?.forward(&y)?)?)?
+                }
+                NormPlacement::Around => {
+                    let y = (&x + attended?.forward(&attention.forward(&input?.forward(&x)?)?)?)?;
+                    let before = norm(at("pre_feedforward_layernorm"))?.forward(&y)?;
+                    (&y + fed?.forward(&feed_forward.forward(&before)?)?)?
+                }
+                NormPlacement::Behind => {
+                    let y = (&x + attended?.forward(&attention.forward(&x)?)?)?;
+                    (&y + fed?.forward(&feed_forward.forward(&y)?)?)?
+                }
+                NormPlacement::After => {
+                    let y = attended?.forward(&(&x + attention.forward(&x)?)?)?;
+                    fed?.forward(&(&y + feed_forward.forward(&y)?)?)?
+                }
+            };
+        }
+        if norms != NormPlacement::After {
+            x = norm("norm".into())?.forward(&x)?;
+        }
+        assert_close(&model.hidden(&tokens, None)?, &x, 1e-12, &format!("{norms:?}, rows"))?;
+        let logits = x.broadcast_matmul(&table("lm_head", VOCABULARY)?.t()?)?;
+        let logits = ((logits / 0.5)?.tanh()? * 0.5)?;
+        assert_close(&model.forward(&tokens)?, &logits, 1e-12, &format!("{norms:?}"))?;
+        let mut cache = model.cache()?;
+        let pieces =
+            [0..4, 4..5, 5..9].map(|rows| model.forward_cached(&tokens.narrow(1, rows.start, rows.len())?, &mut cache));
+        let pieces = pieces.into_iter().collect::<Result<Vec<_>>>()?;
+        assert_close(&Tensor::cat(&pieces, 1)?, &logits, 1e-12, &format!("{norms:?}, cached"))?;
+        assert_refused(
+            model.next_logits(&tokens.narrow(1, 0, 1)?, &mut cache),
+            &["next_logits", "10 in a", "at most 9"],
+        );
+        assert_eq!(cache.len(), 9);
+    }
     Ok(())
 }

@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use attn_kernels::Sequences;
 use attn_kernels::nn::models::Published;
-use attn_kernels::nn::{LanguageModel, cross_entropy};
+use attn_kernels::nn::{LanguageModel, LanguageModelConfig, Mechanism, cross_entropy};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::VarMap;
 
-use super::{Scratch, assert_refused};
+use super::{Scratch, assert_refused, distance};
 
 const CPU: Device = Device::Cpu;
 
@@ -60,14 +63,12 @@ fn language_models() -> Result<impl Iterator<Item = Golden>> {
 
 /// The largest difference, relative to the largest number.
 fn relative(got: &Tensor, expected: &Tensor) -> Result<f64> {
-    let largest = |x: &Tensor| x.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
-    Ok(largest(&(got - expected)?)? / largest(expected)?)
+    Ok(distance(got, expected)? / distance(expected, &expected.zeros_like()?)?)
 }
 
 fn assert_near(got: &Tensor, expected: &Tensor, bound: f64, what: &str) -> Result<()> {
     let error = relative(got, expected)?;
     println!("{what}: {error:.1e}");
-    // Not a number is no agreement.
     assert!(error <= bound, "{what}: {error:e} relative, at most {bound:e}");
     Ok(())
 }
@@ -85,18 +86,122 @@ fn logits() -> Result<()> {
 }
 
 #[test]
-fn hidden_states_of_encoders() -> Result<()> {
+fn encoders() -> Result<()> {
     for golden in all()?.into_iter().filter(Golden::is_encoder) {
-        let encoder = Published::open(&golden.folder)?.encoder(DType::F32, &CPU)?;
+        let (variables, published) = (VarMap::new(), Published::open(&golden.folder)?);
         let mask = golden.get("mask").to_dtype(DType::U8)?;
-        let types = golden.tensors.get("token_types").map(|types| types.to_dtype(DType::U32)).transpose()?;
-        let rows = encoder.forward_masked(&golden.tokens()?, types.as_ref(), Some(&mask))?;
-        // Rows of padding are not compared: nobody reads them.
-        let seen = mask.to_dtype(DType::F32)?.unsqueeze(2)?;
-        let [got, expected] = [&rows, golden.get("hidden")].map(|rows| rows.broadcast_mul(&seen));
-        assert_near(&got?, &expected?, LOGITS, &format!("{}, rows", golden.name))?;
-        assert_near(&encoder.pooled(&rows)?, golden.get("pooled"), LOGITS, &format!("{}, pooled", golden.name))?;
+        let types = golden.get("token_types").to_dtype(DType::U32)?;
+        let [fixed, trained] =
+            [published.encoder(DType::F32, &CPU)?, published.trainable_encoder(&variables, DType::F32, &CPU)?];
+        let rows = trained.forward_masked(&golden.tokens()?, Some(&types), Some(&mask))?;
+        let pooled = trained.pooled(&rows)?;
+        assert_near(&rows, golden.get("hidden"), LOGITS, &format!("{}, rows", golden.name))?;
+        assert_near(&pooled, golden.get("pooled"), LOGITS, &format!("{}, pooled", golden.name))?;
+        let alike = fixed.forward_masked(&golden.tokens()?, Some(&types), Some(&mask))?;
+        assert_eq!(distance(&alike, &rows)?, 0.0, "{}", golden.name);
+        let loss = (rows.powf(3.0)?.mean_all()? + pooled.powf(3.0)?.mean_all()?)?;
+        assert_gradients(&golden, &variables, &loss.backward()?)?;
     }
+    Ok(())
+}
+
+/// The gradients that are recorded; the variables have the published names.
+fn assert_gradients(golden: &Golden, variables: &VarMap, gradients: &GradStore) -> Result<()> {
+    let variables = variables.data().lock().unwrap();
+    let expected = golden.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("gradient.")?, tensor)));
+    let mut count = 0;
+    for (name, expected) in expected {
+        let got = variables.get(name).and_then(|variable| gradients.get(variable));
+        let got = got.unwrap_or_else(|| panic!("{}: no gradient of {name}", golden.name));
+        assert_near(got, expected, GRADIENTS, &format!("{}, {name}", golden.name))?;
+        count += 1;
+    }
+    assert!(count >= 3, "{}: {count} gradients", golden.name);
+    // Every published tensor is trained.
+    let idle: Vec<_> = variables.iter().filter(|(_, variable)| gradients.get(variable).is_none()).collect();
+    assert!(idle.is_empty(), "{}: no gradient of {:?}", golden.name, idle.iter().map(|(name, _)| name));
+    Ok(())
+}
+
+#[test]
+fn what_an_encoder_cannot_take_is_refused() -> Result<()> {
+    let golden = Golden::named("bert")?;
+    let encoder = Published::open(&golden.folder)?.encoder(DType::F32, &CPU)?;
+    let tokens = golden.tokens()?;
+    let refused = |types: &Tensor, words: &[&str]| {
+        assert_refused(
+            encoder.forward_masked(&tokens, Some(types), None),
+            &[&["Encoder::forward", "`types`"], words].concat(),
+        );
+    };
+    refused(&tokens.narrow(1, 0, 3)?, &["[2, 3]", "[2, 44]"]);
+    refused(&tokens.to_dtype(DType::F32)?, &["f32", "u32"]);
+    refused(&(tokens.zeros_like()? + 2.0)?, &["2 somewhere", "below 2"]);
+    let long = Tensor::zeros((1, 65), DType::U32, &CPU)?;
+    assert_refused(encoder.forward(&long), &["Encoder::forward", "`tokens`", "65 in a sequence", "at most 64"]);
+    let far = Tensor::full(64u32, (1, 2), &CPU)?;
+    assert_refused(encoder.forward(&far), &["Encoder::forward", "64 somewhere", "vocabulary of 64"]);
+    assert_refused(encoder.pooled(&tokens), &["Encoder::pooled", "`rows`", "[2, 44]"]);
+    // Some are published without.
+    let folder = copied(&golden);
+    let path = folder.0.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &CPU)?;
+    tensors.retain(|name, _| !name.starts_with("pooler."));
+    candle_core::safetensors::save(&tensors, &path)?;
+    let headless = Published::open(&folder.0)?.encoder(DType::F32, &CPU)?;
+    let rows = headless.forward(&tokens)?;
+    assert_eq!(distance(&rows, &encoder.forward(&tokens)?)?, 0.0);
+    assert_refused(headless.pooled(&rows), &["without pooler", "Encoder::mean"]);
+    Ok(())
+}
+
+/// Sequences that are packed, or padded on the left: positions and windows are each one's own.
+#[test]
+fn sequences_are_alone_in_a_batch() -> Result<()> {
+    for golden in language_models()? {
+        let model = Published::open(&golden.folder)?.language_model(DType::F32, &CPU)?;
+        let tokens = golden.tokens()?.get(0)?;
+        let parts = [(0, 17), (17, 27)].map(|(first, count)| tokens.narrow(0, first, count)?.unsqueeze(0));
+        let [short, long] = parts;
+        let (short, long) = (short?, long?);
+        let alone = [model.forward(&short)?, model.forward(&long)?];
+        let packed = Tensor::cat(&[&short, &long], 1)?;
+        let packed = model.forward_sequences(&packed, &Sequences::of_lengths([17, 27]))?;
+        assert_near(&packed, &Tensor::cat(&alone, 1)?, LOGITS, &format!("{}, packed", golden.name))?;
+        let padding = Tensor::zeros((1, 10), DType::U32, &CPU)?;
+        let padded = Tensor::cat(&[Tensor::cat(&[&padding, &short], 1)?, long], 0)?;
+        let mask: Vec<u8> = (0..2 * 27).map(|at| u8::from(at >= 10)).collect();
+        let logits = model.forward_masked(&padded, Some(&Tensor::from_vec(mask, (2, 27), &CPU)?))?;
+        let got = Tensor::cat(&[logits.narrow(0, 0, 1)?.narrow(1, 10, 17)?, logits.narrow(0, 1, 1)?], 1)?;
+        assert_near(&got, &Tensor::cat(&alone, 1)?, LOGITS, &format!("{}, padded", golden.name))?;
+    }
+    Ok(())
+}
+
+/// Fields that are missing have the values of their family, null is none.
+#[test]
+fn missing_fields_are_those_of_the_family() -> Result<()> {
+    let changed = |name: &str, field: &str, value: Option<serde_json::Value>| -> Result<_> {
+        let folder = copied(&Golden::named(name)?);
+        match value {
+            Some(value) => with_field(&folder.0, field, value),
+            None => without_field(&folder.0, field),
+        }
+        Ok(Published::open(&folder.0)?.config().clone())
+    };
+    let window = |mechanism: &Mechanism| match mechanism {
+        Mechanism::Softmax { window, .. } => *window,
+        other => panic!("{other:?}"),
+    };
+    let null = Some(serde_json::Value::Null);
+    assert_eq!(window(changed("mistral", "sliding_window", None)?.mechanism(0)), Some(4096));
+    assert_eq!(window(changed("mistral", "sliding_window", null.clone())?.mechanism(0)), None);
+    assert_eq!(changed("gemma2", "final_logit_softcapping", None)?.logit_soft_cap, Some(30.0));
+    assert_eq!(changed("gemma2", "final_logit_softcapping", null)?.logit_soft_cap, None);
+    assert_eq!(changed("qwen3", "head_dim", None)?.attention(0).head_width(), 128);
+    // A window that is turned off.
+    let off = changed("qwen3_odd", "use_sliding_window", Some(false.into()))?;
+    assert!((0..off.layers).all(|layer| window(off.mechanism(layer)).is_none()));
     Ok(())
 }
 
@@ -127,20 +232,7 @@ fn gradients() -> Result<()> {
         let variables = VarMap::new();
         let model = Published::open(&golden.folder)?.trainable_language_model(&variables, DType::F32, &CPU)?;
         let gradients = loss(&model, &golden.tokens()?)?.backward()?;
-        let variables = variables.data().lock().unwrap();
-        let expected =
-            golden.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("gradient.")?, tensor)));
-        let mut count = 0;
-        for (name, expected) in expected {
-            let got = variables.get(name).and_then(|variable| gradients.get(variable));
-            let got = got.unwrap_or_else(|| panic!("{}: no gradient of {name}", golden.name));
-            assert_near(got, expected, GRADIENTS, &format!("{}, {name}", golden.name))?;
-            count += 1;
-        }
-        assert!(count >= 3, "{}: {count} gradients", golden.name);
-        // Every published tensor is trained.
-        let idle: Vec<_> = variables.iter().filter(|(_, variable)| gradients.get(variable).is_none()).collect();
-        assert!(idle.is_empty(), "{}: no gradient of {:?}", golden.name, idle.iter().map(|(name, _)| name));
+        assert_gradients(&golden, &variables, &gradients)?;
     }
     Ok(())
 }
@@ -163,13 +255,20 @@ fn saved_folders_open() -> Result<()> {
         let loaded = Published::open(&folder.0)?.language_model(DType::F32, &CPU)?;
         assert_eq!(relative(&loaded.forward(&tokens)?, &trained)?, 0.0, "{}", golden.name);
         assert_refused(published.save(&variables, &golden.folder), &["the folder that the model comes from"]);
+        let config = LanguageModelConfig { logit_soft_cap: Some(7.0), ..published.config().clone() };
+        let other = published.with_config(config);
+        assert!(relative(&other.language_model(DType::F32, &CPU)?.forward(&tokens)?, &before)? > 1e-4);
+        assert_refused(other.save(&variables, &folder.0), &["another configuration", "VarMap::save"]);
     }
     Ok(())
 }
 
 /// A copy of a folder, to spoil.
 fn copied(golden: &Golden) -> Scratch {
-    let folder = Scratch::new(&format!("spoiled-{}", golden.name));
+    // Tests run beside each other.
+    static COPIES: AtomicUsize = AtomicUsize::new(0);
+    let copy = COPIES.fetch_add(1, Ordering::Relaxed);
+    let folder = Scratch::new(&format!("spoiled-{}-{copy}", golden.name));
     fs::create_dir_all(&folder.0).unwrap();
     for name in ["config.json", "model.safetensors"] {
         fs::copy(golden.folder.join(name), folder.0.join(name)).unwrap();
@@ -177,11 +276,19 @@ fn copied(golden: &Golden) -> Scratch {
     folder
 }
 
-fn with_field(folder: &Path, name: &str, value: serde_json::Value) {
+fn change_fields(folder: &Path, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) {
     let path = folder.join("config.json");
-    let mut config: serde_json::Map<_, _> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    config.insert(name.into(), value);
+    let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
     fs::write(path, serde_json::to_string(&config).unwrap()).unwrap();
+}
+
+fn with_field(folder: &Path, name: &str, value: serde_json::Value) {
+    change_fields(folder, |config| drop(config.insert(name.into(), value)));
+}
+
+fn without_field(folder: &Path, name: &str) {
+    change_fields(folder, |config| assert!(config.remove(name).is_some(), "no {name}"));
 }
 
 fn open(folder: &Path) -> Result<LanguageModel> {

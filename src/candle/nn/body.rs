@@ -44,12 +44,14 @@ impl Body {
 
     /// The last rows of tokens `[B, N]`; keys whose entry of `key_mask` `[B, N]` is 0 are not seen.
     pub fn forward(&self, function: &'static str, tokens: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        self.forward_rows(&self.embedding.rows(function, tokens)?, key_mask)
+        self.forward_rows(function, &self.embedding.rows(function, tokens)?, key_mask)
     }
 
     /// The same of the rows of tokens `[B, N, width]`.
-    pub fn forward_rows(&self, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
-        self.finish(&gathered(x, key_mask, |x, batch| self.through(x, batch, &[(0, x.dim(1)?)]))?)
+    pub fn forward_rows(&self, function: &'static str, x: &Tensor, key_mask: Option<&Tensor>) -> Result<Tensor> {
+        let through =
+            |x: &Tensor, batch: Batch<'_>| self.through(&self.embedding.placed(function, x, &[(0, x.dim(1)?)])?, batch);
+        self.finish(&gathered(x, key_mask, through)?)
     }
 
     /// The last rows of packed sequences, tokens `[1, T]`.
@@ -57,12 +59,13 @@ impl Body {
         let x = self.embedding.rows(function, tokens)?;
         let ranges = sequences.aligned(function, packed_tokens(function, "tokens", tokens)?)?;
         let pieces: Vec<_> = ranges.into_iter().map(|range| (0, range.len())).collect();
-        self.finish(&self.through(&x, Batch { sequences: Some(sequences), key_mask: None }, &pieces)?)
+        let x = self.embedding.placed(function, &x, &pieces)?;
+        self.finish(&self.through(&x, Batch { sequences: Some(sequences), key_mask: None })?)
     }
 
-    fn through(&self, x: &Tensor, batch: Batch<'_>, pieces: &[(usize, usize)]) -> Result<Tensor> {
-        let (x, mut first) = (self.embedding.placed(x, pieces)?, FirstValues::default());
-        self.blocks.iter().try_fold(x, |x, block| block.forward_batch(&x, batch, &mut first))
+    fn through(&self, x: &Tensor, batch: Batch<'_>) -> Result<Tensor> {
+        let mut first = FirstValues::default();
+        self.blocks.iter().try_fold(x.clone(), |x, block| block.forward_batch(&x, batch, &mut first))
     }
 
     /// What the head takes.
@@ -116,9 +119,9 @@ impl Embedding {
     }
 
     /// Rows x `[B, N, width]` of tokens that are so many from a position on, piece by piece.
-    pub fn placed(&self, x: &Tensor, pieces: &[(usize, usize)]) -> Result<Tensor> {
+    pub fn placed(&self, function: &'static str, x: &Tensor, pieces: &[(usize, usize)]) -> Result<Tensor> {
         let Some(table) = &self.positions else { return self.normalized(x) };
-        let (function, kept) = ("LanguageModel::forward", table.dim(0)?);
+        let kept = table.dim(0)?;
         let beyond = pieces.iter().map(|(first, count)| first + count).find(|end| *end > kept);
         let got = format!("{} in a sequence", beyond.unwrap_or(0));
         let needs = format!("at most {kept}, as many as there are learned positions");

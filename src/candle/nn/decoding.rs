@@ -210,7 +210,7 @@ impl LanguageModel {
         let start = pieces.first().map_or(0, |piece| piece.rows.start);
         let end = pieces.last().map_or(0, |piece| piece.rows.end);
         let places: Vec<_> = pieces.iter().map(|piece| (piece.cache.len(), piece.rows.len())).collect();
-        let x = self.body.embedding.placed(&x.narrow(1, start, end - start)?, &places)?;
+        let x = self.body.embedding.placed(function, &x.narrow(1, start, end - start)?, &places)?;
         let (mut blocks, mut first) = (self.body.blocks.iter().enumerate(), FirstValues::default());
         blocks.try_fold(x, |x, (layer, block)| {
             let pieces = pieces.iter_mut().map(|piece| {

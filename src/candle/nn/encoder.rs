@@ -112,7 +112,7 @@ impl Encoder {
                 (&rows + table.index_select(&types.flatten_all()?, 0)?.reshape(rows.shape())?)?
             }
         };
-        self.body.forward_rows(&rows, key_mask)
+        self.body.forward_rows(function, &rows, key_mask)
     }
 
     /// The pooled rows `[B, width]`, tanh(x_0 W + b) of the first row of each sequence.

@@ -49,5 +49,5 @@ pub fn bert(fields: &mut Fields) -> Result<(LanguageModelConfig, EncoderConfig)>
         positions: Some(fields.required("max_position_embeddings")?),
         ..LanguageModelConfig::new(vocabulary, layers, attention)
     };
-    Ok((blocks, EncoderConfig { token_types: Some(fields.required("type_vocab_size")?), pooler: true }))
+    Ok((blocks, EncoderConfig { token_types: Some(fields.required("type_vocab_size")?), ..EncoderConfig::default() }))
 }

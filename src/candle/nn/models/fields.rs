@@ -6,9 +6,10 @@ use serde_json::{Map, Value};
 
 /// Fields that change nothing of what a model computes: how it is trained or made, what writes it, which tokens a program
 /// that uses it treats as special. Dropout is not applied.
-const IDLE: [&str; 41] = [
+const IDLE: [&str; 43] = [
     "_name_or_path",
     "_attn_implementation_autoset",
+    "_num_labels",
     "architectures",
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -16,6 +17,7 @@ const IDLE: [&str; 41] = [
     "auto_map",
     "bad_words_ids",
     "bos_token_id",
+    "cache_implementation",
     "classifier_dropout",
     "cls_token_id",
     "dtype",
@@ -75,8 +77,14 @@ impl Fields {
 
     /// A field; none where it is missing or null.
     pub fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
+        self.unless_missing(name, None)
+    }
+
+    /// A field that has a usual value where it is missing; none where it is null.
+    pub fn unless_missing<T: DeserializeOwned>(&mut self, name: &str, usual: Option<T>) -> Result<Option<T>> {
         match self.map.remove(name) {
-            None | Some(Value::Null) => Ok(None),
+            None => Ok(usual),
+            Some(Value::Null) => Ok(None),
             Some(value) => {
                 let shown = value.to_string();
                 let fail = |error| Error::msg(format!("field `{name}` of {} is {shown}: {error}", self.what));

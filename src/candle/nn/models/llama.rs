@@ -10,9 +10,20 @@ use crate::nn::{
     QueryKeyNorm,
 };
 
+/// What a family takes for fields that are missing.
+#[derive(Default)]
+struct Usual {
+    /// As many as heads of queries without.
+    key_heads: Option<usize>,
+    /// All heads together are as wide as the model without.
+    head_width: Option<usize>,
+    tied: bool,
+}
+
 /// Touvron et al. 2023, Llama 2 and 3.
 pub fn llama(fields: &mut Fields) -> Result<LanguageModelConfig> {
-    let mut model = decoder(fields, false)?;
+    fields.only("rope_interleaved", &[false])?;
+    let mut model = decoder(fields, Usual::default())?;
     model.attention.bias = fields.or("attention_bias", false)?;
     if let Some(feed_forward) = &mut model.feed_forward {
         feed_forward.bias = fields.or("mlp_bias", false)?;
@@ -22,14 +33,15 @@ pub fn llama(fields: &mut Fields) -> Result<LanguageModelConfig> {
 
 /// Jiang et al. 2023: every layer has the window.
 pub fn mistral(fields: &mut Fields) -> Result<LanguageModelConfig> {
-    let mut model = decoder(fields, false)?;
-    model.attention.mechanism = Mechanism::Softmax { window: fields.optional("sliding_window")?, soft_cap: None };
+    let mut model = decoder(fields, Usual { key_heads: Some(8), ..Usual::default() })?;
+    let window = fields.unless_missing("sliding_window", Some(4096))?;
+    model.attention.mechanism = Mechanism::Softmax { window, soft_cap: None };
     Ok(model)
 }
 
 /// Qwen team 2024: projections inwards have a bias.
 pub fn qwen2(fields: &mut Fields) -> Result<LanguageModelConfig> {
-    let mut model = decoder(fields, false)?;
+    let mut model = decoder(fields, Usual { key_heads: Some(32), ..Usual::default() })?;
     (model.attention.bias, model.attention.unbiased) = (true, vec!["o_proj".into()]);
     windows(fields, &mut model)?;
     Ok(model)
@@ -37,7 +49,7 @@ pub fn qwen2(fields: &mut Fields) -> Result<LanguageModelConfig> {
 
 /// Qwen team 2025: norms of the heads of queries and keys.
 pub fn qwen3(fields: &mut Fields) -> Result<LanguageModelConfig> {
-    let mut model = decoder(fields, false)?;
+    let mut model = decoder(fields, Usual { key_heads: Some(32), head_width: Some(128), tied: false })?;
     model.attention.bias = fields.or("attention_bias", false)?;
     model.attention.query_key_norm = Some(QueryKeyNorm { norm: model.norm, joint: false });
     windows(fields, &mut model)?;
@@ -46,21 +58,22 @@ pub fn qwen3(fields: &mut Fields) -> Result<LanguageModelConfig> {
 
 /// Gemma team 2024: norms around the parts with weights from −1 on, soft caps, windows in every other layer, scaled embedding.
 pub fn gemma2(fields: &mut Fields) -> Result<LanguageModelConfig> {
-    let mut model = decoder(fields, true)?;
+    let mut model = decoder(fields, Usual { key_heads: Some(4), head_width: Some(256), tied: true })?;
     model.norm.unit_offset = true;
     model.norms = NormPlacement::Around;
     model.embedding_scale = Some((model.attention.width as f64).sqrt());
-    model.logit_soft_cap = fields.optional("final_logit_softcapping")?;
+    model.logit_soft_cap = fields.unless_missing("final_logit_softcapping", Some(30.0))?;
     if let Some(feed_forward) = &mut model.feed_forward {
         feed_forward.activation = activation(&fields.or("hidden_activation", "gelu_pytorch_tanh".to_string())?)?;
     }
     model.attention.scale = Some(fields.or("query_pre_attn_scalar", 256.0f64)?.powf(-0.5));
     model.attention.bias = fields.or("attention_bias", false)?;
-    let (window, soft_cap) = (fields.or("sliding_window", 4096)?, fields.optional("attn_logit_softcapping")?);
+    let window = fields.unless_missing("sliding_window", Some(4096))?;
+    let soft_cap = fields.unless_missing("attn_logit_softcapping", Some(50.0))?;
     let usual = |layer: usize| if layer.is_multiple_of(2) { "sliding_attention" } else { "full_attention" }.to_string();
     let kinds = fields.or("layer_types", (0..model.layers).map(usual).collect::<Vec<_>>())?;
     by_layer(&mut model, &kinds, |kind| match kind {
-        "sliding_attention" => Some(Mechanism::Softmax { window: Some(window), soft_cap }),
+        "sliding_attention" => Some(Mechanism::Softmax { window, soft_cap }),
         "full_attention" => Some(Mechanism::Softmax { window: None, soft_cap }),
         _ => None,
     })?;
@@ -68,9 +81,9 @@ pub fn gemma2(fields: &mut Fields) -> Result<LanguageModelConfig> {
 }
 
 /// What they have in common.
-fn decoder(fields: &mut Fields, tied: bool) -> Result<LanguageModelConfig> {
+fn decoder(fields: &mut Fields, usual: Usual) -> Result<LanguageModelConfig> {
     let (width, heads): (usize, usize) = (fields.required("hidden_size")?, fields.required("num_attention_heads")?);
-    let head_width: Option<usize> = fields.optional("head_dim")?;
+    let head_width = fields.unless_missing("head_dim", usual.head_width)?;
     let rotated = head_width.unwrap_or(width / heads.max(1));
     let feed_forward = FeedForwardConfig {
         hidden: fields.required("intermediate_size")?,
@@ -79,7 +92,7 @@ fn decoder(fields: &mut Fields, tied: bool) -> Result<LanguageModelConfig> {
         bias: false,
     };
     let attention = AttentionConfig {
-        key_heads: fields.optional("num_key_value_heads")?,
+        key_heads: fields.unless_missing("num_key_value_heads", usual.key_heads)?,
         head_width,
         rotary: Some(rotary(fields, rotated)?),
         ..AttentionConfig::new(width, heads, Mechanism::default())
@@ -88,7 +101,7 @@ fn decoder(fields: &mut Fields, tied: bool) -> Result<LanguageModelConfig> {
     Ok(LanguageModelConfig {
         feed_forward: Some(feed_forward),
         norm: NormConfig { kind: NormKind::Rms, epsilon: fields.or("rms_norm_eps", 1e-6)?, ..NormConfig::default() },
-        tied: fields.or("tie_word_embeddings", tied)?,
+        tied: fields.or("tie_word_embeddings", usual.tied)?,
         ..LanguageModelConfig::new(vocabulary, layers, attention)
     })
 }
@@ -106,12 +119,11 @@ pub fn activation(name: &str) -> Result<Activation> {
     })
 }
 
-/// Windows as in Qwen: by `layer_types`, or in all layers from `max_window_layers` on where `use_sliding_window` says so.
+/// Windows as in Qwen, where `use_sliding_window` says so: by `layer_types`, or in all layers from `max_window_layers` on.
 fn windows(fields: &mut Fields, model: &mut LanguageModelConfig) -> Result<()> {
-    let window: Option<usize> = fields.optional("sliding_window")?;
-    let (is_used, first) = (fields.or("use_sliding_window", false)?, fields.or("max_window_layers", model.layers)?);
-    let usual =
-        |layer: usize| if is_used && layer >= first { "sliding_attention" } else { "full_attention" }.to_string();
+    let (is_used, first) = (fields.or("use_sliding_window", false)?, fields.or("max_window_layers", 28)?);
+    let window = fields.unless_missing("sliding_window", Some(4096))?.filter(|_| is_used);
+    let usual = |layer: usize| if layer >= first { "sliding_attention" } else { "full_attention" }.to_string();
     let kinds = fields.or("layer_types", (0..model.layers).map(usual).collect::<Vec<_>>())?;
     by_layer(model, &kinds, |kind| match kind {
         "sliding_attention" => Some(Mechanism::Softmax { window, soft_cap: None }),
@@ -120,7 +132,7 @@ fn windows(fields: &mut Fields, model: &mut LanguageModelConfig) -> Result<()> {
     })
 }
 
-/// Gives every block the mechanism of its kind.
+/// Gives every block the mechanism of its kind, by the shortest pattern that repeats.
 fn by_layer(
     model: &mut LanguageModelConfig,
     kinds: &[String],
@@ -131,11 +143,6 @@ fn by_layer(
         None => candle_core::bail!("field `layer_types` has a `{kind}`, which is not supported here"),
     };
     let layers = kinds.iter().map(of).collect::<Result<Vec<_>>>()?;
-    arrange(model, layers)
-}
-
-/// Gives the blocks these layers, by the shortest pattern that repeats.
-pub fn arrange(model: &mut LanguageModelConfig, layers: Vec<AttentionConfig>) -> Result<()> {
     if layers.len() != model.layers || layers.is_empty() {
         candle_core::bail!("kinds of {} layers, needs {}", layers.len(), model.layers);
     }

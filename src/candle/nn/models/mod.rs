@@ -69,7 +69,7 @@ const fn like_llama(model_type: &'static str, read: fn(&mut Fields) -> Result<La
     Architecture {
         model_type,
         prefixes: &["model.", ""],
-        idle: &["max_position_embeddings"],
+        idle: &["is_llama_config"],
         rules: &[],
         buffers: &["rotary_emb.inv_freq"],
         read: Read::LanguageModel(read),
@@ -112,6 +112,8 @@ pub struct Published {
     folder: PathBuf,
     architecture: &'static Architecture,
     config: LanguageModelConfig,
+    /// Whether it is another one than that of the folder.
+    is_changed: bool,
     encoder: Option<EncoderConfig>,
     ends: Vec<u32>,
     files: Arc<Files>,
@@ -133,7 +135,8 @@ impl Published {
         let generation = std::fs::read_to_string(folder.join("generation_config.json")).unwrap_or_default();
         let ends = [generation, text].iter().map(|text| end_tokens(text)).find(|ends| !ends.is_empty());
         let files = Arc::new(Files::open(&folder)?);
-        Ok(Self { folder, architecture, config, encoder, ends: ends.unwrap_or_default(), files })
+        let ends = ends.unwrap_or_default();
+        Ok(Self { folder, architecture, config, is_changed: false, encoder, ends, files })
     }
 
     /// The architecture, as `config.json` names it.
@@ -159,7 +162,7 @@ impl Published {
     /// The same weights in a model of another configuration, with other mechanisms for example: that is another model, which
     /// needs training.
     pub fn with_config(self, config: LanguageModelConfig) -> Self {
-        Self { config, ..self }
+        Self { is_changed: config != self.config, config, ..self }
     }
 
     /// The language model, its weights in a dtype.
@@ -205,7 +208,11 @@ impl Published {
 
     fn as_encoder(&self, weights: VarBuilder) -> Result<Encoder> {
         match &self.encoder {
-            Some(parts) => Encoder::new(&self.config, parts, weights),
+            Some(parts) => {
+                // No field says whether there is one.
+                let parts = EncoderConfig { pooler: weights.contains_tensor("pooler.weight"), ..parts.clone() };
+                Encoder::new(&self.config, &parts, weights)
+            }
             None => candle_core::bail!("{} is a language model: needs `Published::language_model`", self.model_type()),
         }
     }
@@ -232,13 +239,18 @@ impl Published {
         build().map_err(|error| Error::msg(format!("{}: {error}", self.folder.display())))
     }
 
-    /// Writes the variables of a model of this folder to another one, with the configuration: a folder as published.
+    /// Writes the variables of a model of this folder to another one, with `config.json` as it is.
     ///
     /// # Errors
-    /// The same folder; what cannot be written.
+    /// Another configuration than that of the folder, the same folder, what cannot be written.
     pub fn save(&self, variables: &VarMap, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         let fail = |error: &dyn std::fmt::Display| Error::msg(format!("{}: {error}", folder.display()));
+        if self.is_changed {
+            return Err(fail(
+                &"is to hold a model of another configuration than `config.json` has: `VarMap::save` stores it",
+            ));
+        }
         std::fs::create_dir_all(folder).map_err(|error| fail(&error))?;
         let same = |folder: &Path| folder.canonicalize().ok();
         if same(folder) == same(&self.folder) {
